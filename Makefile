@@ -1,0 +1,48 @@
+# The commands of the house. `make setup` once, then any of the others; each of them sets up first if need be.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# Two workers with one thread each: what a machine with two cores does fastest.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check docs clean
+
+help:            ## list these commands
+	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+setup: $(STAMP)  ## make .venv and install the package with all that training and development need
+
+# A stamp, so that nothing is installed twice; a broken download leaves none, and the next call goes on from pip's cache.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed and '$(PYTHON)' is not: name one, as in 'make setup PYTHON=python3.12'." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing: 'apt-get install python3-venv' (as root) brings it; then run make again." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --retries 10 --timeout 60 --quiet -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: setup      ## the whole chain on a procedural world: at most 15 minutes on two cores
+	$(BIN)/evilm demo --out runs/demo
+
+test: setup      ## the fast tests: a few minutes
+	$(PYTEST) -m "not slow"
+
+test-all: setup  ## every test, the slow ones too
+	$(PYTEST)
+
+check: setup     ## lint, formatting, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+docs: setup      ## every link of the documents leads somewhere, every command they mark as run works
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+clean:           ## remove what can be made again, .venv included; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

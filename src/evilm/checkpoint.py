@@ -1,0 +1,211 @@
+"""Crash-safe checkpoint folders: safetensors and JSON, checksums, the marker last (docs/reliability.md).
+
+    step-1200/
+        model.safetensors       weights
+        config.json             what is needed to build the model again: task, recipe, facts, versions
+        vocabulary.json         the word pieces
+        training/               only in a run that may be continued: optimizer.safetensors, state.json
+        manifest.json           sha256 of every file above, written last
+
+A folder without a manifest, or whose files do not match it, is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evilm.errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+POINTER = "latest"
+KEPT = 2
+
+
+def write(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make ``folder`` a checkpoint: ``fill`` a temporary one, seal it, move it into place.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written; nothing of the old checkpoint is lost.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        sums = {path.relative_to(temporary).as_posix(): _settled(path) for path in files}
+        write_json(temporary / MANIFEST, {"format": FORMAT, "sha256": sums})
+        _settled(temporary / MANIFEST)
+        _sync_folder(temporary)
+        if folder.exists():  # a step written again after a resume: same content, the old one may go
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"{folder}: cannot write the checkpoint: {error.strerror or error}; free space and resume") from error
+
+
+def point(run: Path, folder: Path) -> None:
+    """Make ``folder`` the run's latest checkpoint, then drop all but the newest two."""
+    pointer = run / POINTER
+    temporary = run / (POINTER + ".tmp")
+    temporary.write_text(folder.name + "\n")
+    _settled(temporary)
+    os.replace(temporary, pointer)
+    _sync_folder(run)
+    for old in steps(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def steps(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first, valid or not."""
+    found = [path for path in run.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint of a run, and one line for each newer one that is not valid."""
+    complaints: list[str] = []
+    for folder in reversed(steps(run)):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            complaints.append(str(error))
+        else:
+            return folder, complaints
+    return None, complaints
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that ``path`` names: itself, or the newest valid one of a run.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if (path / MANIFEST).is_file():
+        verify(path)
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint or run")
+    folder, complaints = newest(path)
+    if folder is None:
+        raise CheckpointError(complaints[0] if complaints else f"{path}: holds no checkpoint (no {MANIFEST}, no step-N)")
+    return folder
+
+
+def verify(folder: Path) -> None:
+    """Check every file against the manifest.
+
+    Raises:
+        CheckpointError: no manifest, another format, or a file that is missing, truncated or altered.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, this version reads {FORMAT}")
+    for name, expected in manifest.get("sha256", {}).items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder / MANIFEST}: names {name!r}, which lies outside the checkpoint")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing from the checkpoint")
+        if _sum(path) != expected:
+            raise CheckpointError(f"{path}: damaged (its checksum is not the manifest's)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; this folder is not a complete checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object with sorted keys, for people to read."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file of contiguous copies: tensors that share memory are refused by the format."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def claim(folder: Path, kind: str) -> None:
+    """Take ``folder`` for output: it must be new, empty, or already of this kind.
+
+    Raises:
+        OutputError: it holds something else, or is a file.
+    """
+    mark = folder / ".evilm"
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; name a folder for the {kind}")
+    if folder.is_dir() and any(folder.iterdir()):
+        found = mark.read_text().strip() if mark.is_file() else "something else"
+        if found != kind:
+            raise OutputError(f"{folder}: holds {found}, not a {kind}; name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(kind + "\n")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _settled(path: Path) -> str:
+    """Force a file to the disk; its sha256."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return _sum(path)
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk, where the system lets one."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,91 @@
+"""The words that the video tokenizer learns to predict: targets of Eq. 5 and 6, apart from word pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from evilm.errors import VocabularyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+Kind = Literal["all", "nouns-adjectives"]
+
+WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+
+# Closed classes of English: what is neither a noun, an adjective nor a number that one can see.
+FUNCTION_WORDS = frozenset(
+    "a an the this that these those some any each every no and or but nor so yet if while as than of in on at by for "
+    "with from to into onto over under up down out off about between through across around after before behind is are "
+    "was were be been being am do does did has have had having will would can could should may might must not it its "
+    "he she they them his her their him we you your i me my our us who whom whose which what where when how why there "
+    "here very just then first also too again".split()
+)
+# Inflections that are next to always verbs or adverbs in captions. A tagger would do better; none works offline
+# without a model, and this mode is an ablation.
+VERB_OR_ADVERB = re.compile(r"(?:[^aeiou]ly|[a-z]{2}ing|[a-z]{2}[^e]ed)$")
+NOUNS_IN_ING = frozenset("building ceiling king morning evening painting ring string thing wedding wing".split())
+
+
+def words_of(caption: str, kind: Kind = "all") -> list[str]:
+    """The lower-case words of a caption, in order; ``nouns-adjectives`` leaves out function words, verbs, adverbs."""
+    found = [word.lower() for word in WORD.findall(caption)]
+    return found if kind == "all" else [word for word in found if _is_content(word)]
+
+
+def _is_content(word: str) -> bool:
+    return word in NOUNS_IN_ING or (word not in FUNCTION_WORDS and not VERB_OR_ADVERB.search(word))
+
+
+class CaptionWords:
+    """A fixed list of K words and the multi-hot targets made from it.
+
+    Args:
+        words: distinct words, in the order of the tokenizer's outputs.
+        kind: which words of a caption count.
+    """
+
+    def __init__(self, words: Sequence[str], kind: Kind = "all") -> None:
+        self.words, self.kind = tuple(words), kind
+        self._index = {word: k for k, word in enumerate(self.words)}
+        if len(self._index) != len(self.words):
+            raise VocabularyError("the list of caption words names a word twice")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def count(cls, captions: Iterable[str], *, at_least: int, most: int | None = None, kind: Kind = "all") -> CaptionWords:
+        """The words that occur in at least ``at_least`` captions, most frequent first.
+
+        Raises:
+            VocabularyError: no word is that frequent.
+        """
+        counts = Counter(word for caption in captions for word in set(words_of(caption, kind)))
+        kept = sorted((word for word, n in counts.items() if n >= at_least), key=lambda word: (-counts[word], word))
+        if not kept:
+            raise VocabularyError(
+                f"no word occurs in {at_least} captions or more (of {len(counts)} distinct words): lower task.at_least"
+            )
+        return cls(kept[:most], kind)
+
+    def targets(self, captions: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """(B, K): 1 where any of a clip's captions has the word."""
+        found = np.zeros((len(captions), len(self.words)), dtype=np.float32)
+        for row, group in enumerate(captions):
+            for caption in group:
+                for word in words_of(caption, self.kind):
+                    if (k := self._index.get(word)) is not None:
+                        found[row, k] = 1
+        return found
+
+    def fingerprint(self) -> str:
+        """sha256 of the list: a tokenizer's outputs mean nothing without it."""
+        return hashlib.sha256("\n".join((self.kind, *self.words)).encode()).hexdigest()

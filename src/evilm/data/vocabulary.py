@@ -1,0 +1,215 @@
+"""Word pieces: text to ``Text`` and back.
+
+"Tokenizer" is the paper's video tokenizer; words belong here. Text is normalised as BERT does it (lower case, accents
+stripped, punctuation apart) and cut into the longest known pieces; a piece that continues a word begins with ``##``.
+``vocabulary_build`` makes vocabularies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import os
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as Joiner
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from evilm.errors import VocabularyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from importlib.resources.abc import Traversable
+    from pathlib import Path
+
+    from evilm.types import Text
+
+PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUES = "##"
+SHIPPED = "coco-9157.json"
+_ROUND = 8  # texts are padded to a multiple of this, so that few different shapes occur
+
+
+class Vocabulary:
+    """An ordered list of word pieces, and the way to cut text into them.
+
+    Args:
+        pieces: all pieces; the place of each is its id. The five ``SPECIALS`` must be among them.
+
+    Raises:
+        VocabularyError: a special piece is missing, or a piece is empty or doubled.
+    """
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self.pieces = tuple(pieces)
+        ids = {piece: i for i, piece in enumerate(self.pieces)}
+        missing = [special for special in SPECIALS if special not in ids]
+        if missing:
+            raise VocabularyError(f"the vocabulary lacks {', '.join(missing)}; every one needs {', '.join(SPECIALS)}")
+        if len(ids) < len(self.pieces) or "" in ids:
+            twice = next(piece for i, piece in enumerate(self.pieces) if not piece or ids[piece] != i)
+            raise VocabularyError(f"the piece {twice!r} is empty or occurs twice in the vocabulary")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[special] for special in SPECIALS)
+        self.special_ids = frozenset(ids[special] for special in SPECIALS)
+        self._begins = [
+            (not piece.startswith(CONTINUES) and i not in self.special_ids) or i == self.unk_id
+            for i, piece in enumerate(self.pieces)
+        ]
+        self._tokenizer = _tokenizer(ids)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.size} pieces, {self.fingerprint[:12]})"
+
+    @property
+    def size(self) -> int:
+        """How many pieces there are: ids run from 0 to ``size`` - 1."""
+        return len(self.pieces)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pieces in their order, joined by line feeds: equal for equal vocabularies."""
+        return hashlib.sha256("\n".join(self.pieces).encode()).hexdigest()
+
+    # Text and ids
+
+    def pieces_of(self, text: str) -> list[int]:
+        """The ids of one text, uncut and without [CLS] and [SEP].
+
+        Raises:
+            VocabularyError: ``text`` is not a string that can be encoded (a lone surrogate, say).
+        """
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception, TypeError, UnicodeEncodeError
+            raise VocabularyError(f"text {text!r:.80} cannot be encoded: {error}") from None
+
+    def encode(self, texts: Sequence[str], length: int) -> Text:
+        """Texts as padded ids: ``[CLS] ... [SEP]``.
+
+        Args:
+            texts: B strings; names of special pieces within them are plain words.
+            length: the most pieces a text may have, [CLS] and [SEP] included; what is beyond is cut off.
+
+        Returns:
+            Ids, mask and word starts, each (B, L): L is the longest text rounded up to a multiple of 8, at most
+            ``length``. A word that holds an unknown character is one [UNK], which starts a word.
+
+        Raises:
+            VocabularyError: no texts, a ``length`` without room for words, or a text that cannot be encoded.
+        """
+        import torch
+
+        from evilm.types import Text
+
+        if isinstance(texts, str) or not texts:
+            raise VocabularyError("encode takes a list of at least one text")
+        if length < 3:
+            raise VocabularyError(f"length {length} leaves no room for a word between [CLS] and [SEP]: at least 3")
+        rows = [[self.cls_id, *self.pieces_of(text)[: length - 2], self.sep_id] for text in texts]
+        longest = max(len(row) for row in rows)
+        width = min(length, -(-longest // _ROUND) * _ROUND)
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+        mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+        return Text(ids, mask, torch.tensor(self._begins)[ids] & mask)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of ``ids``; special pieces other than [UNK] and [MASK] are left out.
+
+        Raises:
+            VocabularyError: an id that is none of this vocabulary.
+        """
+        wanted = [int(i) for i in ids]
+        wrong = next((i for i in wanted if not 0 <= i < self.size), None)
+        if wrong is not None:
+            raise VocabularyError(f"id {wrong} is outside this vocabulary of {self.size} pieces")
+        silent = (self.pad_id, self.cls_id, self.sep_id)
+        return Joiner(prefix=CONTINUES).decode([self.pieces[i] for i in wanted if i not in silent])
+
+    def unknown_share(self, texts: Iterable[str]) -> float:
+        """The share of [UNK] among all pieces of ``texts``; 0 where there are none."""
+        pieces = unknown = 0
+        for text in texts:
+            ids = self.pieces_of(text)
+            pieces += len(ids)
+            unknown += ids.count(self.unk_id)
+        return unknown / pieces if pieces else 0.0
+
+    # Files
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that ``save`` writes: one line of JSON, equal bytes for equal vocabularies."""
+        return (self._tokenizer.to_str() + "\n").encode()
+
+    def save(self, path: Path) -> None:
+        """Write the vocabulary as one file in the format of ``tokenizer.json``; the old file stays until it is whole.
+
+        Raises:
+            VocabularyError: the file cannot be written.
+        """
+        unfinished = path.with_name(path.name + ".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(self.to_bytes())
+            os.replace(unfinished, path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise VocabularyError(f"{path}: the vocabulary cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, path: Path | Traversable) -> Self:
+        """The vocabulary in a ``tokenizer.json`` file.
+
+        Raises:
+            VocabularyError: the file is missing, damaged, or not a lower-casing WordPiece vocabulary.
+        """
+        try:
+            data: Any = json.loads(path.read_bytes())
+            model, normalizer = data["model"], data["normalizer"]
+            ids = cast("dict[str, int]", model["vocab"])
+            pieces = sorted(ids, key=lambda piece: ids[piece])
+            fits = model["type"] == "WordPiece" and normalizer["type"] == "BertNormalizer" and normalizer["lowercase"]
+            whole = [ids[piece] for piece in pieces] == list(range(len(pieces)))
+        except FileNotFoundError:
+            raise VocabularyError(f"{path}: no such vocabulary; `evilm vocabulary build` makes one") from None
+        except OSError as error:
+            raise VocabularyError(f"{path}: the vocabulary cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise VocabularyError(f"{path}: no vocabulary in the format of tokenizer.json ({reason})") from None
+        if not fits or not whole:
+            what = "its ids do not run from 0 without gaps" if fits else "it is not a lower-casing WordPiece vocabulary"
+            raise VocabularyError(f"{path}: {what}; `evilm vocabulary build` makes one that is")
+        try:
+            return cls(pieces)
+        except VocabularyError as error:
+            raise VocabularyError(f"{path}: {error}") from None
+
+    @classmethod
+    def default(cls) -> Self:
+        """The vocabulary that comes with the package; its origin and hash are in the file beside it."""
+        return cls.load(importlib.resources.files("evilm.data") / "words" / SHIPPED)
+
+
+def _tokenizer(ids: dict[str, int]) -> Tokenizer:
+    """BERT's normalisation, splitting and longest-match-first pieces over ``ids``."""
+    try:
+        tokenizer = Tokenizer(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
+    except Exception as error:  # noqa: BLE001 - as above, for a lone surrogate in a piece
+        raise VocabularyError(f"the vocabulary cannot be used: {error}") from None
+    tokenizer.normalizer = BertNormalizer(lowercase=True, strip_accents=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = Joiner(prefix=CONTINUES)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{CLS} $A {SEP}", special_tokens=[(CLS, ids[CLS]), (SEP, ids[SEP])]
+    )
+    tokenizer.add_special_tokens(list(SPECIALS))
+    tokenizer.encode_special_tokens = True  # "[MASK]" in a caption is three plain words, not a mask
+    return tokenizer

@@ -1,0 +1,274 @@
+"""Making a vocabulary: cut a published one to what captions use (the paper's way), or train one on captions.
+
+The paper (section 4.1) keeps the 30 % most frequent pieces of bert-base-uncased in COCO captions: 9,157 of 30,522.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+
+from evilm.data.readers.tables import CAPTION_COLUMNS, first_column, read_json, read_rows, read_text
+from evilm.data.vocabulary import CONTINUES, SPECIALS, UNK, Vocabulary
+from evilm.errors import AnnotationError, VocabularyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+PAPER_SIZE = 9157
+PAPER_KEEP = 0.3
+
+# Printable ASCII after lower-casing, and what else English captions are written with: typographic quotes and dashes,
+# ellipsis, bullet, currencies, marks, and the letters that losing their accents does not make ASCII.
+_ALPHABET = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper()) + (
+    "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u2022\u00d7°½¼¾€£¥©®™ßæøœðþł"
+)
+_CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")  # of JSON, where "name" is something else
+_UNUSED = re.compile(r"\[unused\d+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What ``build`` made.
+
+    Attributes:
+        path: the vocabulary file.
+        method: ``cut`` or ``trained``.
+        pieces: how many word pieces it has.
+        captions: how many captions were counted.
+        words: how many words they hold.
+        unknown: the share of unknown pieces on those captions.
+        pieces_per_word: the mean number of pieces a word takes.
+        sha256: hash of the file.
+        fingerprint: ``Vocabulary.fingerprint``.
+    """
+
+    path: str
+    method: str
+    pieces: int
+    captions: int
+    words: int
+    unknown: float
+    pieces_per_word: float
+    sha256: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.pieces:,} pieces ({self.method}) from {self.captions:,} captions of {self.words:,} "
+            f"words; unknown {self.unknown:.4%}, {self.pieces_per_word:.3f} pieces a word; sha256 {self.sha256}"
+        )
+
+
+def build(
+    captions: list[Path], out: Path, wordpieces: Path | None = None,
+    keep: float = PAPER_KEEP, size: int = PAPER_SIZE,
+) -> BuildReport:  # fmt: skip
+    """Make a vocabulary from caption files and write it to ``out``.
+
+    Args:
+        captions: files that ``read_captions`` knows.
+        out: the file to write.
+        wordpieces: a published vocabulary (one piece a line) to cut; None trains one.
+        keep: the share to keep of a published one.
+        size: how many pieces to train.
+
+    Raises:
+        VocabularyError, AnnotationError: nothing to count, or a file that cannot be read or written.
+    """
+    sentences = list(read_captions(captions))
+    vocabulary = train(sentences, size) if wordpieces is None else cut(wordpieces, sentences, keep)
+    vocabulary.save(out)
+    words = pieces = unknown = 0
+    for ids in (vocabulary.pieces_of(sentence) for sentence in sentences):
+        pieces += len(ids)
+        unknown += ids.count(vocabulary.unk_id)
+        words += sum(not vocabulary.pieces[i].startswith(CONTINUES) for i in ids)
+    return BuildReport(
+        path=str(out),
+        method="trained" if wordpieces is None else "cut",
+        pieces=vocabulary.size,
+        captions=len(sentences),
+        words=words,
+        unknown=unknown / max(pieces, 1),
+        pieces_per_word=pieces / max(words, 1),
+        sha256=hashlib.sha256(vocabulary.to_bytes()).hexdigest(),
+        fingerprint=vocabulary.fingerprint,
+    )
+
+
+def cut(wordpieces: Path, captions: Iterable[str], keep: float = PAPER_KEEP) -> Vocabulary:
+    """The ``keep`` share of a published vocabulary that captions use most, in its own order.
+
+    Special pieces and single characters (alone and as ``##`` continuations) always stay, so nothing becomes
+    unencodable that was not. Ties go to the earlier piece; ``[unusedN]`` entries go first of all.
+
+    Args:
+        wordpieces: one piece a line, as published with BERT.
+        captions: the texts to count in.
+        keep: share of the pieces to keep, in (0, 1].
+
+    Raises:
+        VocabularyError: a damaged file, no captions, or a share too small for the characters.
+    """
+    if not 0 < keep <= 1:
+        raise VocabularyError(f"keep {keep:g} is no share: give a number above 0 and at most 1, the paper's is 0.3")
+    full = read_wordpieces(wordpieces)
+    counts: Counter[int] = Counter()
+    for caption in captions:
+        counts.update(full.pieces_of(caption))
+    if not counts:
+        raise VocabularyError("no captions to count word pieces in")
+    size = round(full.size * keep)
+    stay = [i for i, p in enumerate(full.pieces) if i in full.special_ids or len(p.removeprefix(CONTINUES)) == 1]
+    if size < len(stay):
+        raise VocabularyError(
+            f"keep {keep:g} leaves {size} pieces, fewer than the {len(stay)} special pieces and characters of "
+            f"{wordpieces}; give at least {len(stay) / full.size:.2f}"
+        )
+    others = sorted(
+        set(range(full.size)) - set(stay), key=lambda i: (bool(_UNUSED.fullmatch(full.pieces[i])), -counts[i], i)
+    )
+    return Vocabulary([full.pieces[i] for i in sorted([*stay, *others[: size - len(stay)]])])
+
+
+def read_wordpieces(path: Path) -> Vocabulary:
+    """A published vocabulary: one piece a line.
+
+    Raises:
+        VocabularyError: the file is missing, is not text, or is no such list.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocabularyError(f"{path}: cannot be read as a list of word pieces: {error}") from None
+    try:
+        # Only line feeds end a line: some pieces are what str.splitlines takes for one.
+        return Vocabulary([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
+    except VocabularyError as error:
+        raise VocabularyError(f"{path}: {error} (one piece a line is expected)") from None
+
+
+def train(captions: Iterable[str], size: int = PAPER_SIZE) -> Vocabulary:
+    """A WordPiece vocabulary of ``size`` pieces trained on captions; the same captions give the same pieces.
+
+    It holds every printable ASCII character and every letter of the captions, so nothing common is unencodable.
+
+    Raises:
+        VocabularyError: no captions, fewer pieces asked for than there are characters, or captions too poor for
+            ``size`` pieces (the message says how many they give).
+    """
+    sentences = [caption for caption in captions if caption.strip()]
+    if not sentences:
+        raise VocabularyError("no captions to train a vocabulary on")
+    tokenizer = Tokenizer(WordPiece({UNK: 0}, unk_token=UNK))
+    tokenizer.normalizer = BertNormalizer(lowercase=True, strip_accents=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    characters = _characters(tokenizer, sentences)
+    continuing = [CONTINUES + c for c in characters if not _stands_alone(c)]
+    # The trainer numbers continuing characters in the order of a hash table, and breaks ties by number. Given
+    # among the special pieces they are numbered here, and two runs agree.
+    fixed = [*SPECIALS, *characters, *continuing]
+    if size < len(fixed):
+        raise VocabularyError(f"{size} pieces are fewer than the {len(fixed)} special pieces and characters needed")
+    trainer = WordPieceTrainer(vocab_size=size, special_tokens=fixed, show_progress=False)
+    tokenizer.train_from_iterator(sentences, trainer, length=len(sentences))
+    ids = tokenizer.get_vocab(with_added_tokens=False)
+    if len(ids) != size:
+        raise VocabularyError(f"these captions give {len(ids)} pieces, not {size}: ask for {len(ids)} or add captions")
+    return Vocabulary(sorted(ids, key=lambda piece: ids[piece]))
+
+
+def _characters(tokenizer: Tokenizer, sentences: list[str]) -> list[str]:
+    """The characters to know from the start, in code order: the fixed alphabet and all that the captions hold."""
+    seen: set[str] = set(_ALPHABET)
+    normalizer = cast("BertNormalizer", tokenizer.normalizer)
+    for sentence in sentences:
+        seen.update(normalizer.normalize_str(sentence))
+    return sorted(c for c in seen if not c.isspace() and unicodedata.category(c)[0] != "C")
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether BERT's splitting always makes this character a word of its own: then it never continues one."""
+    ascii_mark = character.isascii() and not character.isalnum()
+    return ascii_mark or unicodedata.category(character).startswith("P") or "\u4e00" <= character <= "\u9fff"
+
+
+# Caption files
+
+
+def read_captions(files: Iterable[Path]) -> Iterator[str]:
+    """Every caption of caption files, in order; empty ones are left out.
+
+    Known are ``.txt`` (one a line; or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.csv``, ``.tsv`` and
+    ``.jsonl`` with a column of captions, and the ``.json`` files of COCO, MSR-VTT and MSVD: any nesting of lists and
+    tables in which captions stand under a key such as ``caption``, or a table of lists of sentences.
+
+    Raises:
+        AnnotationError: a file is missing, damaged, or holds no captions.
+    """
+    for path in files:
+        found = False
+        for caption in _captions_of(path):
+            if caption.strip():
+                found = True
+                yield caption.strip()
+        if not found:
+            raise AnnotationError(path, f"holds no captions; a column or key such as {CAPTION_COLUMNS[0]!r} is needed")
+
+
+def _captions_of(path: Path) -> Iterator[str]:
+    kind = path.suffix.lower()
+    if kind == ".json":
+        yield from _within(read_json(path))
+    elif kind in (".csv", ".tsv", ".jsonl"):
+        for row in read_rows(path):
+            yield from row.texts(first_column(row, CAPTION_COLUMNS, "a caption"))
+    elif kind in (".txt", ""):
+        lines = read_text(path).splitlines()
+        clip = re.compile(r"^\S{11}_\d+_\d+ ")  # "<id>_<start>_<end> sentence"
+        yield from (clip.sub("", line) for line in lines if not line.startswith("#"))
+    else:
+        raise AnnotationError(path, "is not a .txt, .csv, .tsv, .jsonl or .json file of captions")
+
+
+def _within(data: Any) -> Iterator[str]:
+    """Captions in a JSON value; see ``read_captions``."""
+    if isinstance(data, list):
+        for item in cast("list[Any]", data):
+            yield from _within(item)
+    elif isinstance(data, dict):
+        table = cast("dict[str, Any]", data)
+        named = [key for key in _CAPTION_KEYS if _is_text(table.get(key))]
+        if named:
+            yield from _strings(table[named[0]])
+        elif table and all(isinstance(value, list) and _is_text(value) for value in table.values()):
+            for value in table.values():
+                yield from _strings(value)
+        else:
+            for key, value in table.items():
+                if key not in ("info", "licenses"):  # COCO's description of itself
+                    yield from _within(value)
+
+
+def _is_text(value: Any) -> bool:
+    """A string, or a list of strings with at least one."""
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        return bool(items) and all(isinstance(item, str) for item in items)
+    return isinstance(value, str)
+
+
+def _strings(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else cast("list[str]", value)

@@ -1,0 +1,108 @@
+"""The paper's losses (Eq. 3, 6, 7, 8), matching and contrast, as pure functions of tensors.
+
+Logits in, scalars out, computed in float32 whatever the inputs' format.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from evilm.masking import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def masked_prediction(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy on what was hidden: Eq. 3 over regions (MVM), the same over word pieces (MLM).
+
+    Eq. 3 as printed subtracts a cross-entropy; with cross-entropy positive, as usual, the sign is plus.
+
+    Args:
+        logits: (..., K).
+        labels: (...) int64; ``masking.IGNORE`` where nothing was hidden.
+
+    Returns:
+        the mean over hidden positions; zero, with a gradient of zero, where nothing was hidden.
+    """
+    logits, labels = logits.flatten(0, -2).float(), labels.flatten()
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+def focal_words(logits: Tensor, words: Tensor) -> Tensor:
+    """Eq. 6 with its missing minus sign: multi-label words of the caption under the focal loss.
+
+    ``-1/K sum(log p where the word is in the caption, p log(1 - p) where it is not)``: the asymmetric focal
+    loss with gamma+ = 0 and gamma- = 1.
+
+    Args:
+        logits: (B, K).
+        words: (B, K), 1 where the caption has the word.
+    """
+    logits, words = logits.float(), words.float()
+    present = -F.logsigmoid(logits)
+    absent = -torch.sigmoid(logits) * F.logsigmoid(-logits)
+    return (words * present + (1 - words) * absent).mean()
+
+
+def bce_words(logits: Tensor, words: Tensor) -> Tensor:
+    """The plain multi-label cross-entropy that Table 6 compares Eq. 6 with; (B, K) and (B, K)."""
+    return F.binary_cross_entropy_with_logits(logits.float(), words.float())
+
+
+def quantization(encoded: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Second and third term of Eq. 7: codes move to the encoder, the encoder commits to codes.
+
+    Args:
+        encoded: (..., d) E(X), l2-normalised.
+        codes: (..., d) the nearest codes C_q, with their gradient to the codebook.
+
+    Returns:
+        ``||sg[E(X)] - C_q||^2`` and ``||E(X) - sg[C_q]||^2``: summed over d, mean over regions.
+    """
+    encoded, codes = encoded.float(), codes.float()
+    codebook = (encoded.detach() - codes).pow(2).sum(-1).mean()
+    commitment = (encoded - codes.detach()).pow(2).sum(-1).mean()
+    return codebook, commitment
+
+
+def matching(scores: Tensor, right: Tensor | None = None) -> Tensor:
+    """Choose the partner among candidates (VTM in its 4-way form; multiple choice).
+
+    Args:
+        scores: (B, K), one score a candidate.
+        right: (B,) int64 index of the right one; the first by default.
+    """
+    if right is None:
+        right = scores.new_zeros(len(scores), dtype=torch.long)
+    return F.cross_entropy(scores.float(), right)
+
+
+def binary_matching(scores: Tensor) -> Tensor:
+    """VTM as yes or no: the first of each row's K candidates matches, the others do not; (B, K).
+
+    Matched and unmatched pairs weigh the same, however many candidates there are.
+    """
+    scores = scores.float()
+    return (F.softplus(-scores[:, 0]).mean() + F.softplus(scores[:, 1:]).mean()) / 2
+
+
+def contrastive(video: Tensor, text: Tensor, temperature: Tensor | float, same: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE over a batch.
+
+    Args:
+        video, text: (B, D) l2-normalised; row i of one belongs to row i of the other.
+        temperature: divides the cosines.
+        same: (B, B) bool, True where video i and text j are also a true pair (a clip drawn twice): such
+            pairs off the diagonal are left out of the denominator.
+    """
+    logits = video.float() @ text.float().T / temperature
+    if same is not None:
+        others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        logits = logits.masked_fill(others, float("-inf"))
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,0 +1,120 @@
+"""Accuracy, ranks, recalls, codebook use: what every number in a table is.
+
+Pure functions of NumPy arrays. Ties in a ranking are broken by chance, in expectation: the ranking of constant
+scores is exactly chance, neither the best nor the worst.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+RECALLS = (1, 5, 10)
+
+
+def accuracy(right: NDArray[np.bool_] | Sequence[bool]) -> float:
+    """Share of right answers in percent; 0 for no answers at all."""
+    return 100.0 * float(np.mean(right)) if len(right) else 0.0
+
+
+def retrieval(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> dict[str, float]:
+    """Recall at 1, 5, 10 (percent) and the median rank.
+
+    Args:
+        scores: (Q, C), higher is better.
+        relevant: (Q, C), True where the candidate is a right answer; a query without any counts as missed.
+    """
+    ahead, tied, right = _standing(scores, relevant)
+    result = {f"R@{k}": 100.0 * float(np.mean(_hit(ahead, tied, right, k))) for k in RECALLS}
+    return result | {"MdR": float(np.median(ranks(scores, relevant)))}
+
+
+def ranks(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The expected 1-based rank of the best relevant candidate of each query, (Q,).
+
+    A tie of one relevant with t other candidates counts half its span, 1 + ahead + t / 2. A query without a
+    relevant candidate ranks behind all.
+    """
+    ahead, tied, right = _standing(scores, relevant)
+    found = 1 + ahead + (tied - right) / (right + 1)
+    return np.where(right > 0, found, scores.shape[1] + 1.0)
+
+
+def hits(scores: NDArray[np.floating], relevant: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
+    """(Q,) the chance that a relevant candidate is among the first ``k``, ties broken at random."""
+    return _hit(*_standing(scores, relevant), k)
+
+
+def _standing(
+    scores: NDArray[np.floating], relevant: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Per query: candidates ahead of the best relevant one, those tied with it, and how many of these are relevant."""
+    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf)
+    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+    level = scores == best
+    ahead = (scores > best).sum(axis=1)
+    return ahead.astype(float), level.sum(axis=1).astype(float), (level & relevant).sum(axis=1).astype(float)
+
+
+def _hit(
+    ahead: NDArray[np.float64], tied: NDArray[np.float64], right: NDArray[np.float64], k: int
+) -> NDArray[np.float64]:
+    """Hypergeometric: of ``tied`` candidates, ``right`` of them relevant, some fill the places left in the first k."""
+    places = np.clip(k - ahead, 0, tied)
+    missed = np.ones_like(ahead)
+    for taken in range(k):
+        wrong_left, left = np.maximum(tied - right - taken, 0), np.maximum(tied - taken, 1)
+        missed = np.where(taken < places, missed * wrong_left / left, missed)
+    return np.where(right > 0, 1 - missed, 0.0)
+
+
+def chance_retrieval(relevant: NDArray[np.bool_]) -> dict[str, float]:
+    """What a ranking at random gets on the same queries."""
+    return retrieval(np.zeros(relevant.shape), relevant)
+
+
+def usage(counts: NDArray[np.integer]) -> float:
+    """VOC. RATE of Table 6: the share of codes that occur at all; (M,) counts."""
+    return float(np.mean(counts > 0))
+
+
+def perplexity(counts: NDArray[np.integer]) -> float:
+    """exp(entropy) of the codes' use: M when all are used alike, 1 when one is; 0 for no counts."""
+    total = counts.sum()
+    if total == 0:
+        return 0.0
+    share = counts[counts > 0] / total
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def mean_average_precision(scores: NDArray[np.floating], present: NDArray[np.bool_]) -> float:
+    """Mean over words of the average precision of ranking clips by a word's score, in [0, 1].
+
+    Args:
+        scores: (B, K). Ties rank in order of the rows, which no score may depend on.
+        present: (B, K); words that occur in no clip are left out.
+    """
+    values: list[float] = []
+    for k in np.flatnonzero(present.any(axis=0)):
+        order = np.argsort(-scores[:, k], kind="stable")
+        found = present[order, k]
+        precision = np.cumsum(found) / np.arange(1, len(found) + 1)
+        values.append(float(precision[found].mean()))
+    return float(np.mean(values)) if values else 0.0
+
+
+def interval(values: NDArray[np.floating] | Sequence[float], seed: int = 0, draws: int = 1000) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the mean of per-sample ``values``."""
+    sample = np.asarray(values, dtype=np.float64)
+    if not len(sample):
+        return (0.0, 0.0)
+    rng = np.random.default_rng(seed)
+    means = sample[rng.integers(0, len(sample), size=(draws, len(sample)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,79 @@
+"""The transformer block that the fusion decoder and the video tokenizer share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    Args:
+        width: D.
+        heads: must divide the width.
+        dropout: on the attention weights, in training.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, S, D) to (B, S, D); ``mask`` (B, S) is False on positions that nothing may attend to."""
+        batch, length, width = x.shape
+        query, key, value = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, S, .)
+        bias = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then a GELU feed-forward layer."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads, dropout)
+        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, S, D) to (B, S, D)."""
+        x = x + self.drop(self.attention(self.norm1(x), mask))
+        return x + self.drop(self.feed(self.norm2(x)))
+
+
+class Normalise(nn.Module):
+    """uint8 pixels to the numbers a backbone was trained on: ``(x / 255 - mean) / std``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(..., 3, H, W) uint8 to float32."""
+        return (frames.float() - self.mean) / self.std
+
+
+def initialise(module: nn.Module) -> None:
+    """Truncated-normal weights (std 0.02) and zero biases, as BERT and ViT start."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,61 @@
+"""The fusion decoder DEC_VL: self-attention over [CLS], words and regions (paper 3.1, Eq. 2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from evilm.model.blocks import Block, initialise
+from evilm.types import Encoded, Fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Decoder(nn.Module):
+    """A stack of pre-norm blocks over one or both modalities.
+
+    Args:
+        width, depth, heads, hidden: of the blocks; the paper's are 384 and 4, with 6 heads and 1536.
+        dropout: in training.
+    """
+
+    def __init__(self, *, width: int, depth: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.zeros(1, 1, width))
+        self.type_text = nn.Parameter(torch.zeros(1, 1, width))
+        self.type_video = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        initialise(self.blocks)
+        for embedding in (self.cls, self.type_text, self.type_video):
+            nn.init.trunc_normal_(embedding, std=0.02)
+
+    def forward(self, video: Encoded | None, text: Encoded | None) -> Fused:
+        """e^V and e^L, or one of them, to h^CLS, h^L, h^V (Eq. 2)."""
+        parts = [self.type_text + text.tokens] if text is not None else []
+        parts += [self.type_video + video.tokens] if video is not None else []
+        if not parts:
+            raise ValueError("fuse needs a video, a text, or both")
+        sequence = torch.cat([self.cls.expand(len(parts[0]), -1, -1).to(parts[0].dtype), *parts], 1)
+        mask = _mask(video, text, sequence)
+        for block in self.blocks:
+            sequence = block(sequence, mask)
+        sequence = self.norm(sequence)
+        words = 0 if text is None else text.tokens.shape[1]
+        return Fused(
+            cls=sequence[:, 0],
+            text=None if text is None else sequence[:, 1 : 1 + words],
+            video=None if video is None else sequence[:, 1 + words :],
+        )
+
+
+def _mask(video: Encoded | None, text: Encoded | None, sequence: Tensor) -> Tensor | None:
+    """(B, S) bool: [CLS] and regions always, words where there are any; None when nothing is hidden."""
+    if text is None or text.mask is None:
+        return None
+    always = text.mask.new_ones(len(sequence), 1)
+    regions = [] if video is None else [always.expand(-1, video.tokens.shape[1])]
+    return torch.cat([always, text.mask, *regions], 1)

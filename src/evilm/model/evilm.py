@@ -1,0 +1,84 @@
+"""E-ViLM: three verbs, ``encode_video``, ``encode_text`` and ``fuse`` (paper 3.1, Figure 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from evilm.model.decoder import Decoder
+from evilm.model.text_encoder import TextEncoder
+from evilm.model.video_encoder import VideoEncoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evilm.model.presets import ModelConfig
+    from evilm.types import Encoded, Fused, Text
+
+
+class EViLM(nn.Module):
+    """The model without task heads.
+
+    Args:
+        config: see ``presets.ModelConfig``.
+        vocabulary: how many word pieces the text encoder knows.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config, self.width = config, config.width
+        self.video_encoder = VideoEncoder(
+            name=config.backbone,
+            stride=config.stride,
+            options=config.backbone_options,
+            weights=config.backbone_weights,
+            width=config.width,
+            size=config.size,
+            frames=config.frames,
+            mean=config.mean,
+            std=config.std,
+        )
+        self.text_encoder = TextEncoder(
+            vocabulary=vocabulary,
+            width=config.text_width,
+            layers=config.text_layers,
+            heads=config.text_heads,
+            hidden=config.text_hidden,
+            positions=config.text_positions,
+            out=config.width,
+            dropout=config.dropout,
+        )
+        self.decoder = Decoder(
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            hidden=config.hidden,
+            dropout=config.dropout,
+        )
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 to the numbers the backbone expects."""
+        return self.video_encoder.normalise(frames)
+
+    def encode_video(self, frames: Tensor) -> Encoded:
+        """e^V of Eq. 1.
+
+        Args:
+            frames: (B, T, 3, H, W) normalised; H and W multiples of the stride, any T.
+
+        Returns:
+            tokens (B, N, D) and their grid.
+
+        Raises:
+            GridError: a side that is no multiple of the stride.
+        """
+        return self.video_encoder(frames)
+
+    def encode_text(self, text: Text) -> Encoded:
+        """e^L of Eq. 1: ids (B, L) to tokens (B, L, D)."""
+        return self.text_encoder(text)
+
+    def fuse(self, video: Encoded | None = None, text: Encoded | None = None) -> Fused:
+        """h^CLS, h^L, h^V of Eq. 2 from both modalities, or from one alone (fast retrieval, probes, search)."""
+        return self.decoder(video, text)

@@ -1,0 +1,86 @@
+"""The models by name, each with its facts beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from evilm.config import Config
+from evilm.errors import ConfigError
+from evilm.model.video_encoder import Options
+
+if TYPE_CHECKING:
+    from evilm.model.evilm import EViLM
+
+
+class ModelConfig(Config):
+    """The shape of an ``EViLM``; the defaults are the paper's model (sections 3.1, 4.1)."""
+
+    backbone: str = "edgenext_small"
+    backbone_options: Options = {}
+    backbone_weights: str = Field("none", description="none, hub, or a safetensors file")
+    stride: int = Field(32, gt=0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    size: int = Field(256, gt=0, description="pixels of a frame's side")
+    frames: int = Field(4, gt=0)
+    width: int = Field(384, gt=0, description="D, of the fusion decoder")
+    depth: int = Field(4, gt=0)
+    heads: int = Field(6, gt=0)
+    hidden: int = Field(1536, gt=0)
+    text_width: int = Field(128, gt=0)
+    text_layers: int = Field(6, gt=0)
+    text_heads: int = Field(4, gt=0)
+    text_hidden: int = Field(512, gt=0)
+    text_positions: int = Field(512, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelConfig:
+        if self.width % self.heads or self.text_width % self.text_heads:
+            raise ValueError("heads must divide width, and text_heads must divide text_width")
+        if self.size % self.stride:
+            raise ValueError(f"size {self.size} is no multiple of the stride {self.stride}")
+        return self
+
+
+# Parameters without heads and MACs for 4 frames and 30 words at the preset's own size, held by a test.
+PRESETS: dict[str, ModelConfig] = {
+    # The paper's model.
+    "evilm-small": ModelConfig(),
+    # Figure 2's size axis.
+    "evilm-x-small": ModelConfig(backbone="edgenext_x_small", width=256, heads=4, hidden=1024),
+    "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", width=192, heads=3, hidden=768),
+    # For tests and the demo, on a CPU: cells of 16 pixels on frames of 64.
+    "evilm-tiny": ModelConfig(
+        backbone="edgenext_xx_small",
+        stride=16,
+        size=64,
+        width=192,
+        depth=3,
+        heads=3,
+        hidden=768,
+        text_layers=3,
+        text_positions=64,
+        dropout=0.0,
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The shape called ``name``.
+
+    Raises:
+        ConfigError: no such preset; lists those there are.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}: there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def build(config: ModelConfig, vocabulary: int = 9157) -> EViLM:
+    """The model of that shape for a vocabulary of that many word pieces, started at random or from its weights."""
+    from evilm.model.evilm import EViLM
+
+    return EViLM(config, vocabulary)

@@ -1,0 +1,115 @@
+"""The vector quantizer: nearest code, straight-through gradient, and what keeps codes alive (paper 3.3, Eq. 4, 7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from evilm import losses
+from evilm.types import Quantized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Codebook = Literal["gradient", "ema"]
+
+
+class Quantizer(nn.Module):
+    """A codebook on the unit sphere.
+
+    Encodings and codes are l2-normalised (paper 4.1), so the nearest code is the one of largest cosine.
+
+    Args:
+        codes: M; the paper's is 9,420.
+        width: d; the paper's is 32.
+        codebook: ``gradient`` moves codes by the second term of Eq. 7 (the paper); ``ema`` by a running mean of
+            the encodings they are chosen for.
+        decay: of the running mean, and of the running count of use.
+        restart_below: a code whose running count of use per batch falls below this is put on a random encoding
+            of the batch; 0 never does (the paper).
+        kmeans: start from k-means of the first batches' encodings instead of at random.
+    """
+
+    codes: Tensor
+    use: Tensor
+    sums: Tensor
+    started: Tensor
+
+    def __init__(
+        self, codes: int, width: int, *, codebook: Codebook = "gradient", decay: float = 0.99,
+        restart_below: float = 0.0, kmeans: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.decay, self.restart_below, self.ema = decay, restart_below, codebook == "ema"
+        start = F.normalize(torch.randn(codes, width), dim=-1)
+        if self.ema:
+            self.register_buffer("codes", start)
+        else:
+            self.codes = nn.Parameter(start)
+        # One use a code: neither dead at the start nor immortal.
+        self.register_buffer("use", torch.ones(codes))
+        self.register_buffer("sums", start.clone())
+        self.register_buffer("started", torch.tensor(not kmeans))
+
+    def forward(self, encoded: Tensor) -> Quantized:
+        """Replace each encoding by its nearest code (Eq. 4).
+
+        Args:
+            encoded: (..., d), of any length; normalised here.
+        """
+        encoded = F.normalize(encoded.float(), dim=-1)
+        flat = encoded.detach().reshape(-1, encoded.shape[-1])
+        if self.training and not self.started:
+            self._start(flat)
+        labels = self.nearest(flat)
+        codes = F.normalize(self.codes.float(), dim=-1)[labels].view_as(encoded)
+        codebook, commitment = losses.quantization(encoded, codes)
+        if self.training:
+            self._keep_alive(flat, labels)
+        return Quantized(
+            codes=encoded + (codes - encoded).detach(),  # straight through: the gradient skips the choice
+            labels=labels.view(encoded.shape[:-1]),
+            loss_codebook=codebook * 0 if self.ema else codebook,
+            loss_commitment=commitment,
+        )
+
+    @torch.no_grad()
+    def nearest(self, encoded: Tensor) -> Tensor:
+        """Index of the nearest code (Eq. 4) of encodings (R, d), (R,) int64.
+
+        Between unit vectors the smallest distance is the largest inner product. In chunks: R x M scores of a
+        whole batch would not fit.
+        """
+        encoded, codes = F.normalize(encoded.float(), dim=-1), F.normalize(self.codes.float(), dim=-1)
+        return torch.cat([(chunk @ codes.T).argmax(-1) for chunk in encoded.split(8192)])
+
+    @torch.no_grad()
+    def _start(self, encoded: Tensor, rounds: int = 10) -> None:
+        """Spherical k-means on one batch of encodings (R, d)."""
+        centres = encoded[torch.randint(len(encoded), (len(self.codes),), device=encoded.device)].clone()
+        for _ in range(rounds):
+            self.codes.copy_(centres)
+            sums = torch.zeros_like(centres).index_add_(0, self.nearest(encoded), encoded)
+            centres = torch.where(sums.norm(dim=-1, keepdim=True) > 0, F.normalize(sums, dim=-1), centres)
+        self.codes.copy_(centres)
+        self.sums.copy_(centres)
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def _keep_alive(self, encoded: Tensor, labels: Tensor) -> None:
+        """Count use; move the codes by their running mean (``ema``); re-seed those that died."""
+        count = torch.bincount(labels, minlength=len(self.codes)).to(self.use)
+        self.use.lerp_(count, 1 - self.decay)
+        if self.ema:
+            fresh = torch.zeros_like(self.sums).index_add_(0, labels, encoded)
+            self.sums.lerp_(fresh, 1 - self.decay)
+            self.codes.copy_(F.normalize(self.sums, dim=-1))
+        dead = torch.nonzero(self.use < self.restart_below).flatten()
+        if len(dead):
+            seeds = encoded[torch.randint(len(encoded), (len(dead),), device=encoded.device)]
+            self.codes[dead] = seeds
+            self.sums[dead] = seeds
+            self.use[dead] = 1.0

@@ -1,0 +1,57 @@
+"""The text encoder ENC_L: a tiny BERT and a projection to the decoder's width (paper 3.1, 4.1, Eq. 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from evilm.types import Encoded, Text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TextEncoder(nn.Module):
+    """Word pieces to the decoder's width.
+
+    Args:
+        vocabulary: K word pieces.
+        width: of BERT; the paper's is 128.
+        layers, heads, hidden: of BERT; the paper gives 4 heads, we take 6 layers of 512.
+        positions: the longest text in word pieces.
+        out: D of the decoder.
+        dropout: in training.
+    """
+
+    def __init__(
+        self, *, vocabulary: int, width: int, layers: int, heads: int, hidden: int, positions: int, out: int,
+        dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        config = BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=hidden,
+            max_position_embeddings=positions,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            attn_implementation="sdpa",
+        )
+        self.positions = positions
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.project = nn.Linear(width, out)
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """(K, width): BERT's input embeddings, which the MLM head reuses as its output."""
+        return self.bert.embeddings.word_embeddings.weight
+
+    def forward(self, text: Text) -> Encoded:
+        """ids (B, L) to e^L, (B, L, D) (Eq. 1)."""
+        states: Tensor = self.bert(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
+        return Encoded(self.project(states), text.mask)

@@ -1,0 +1,231 @@
+"""The semantic vector-quantized video tokenizer (paper 3.3, Figure 4, Eq. 4, 5).
+
+It learns to say which words the caption of a clip has, through a bottleneck of one code a region. After training only
+the encoder and the codebook remain: they label the regions that pre-training hides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from evilm.config import Config
+from evilm.errors import CodebookError, ConfigError, GridError
+from evilm.model.blocks import Block, Normalise, initialise
+from evilm.model.quantizer import Codebook, Quantizer
+from evilm.model.video_encoder import Options, backbone
+from evilm.types import Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evilm.types import Quantized
+
+COLLAPSED = 2.0  # a codebook whose perplexity is below this says next to nothing
+
+SWIN_MEAN, SWIN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TokenizerConfig(Config):
+    """The shape of a ``Tokenizer``; the defaults are the paper's (sections 3.3, 4.1)."""
+
+    encoder: str = Field("vit_base_patch32_clip_224", description="any timm backbone, or swin3d_t (Video Swin-T)")
+    encoder_options: Options = {}
+    encoder_weights: str = Field("none", description="none, hub, or a safetensors file")
+    stride: int = Field(32, gt=0)
+    size: int = Field(256, gt=0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    codes: int = Field(9420, gt=1, description="M")
+    code_width: int = Field(32, gt=0, description="d")
+    codebook: Codebook = "gradient"
+    decay: float = Field(0.99, gt=0, lt=1)
+    restart_below: float = Field(0.5, ge=0, description="0 leaves dead codes dead, as the paper does")
+    kmeans: bool = False
+    width: int = Field(384, gt=0, description="of the word decoder")
+    depth: int = Field(8, gt=0)
+    heads: int = Field(6, gt=0)
+    hidden: int = Field(1536, gt=0)
+    swin_frames: Literal["repeat", "share"] = Field(
+        "repeat", description="Video Swin halves time: show each frame twice, or let two frames share a label"
+    )
+
+
+class FrameEncoder(nn.Module):
+    """E of Eq. 4 as an image backbone on each frame (the paper's ViT)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        from timm.data import resolve_model_data_config  # pyright: ignore[reportUnknownVariableType]
+
+        options = dict(config.encoder_options)
+        if "vit" in config.encoder:
+            options = {"img_size": config.size, **options}
+        self.stride = config.stride
+        self.backbone, self.width = backbone(config.encoder, config.stride, options, config.encoder_weights)
+        statistics = resolve_model_data_config(self.backbone)
+        self.normalise = Normalise(config.mean or statistics["mean"], config.std or statistics["std"])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""
+        batch, count = frames.shape[:2]
+        features: Tensor = self.backbone(self.normalise(frames.flatten(0, 1)))[0]
+        if features.shape[-1] != self.width:
+            features = features.permute(0, 2, 3, 1)
+        return features.unflatten(0, (batch, count))
+
+
+class VideoSwinEncoder(nn.Module):
+    """E of Eq. 4 as Video Swin-T, which sees time (torchvision's ``swin3d_t``).
+
+    Its patches span two frames. ``repeat`` shows every frame twice, so each has labels of its own; ``share`` lets
+    frames 2i and 2i + 1 have the same labels, at half the cost.
+    """
+
+    stride = 32
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        from torchvision.models.video import Swin3D_T_Weights, swin3d_t
+
+        if config.stride != self.stride:
+            raise ConfigError(f"tokenizer.stride = {config.stride}: Video Swin has stride 32 alone")
+        if config.encoder_weights not in ("none", "hub"):
+            raise ConfigError("tokenizer.encoder_weights: Video Swin takes none or hub")
+        self.share = config.swin_frames == "share"
+        self.swin = swin3d_t(weights=Swin3D_T_Weights.DEFAULT if config.encoder_weights == "hub" else None)
+        self.swin.head = nn.Identity()
+        self.width = int(self.swin.num_features)
+        self.normalise = Normalise(config.mean or SWIN_MEAN, config.std or SWIN_STD)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""
+        count = frames.shape[1]
+        pixels = self.normalise(frames)
+        if not self.share:
+            pixels = pixels.repeat_interleave(2, 1)
+        states = self.swin.pos_drop(self.swin.patch_embed(pixels.transpose(1, 2)))
+        states = self.swin.norm(self.swin.features(states))  # (B, ceil(T / 2) or T, h, w, width)
+        return states.repeat_interleave(2, 1)[:, :count] if self.share else states
+
+
+class Tokenizer(nn.Module):
+    """Frames to codes to caption words.
+
+    Args:
+        config: see ``TokenizerConfig``.
+        words: K of Eq. 5, the size of the caption-word vocabulary.
+    """
+
+    perplexity: Tensor
+
+    def __init__(self, config: TokenizerConfig, words: int) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = VideoSwinEncoder(config) if config.encoder == "swin3d_t" else FrameEncoder(config)
+        self.to_code = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.code_width))
+        self.quantizer = Quantizer(
+            config.codes,
+            config.code_width,
+            codebook=config.codebook,
+            decay=config.decay,
+            restart_below=config.restart_below,
+            kmeans=config.kmeans,
+        )
+        cells = config.size // config.stride
+        self.from_code = nn.Linear(config.code_width, config.width)
+        self.places = nn.Parameter(torch.zeros(1, 1, cells * cells, config.width))
+        self.decoder = nn.ModuleList(Block(config.width, config.heads, config.hidden) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.words = nn.Linear(config.width, words)
+        for part in (self.from_code, self.decoder, self.words):
+            initialise(part)
+        # Written by the evaluation that ends training; NaN says that nobody has looked yet.
+        self.register_buffer("perplexity", torch.tensor(float("nan")))
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """The regions that this tokenizer labels in a clip of this size.
+
+        Raises:
+            GridError: a size that the encoder does not take, with those it does.
+        """
+        stride, size = self.encoder.stride, self.config.size
+        if (height, width) != (size, size):
+            raise GridError(f"this tokenizer was trained on frames of {size}x{size}, not {height}x{width}")
+        return Grid(frames, height // stride, width // stride)
+
+    def check_grid(self, wanted: Grid) -> None:
+        """Refuse a model whose regions are not this tokenizer's.
+
+        Raises:
+            GridError: naming sizes and strides that would fit.
+        """
+        own = self.grid(wanted.frames, self.config.size, self.config.size)
+        if own == wanted:
+            return
+        stride = self.encoder.stride
+        raise GridError(
+            f"the tokenizer labels {own.height}x{own.width} cells a frame and the model has "
+            f"{wanted.height}x{wanted.width}: train the tokenizer at size {wanted.height * stride} (its stride is "
+            f"{stride}), or take one of stride {max(1, self.config.size // wanted.height)} at its size "
+            f"{self.config.size}"
+        )
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """E(X) before normalisation: (B, T, 3, H, W) uint8 to (B, T, h, w, d).
+
+        Raises:
+            GridError: frames of another size than the tokenizer's.
+        """
+        self.grid(frames.shape[1], *frames.shape[-2:])
+        return self.to_code(self.encoder(frames))
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
+        """Word logits (B, K) of Eq. 5 and the codes of Eq. 4, from frames (B, T, 3, H, W) uint8."""
+        quantized = self.quantizer(self.encode(frames))
+        states = self.from_code(quantized.codes).flatten(2, 3) + self.places  # (B, T, h*w, width)
+        states = states.flatten(1, 2)
+        for block in self.decoder:
+            states = block(states)
+        return self.words(self.norm(states).mean(1)), quantized
+
+    @torch.no_grad()
+    def labels(self, frames: Tensor) -> Tensor:
+        """The code of every region (Eq. 4), without a gradient: (B, T, 3, H, W) uint8 to (B, T, h, w) int64.
+
+        In float32 always, so that a label does not depend on who asks for it.
+
+        Raises:
+            CodebookError: the codebook has collapsed.
+        """
+        self.check_alive()
+        with torch.autocast(frames.device.type, enabled=False):
+            encoded = self.encode(frames)
+            return self.quantizer.nearest(encoded.flatten(0, -2)).view(encoded.shape[:-1])
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the last evaluation found next to all regions in one code."""
+        return bool(self.perplexity < COLLAPSED)
+
+    def check_alive(self) -> None:
+        """Raises ``CodebookError`` when the codebook has collapsed."""
+        if self.collapsed:
+            raise CodebookError(
+                f"the tokenizer's codebook has collapsed (perplexity {float(self.perplexity):.2f} of "
+                f"{self.config.codes} codes): its labels teach nothing; train it with tokenizer.restart_below=0.5 "
+                "or tokenizer.kmeans=true"
+            )
+
+    def fingerprint(self) -> str:
+        """16 hex digits that name what decides a label: encoder, projection, codes."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for part in (self.encoder, self.to_code, self.quantizer):
+            for name, tensor in sorted(part.state_dict().items()):
+                if name not in ("use", "sums", "started"):
+                    digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,170 @@
+"""The video encoder ENC_V: a 2-D backbone on each frame, then one sequence of regions (paper 3.1, Eq. 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from evilm.errors import CheckpointError, ConfigError, GridError
+from evilm.model.blocks import Normalise
+from evilm.types import Encoded, Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+Options = dict[str, int | float | bool | str | list[int]]
+
+
+def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = "none") -> tuple[nn.Module, int]:
+    """A timm backbone that answers one feature map of the wanted stride, and its width.
+
+    Args:
+        name: any timm model that offers ``features_only``.
+        stride: pixels per cell.
+        options: passed to the backbone's constructor, e.g. ``img_size`` for a ViT.
+        weights: ``none`` (random), ``hub`` (timm's pre-trained ones, downloaded), or a safetensors file.
+
+    Raises:
+        ConfigError: no such backbone, a refused option, or no feature map of that stride; names those there are.
+        CheckpointError: a weights file that does not fit.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise ConfigError(f"unknown backbone {name!r}: timm has {', '.join(near) or 'nothing of that name'}")
+    try:
+        strides: list[int] = timm.create_model(name, features_only=True, **options).feature_info.reduction()
+        if stride not in strides:
+            raise ConfigError(f"backbone {name!r} has no feature map of stride {stride}: it has {sorted(set(strides))}")
+        level = len(strides) - 1 - strides[::-1].index(stride)
+        file = _checked(name, Path(weights), options) if weights not in ("none", "hub") else None
+        model = timm.create_model(
+            name,
+            features_only=True,
+            out_indices=(level,),
+            pretrained=weights != "none",
+            pretrained_cfg_overlay=None if file is None else {"file": str(file)},
+            **options,
+        )
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"backbone {name!r} with options {dict(options)}: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"backbone {name!r}: its weights cannot be fetched ({type(error).__name__}); without a network, name a "
+            "safetensors file in `backbone_weights`"
+        ) from None
+    return model, int(model.feature_info.channels()[-1])
+
+
+def _checked(name: str, path: Path, options: Mapping[str, Any]) -> Path:
+    """The path of a weights file, once it is known to hold every tensor of the backbone in its shape.
+
+    timm loads what it finds and leaves the rest at random; here nothing but the classifier may lack.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another backbone.
+    """
+    import timm
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
+    own = timm.create_model(name, num_classes=0, **options).state_dict()
+    wrong = [
+        key
+        for key, tensor in own.items()
+        if not key.endswith("num_batches_tracked") and found.get(key) != tuple(tensor.shape)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: not weights of {name}: {len(wrong)} of {len(own)} tensors lack or have another shape "
+            f"({', '.join(wrong[:3])}, ...)"
+        )
+    return path
+
+
+class VideoEncoder(nn.Module):
+    """Frames to regions of the decoder's width, with their places in space and time.
+
+    Args:
+        name, stride, options, weights: see ``backbone``.
+        width: D of the decoder.
+        size: pixels of a frame's side at which the spatial positions are learned.
+        frames: T at which the temporal positions are learned; others interpolate.
+        mean, std: pixel statistics; the backbone's own by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        stride: int,
+        options: Mapping[str, Any],
+        weights: str,
+        width: int,
+        size: int,
+        frames: int,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        from timm.data import resolve_model_data_config  # pyright: ignore[reportUnknownVariableType]
+
+        self.stride = stride
+        self.backbone, channels = backbone(name, stride, options, weights)
+        self.channels = channels
+        statistics: dict[str, Any] = resolve_model_data_config(self.backbone)
+        self.normalise = Normalise(mean or statistics["mean"], std or statistics["std"])
+        self.project = nn.Linear(channels, width)
+        cells = self.grid(frames, size, size).height
+        self.space = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, width, cells, cells), std=0.02))
+        # Zero, so that a model started from images treats all frames alike until it learns otherwise.
+        self.time = nn.Parameter(torch.zeros(1, width, frames))
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """The regions of a clip of this size.
+
+        Raises:
+            GridError: a side that is no multiple of the stride, with the nearest that are.
+        """
+        for side in (height, width):
+            if side < self.stride or side % self.stride:
+                low = max(1, side // self.stride) * self.stride
+                raise GridError(
+                    f"frames of {height}x{width} do not fit an encoder of stride {self.stride}: "
+                    f"a side of {side} must be a multiple of it, such as {low} or {low + self.stride}"
+                )
+        return Grid(frames, height // self.stride, width // self.stride)
+
+    def forward(self, frames: Tensor) -> Encoded:
+        """(B, T, 3, H, W) normalised pixels to e^V, (B, N, D) with N = T h w (Eq. 1)."""
+        batch, count, _, height, width = frames.shape
+        grid = self.grid(count, height, width)
+        pixels = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.backbone(pixels)[0]
+        if features.shape[-1] == self.channels and features.shape[1] == grid.height:
+            features = features.permute(0, 3, 1, 2)  # Swin and its kin answer (B*T, h, w, C)
+        cells = features.flatten(2).transpose(1, 2)  # (B*T, h*w, C)
+        regions = self.project(cells).view(batch, count, grid.height * grid.width, -1)
+        regions = regions + self._positions(grid)[None]
+        return Encoded(regions.flatten(1, 2), None, grid)
+
+    def _positions(self, grid: Grid) -> Tensor:
+        """(T, h*w, D): where plus when, interpolated to another size or frame count."""
+        space, time = self.space, self.time
+        if space.shape[-2:] != (grid.height, grid.width):
+            space = F.interpolate(space, (grid.height, grid.width), mode="bicubic", align_corners=False)
+        if time.shape[-1] != grid.frames:
+            time = F.interpolate(time, grid.frames, mode="linear", align_corners=True)
+        return time[0].T[:, None, :] + space[0].flatten(1).T[None]

@@ -1,0 +1,85 @@
+"""AdamW and its schedule (paper 4.1; warm-up and cosine are ours, the paper is silent)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+
+from evilm.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class OptimConfig(Config):
+    """The optimiser; the defaults are those of the paper's pre-training."""
+
+    epochs: float = Field(20, gt=0)
+    batch_size: int = Field(64, gt=0)
+    lr: float = Field(1e-4, gt=0)
+    head_lr: float = Field(1.0, gt=0, description="factor on the learning rate of what did not start from a checkpoint")
+    backbone_lr: float = Field(1.0, ge=0, description="factor for the video backbone; 0 freezes it")
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+
+
+def steps(config: OptimConfig, batches: int) -> int:
+    """Optimiser steps of a run with that many batches an epoch."""
+    return max(1, round(config.epochs * batches))
+
+
+def optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; no decay on biases, norms, embeddings and positions.
+
+    Args:
+        task: the module to train.
+        config: the settings.
+        fresh: names of parameters that start at random while others come from a checkpoint.
+    """
+    if config.backbone_lr == 0:
+        for name, parameter in task.named_parameters():
+            if ".backbone." in name:
+                parameter.requires_grad_(False)
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            factor = config.backbone_lr if ".backbone." in name else config.head_lr if name in fresh else 1.0
+            groups.setdefault((_decays(name, parameter), factor), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": found, "weight_decay": config.weight_decay if decays else 0.0, "factor": factor}
+            for (decays, factor), found in sorted(groups.items(), key=lambda item: item[0])
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        fused=all(p.device.type in ("cpu", "cuda") for p in task.parameters()),
+    )
+
+
+def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Matrices and kernels decay; vectors, embeddings, positions and codes do not."""
+    places = ("embeddings", ".space", ".time", ".places", ".codes", ".cls", ".type_", "pos_embed")
+    return parameter.ndim > 1 and not any(place in name for place in places)
+
+
+def rate(config: OptimConfig, step: int, total: int) -> float:
+    """The learning rate's factor at ``step`` of ``total``: linear warm-up, then the schedule to zero."""
+    warm = round(config.warmup * total)
+    if step < warm:
+        return (step + 1) / warm
+    if config.schedule == "constant":
+        return 1.0
+    past = (step - warm) / max(1, total - warm)
+    return 1 - past if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * past))
+
+
+def set_rate(optim: torch.optim.Optimizer, config: OptimConfig, factor: float) -> None:
+    """Give every group its learning rate of the moment."""
+    for group in optim.param_groups:
+        group["lr"] = config.lr * factor * group["factor"]

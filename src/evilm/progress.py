@@ -1,0 +1,70 @@
+"""Progress of long work: done, rate, time left. A live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+QUIET_SECONDS = 15.0  # between lines where there is no terminal
+
+
+class Meter:
+    """Progress of one piece of work, as a context manager.
+
+    Args:
+        label: what is being done.
+        total: how many units there are.
+        unit: what they are called.
+        done: how many were done before (a resumed run).
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "steps", done: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.console = Console(stderr=True)
+        self.first = self.done = done
+        self.began = self.spoke = time.monotonic()
+        self._bar: Progress | None = None
+        self._row: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, console=self.console, transient=False)
+            self._bar.start()
+            self._row = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self.done > self.first:
+            self._say(f"{self.done}/{self.total} {self.unit} in {clock(time.monotonic() - self.began)}")
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that ``done`` units are done by now; ``note`` stands at the end of the line."""
+        self.done = done
+        now = time.monotonic()
+        rate = (done - self.first) / max(1e-9, now - self.began)
+        left = clock((self.total - done) / rate) if rate > 0 else "?"
+        text = f"{rate:.1f} {self.unit}/s, {left} left" + (f", {note}" if note else "")
+        if self._bar is not None and self._row is not None:
+            self._bar.update(self._row, completed=done, note=text)
+        elif now - self.spoke >= QUIET_SECONDS:
+            self.spoke = now
+            self._say(f"{done}/{self.total} {self.unit}, {text}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

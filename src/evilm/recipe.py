@@ -1,0 +1,276 @@
+"""A recipe: everything that decides a run, in one TOML file, and the objects it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, model_validator
+
+from evilm import checkpoint, config
+from evilm.config import Config
+from evilm.data import readers
+from evilm.data.frame_store import FrameStore
+from evilm.data.labels import LabelStore
+from evilm.data.loader import DataConfig, FilePixels, Loader, SourceConfig, StoredPixels
+from evilm.data.vocabulary import Vocabulary
+from evilm.distributed import DeviceName, Precision
+from evilm.errors import CheckpointError, ConfigError
+from evilm.model.presets import ModelConfig, build, preset
+from evilm.optim import OptimConfig
+from evilm.progress import Meter
+from evilm.tasks import FINETUNE, AnyTaskConfig
+from evilm.tasks.pretrain import Pretrain, PretrainConfig
+from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from evilm.model.tokenizer import Tokenizer
+    from evilm.tasks import Task
+    from evilm.types import Example
+
+
+class RunConfig(Config):
+    """Where and how the work runs."""
+
+    out: Path = Path("runs/run")
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    validate_every: float = Field(0, ge=0, description="epochs between evaluations on data.validation; 0 at the end alone")
+
+
+class Recipe(Config):
+    """One run."""
+
+    task: AnyTaskConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+    model: ModelConfig | None = Field(None, description="a preset with changes; none takes that of `start`")
+    start: Path | None = Field(None, description="checkpoint whose weights the run starts from")
+    vocabulary: Path | None = Field(None, description="none takes that of `start`, or the one that ships")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, table: Any) -> Any:
+        """``model.preset`` stands for the preset's settings, which the other keys then change."""
+        if isinstance(table, dict) and isinstance(table.get("model"), dict) and "preset" in table["model"]:
+            changes = {key: value for key, value in table["model"].items() if key != "preset"}
+            return {**table, "model": {**preset(table["model"]["preset"]).model_dump(), **changes}}
+        return table
+
+    @model_validator(mode="after")
+    def _has_model(self) -> Recipe:
+        if self.model is None and self.start is None and self.task.name != "tokenizer":
+            raise ValueError("name a model (model.preset) or a checkpoint to start from (start)")
+        return self
+
+
+def load(path: Path, assignments: Iterable[str] = ()) -> Recipe:
+    """A recipe file with ``a.b=c`` overrides.
+
+    Raises:
+        ConfigError: naming each unknown or ill-typed key.
+    """
+    return config.load(Recipe, path, assignments)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run started from, by parameter.
+
+    Attributes:
+        loaded: names that came from the checkpoint.
+        fresh: names that start at random.
+        left: names of the checkpoint that found no place.
+    """
+
+    loaded: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        def parts(names: Sequence[str]) -> str:
+            tops = sorted({".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in names})
+            return ", ".join(tops) or "nothing"
+
+        return f"loaded: {parts(self.loaded)}; at random: {parts(self.fresh)}; left out: {parts(self.left)}"
+
+
+def examples(source: SourceConfig) -> list[Example]:
+    """The rows of one split, thinned evenly to ``limit``."""
+    rows = readers.read(source.reader, source.annotations, source.videos, source.split)
+    if source.limit is None or source.limit >= len(rows):
+        return rows
+    return [rows[i * len(rows) // source.limit] for i in range(source.limit)]
+
+
+def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, Any], Start]:
+    """The task of a recipe, its facts, and what it started from."""
+    torch.manual_seed(recipe.seed)
+    task_config = recipe.task
+    if isinstance(task_config, TokenizerTaskConfig):
+        facts = TokenizerTask.learn_facts(task_config, rows)
+        return TokenizerTask(task_config, facts), facts, Start()
+    origin = None if recipe.start is None else checkpoint.find(recipe.start)
+    about = None if origin is None else checkpoint.read_json(origin / "config.json")
+    if about is not None and about.get("model") is None:
+        raise CheckpointError(f"{origin}: is a {about.get('task')} checkpoint, which holds no E-ViLM to start from")
+    shape = recipe.model or config.check(ModelConfig, (about or {})["model"], str(origin))
+    vocabulary = _vocabulary(recipe, origin)
+    model = build(shape if origin is None else shape.model_copy(update={"backbone_weights": "none"}), vocabulary.size)
+    if isinstance(task_config, PretrainConfig):
+        tokenizer, facts = _tokenizer(task_config)
+        if tokenizer is not None:
+            tokenizer.check_grid(model.video_encoder.grid(shape.frames, shape.size, shape.size))
+        task: Task = Pretrain(model, vocabulary, task_config, facts, tokenizer)
+    else:
+        kind = FINETUNE[task_config.name]
+        facts = kind.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
+        task = kind(model, vocabulary, task_config, facts)  # pyright: ignore[reportArgumentType]
+    return task, facts, Start() if origin is None else _load_start(task, origin)
+
+
+def _vocabulary(recipe: Recipe, origin: Path | None) -> Vocabulary:
+    """The recipe's words, which must be those of the checkpoint it starts from."""
+    own = None if recipe.vocabulary is None else Vocabulary.load(recipe.vocabulary)
+    if origin is None:
+        return own or Vocabulary.default()
+    theirs = Vocabulary.load(origin / "vocabulary.json")
+    if own is not None and own.fingerprint != theirs.fingerprint:
+        raise CheckpointError(f"{origin}: was trained with another vocabulary than {recipe.vocabulary}; leave `vocabulary` out")
+    return theirs
+
+
+def _tokenizer(task: PretrainConfig) -> tuple[Tokenizer | None, dict[str, Any]]:
+    """The trained video tokenizer that MVM takes its labels from."""
+    if not task.mvm or task.tokenizer is None:
+        return None, {}
+    restored, about = restore(Path(task.tokenizer))
+    if not isinstance(restored, TokenizerTask):
+        raise CheckpointError(f"{task.tokenizer}: is a {about['task']} checkpoint, not a video tokenizer's")
+    tokenizer = restored.tokenizer.eval()
+    tokenizer.check_alive()
+    for parameter in tokenizer.parameters():
+        parameter.requires_grad_(False)
+    return tokenizer, {"codes": tokenizer.config.codes, "tokenizer": tokenizer.fingerprint()}
+
+
+def _load_start(task: Task, origin: Path) -> Start:
+    """Copy every tensor that has a place in ``task``; positions of another size are an error, heads may differ."""
+    theirs, own = checkpoint.read_tensors(origin / "model.safetensors"), task.state_dict()
+    fits = {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
+    clash = [name for name in theirs if name.startswith("model.") and name in own and name not in fits]
+    lacking = [name for name in own if name.startswith("model.") and name not in fits]
+    if clash or lacking:
+        worst = (clash or lacking)[0]
+        raise CheckpointError(
+            f"{origin}: is not of this model's shape ({worst}): leave the recipe's [model] out to take the checkpoint's"
+        )
+    task.load_state_dict({**own, **fits})
+    return Start(tuple(fits), tuple(n for n in own if n not in fits), tuple(n for n in theirs if n not in fits))
+
+
+def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[str, Any]]:
+    """The task that a checkpoint holds, in evaluation mode, and its ``config.json``.
+
+    Args:
+        path: a checkpoint, or a run (its newest valid checkpoint).
+        task: evaluate as this task instead: heads are taken from the checkpoint (zero-shot).
+
+    Raises:
+        CheckpointError: missing, damaged, of another task, or without a head that is needed.
+    """
+    folder = checkpoint.find(path)
+    about = checkpoint.read_json(folder / "config.json")
+    try:
+        recipe = config.check(Recipe, about["recipe"], f"{folder / 'config.json'}: recipe")
+        facts = about["facts"]
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
+    if isinstance(recipe.task, TokenizerTaskConfig):
+        plain = recipe.task.tokenizer.model_copy(update={"encoder_weights": "none"})
+        restored: Task = TokenizerTask(recipe.task.model_copy(update={"tokenizer": plain}), facts)
+    else:
+        shape = config.check(ModelConfig, about["model"], str(folder)).model_copy(update={"backbone_weights": "none"})
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        model = build(shape, vocabulary.size)
+        wanted = task or recipe.task
+        if isinstance(wanted, PretrainConfig):
+            restored = Pretrain(model, vocabulary, wanted, facts, None)
+        elif isinstance(wanted, TokenizerTaskConfig):
+            raise CheckpointError(f"{folder}: holds no video tokenizer")
+        else:
+            restored = FINETUNE[wanted.name](model, vocabulary, wanted, facts)  # pyright: ignore[reportArgumentType]
+    tensors = checkpoint.read_tensors(folder / "model.safetensors")
+    lacking = [name for name in restored.state_dict() if name not in tensors]
+    if lacking:
+        raise CheckpointError(
+            f"{folder}: a {about['task']} checkpoint has no trained {lacking[0].split('.')[0]!r} head, which "
+            f"{(task or recipe.task).name} needs: fine-tune it, or pre-train with the objective that trains it"
+        )
+    try:
+        restored.load_state_dict({name: tensors[name] for name in restored.state_dict()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: tensors do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+    return restored.eval(), about
+
+
+def frames_of(recipe: Recipe, task: Task) -> tuple[int, int]:
+    """(T, size) of the clips that a task is fed."""
+    if isinstance(recipe.task, TokenizerTaskConfig):
+        return recipe.task.frames, recipe.task.tokenizer.size
+    shape: ModelConfig = task.model.config  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+    return shape.frames, shape.size
+
+
+def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, label: bool = False) -> Loader:
+    """Batches of some rows, from the cache where the recipe names one, with cached labels where it asks for them."""
+    data = recipe.data
+    count, size = frames_of(recipe, task)
+    pixels: FilePixels | StoredPixels = FilePixels(size, data.fit)
+    store = None
+    if data.cache is not None:
+        store = FrameStore(data.cache, [row.clip for row in rows], size=size, candidates=data.candidates, fit=data.fit)
+        with Meter("decoding", len(store.clips), "clips") as meter:
+            problems = store.fill(data.workers, meter.update)
+        for problem in problems[:5]:
+            meter.console.print(f"unreadable: {problem}", highlight=False, markup=False)
+        pixels = StoredPixels(store)
+    return Loader(
+        examples=rows,
+        pixels=pixels,
+        frames=count,
+        size=size,
+        batch_size=recipe.optim.batch_size,
+        seed=recipe.seed,
+        train=train,
+        augment=data.augment,
+        labels=_cached_labels(recipe, task, store) if label else None,
+        bad_share=data.bad_share,
+    )
+
+
+def _cached_labels(recipe: Recipe, task: Task, store: FrameStore | None) -> LabelStore | None:
+    """Token labels of a store, made now where they lack."""
+    if not isinstance(recipe.task, PretrainConfig) or not recipe.task.mvm or recipe.task.labels == "online":
+        return None
+    if store is None:
+        raise ConfigError("task.labels = 'cached' needs cached frames: set data.cache to a folder")
+    assert isinstance(task, Pretrain)
+    tokenizer = task.tokenizer
+    if tokenizer is None:
+        raise ConfigError("task.labels = 'cached' needs task.tokenizer, the checkpoint of a video tokenizer")
+    if tokenizer.config.encoder == "swin3d_t":
+        raise ConfigError("task.labels: Video Swin labels depend on the frames beside them; take task.labels=online")
+    labels = LabelStore(store, tokenizer.fingerprint(), tokenizer.grid(1, store.size, store.size))
+    with Meter("labelling", len(store.clips), "clips") as meter:
+        labels.fill(tokenizer.labels, progress=meter.update)
+    return labels

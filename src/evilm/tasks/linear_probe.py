@@ -1,0 +1,124 @@
+"""Linear probe of the frozen model's [CLS] on action classes (paper 4.2, Table 3)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from evilm import losses, metrics
+from evilm.errors import DataError
+from evilm.model.blocks import initialise
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.types import Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch, Example
+
+
+class LinearProbeConfig(TaskConfig):
+    """What is trained on the frozen [CLS]."""
+
+    name: Literal["linear_probe"] = "linear_probe"
+    protocol: Literal["strict", "all-in-one"] = Field(
+        "strict", description="one linear layer; or a tanh pooler and two layers, as all-in-one publishes it"
+    )
+    remember: bool = Field(True, description="compute each clip's [CLS] once; needs fixed frames (no augmentation)")
+
+
+class LinearProbe(VideoTextTask):
+    """Frozen h^CLS of the video alone to classes."""
+
+    name: ClassVar[str] = "linear_probe"
+    headline: ClassVar[str] = "accuracy"
+
+    def __init__(self, model: EViLM, vocabulary: Vocabulary, config: LinearProbeConfig, facts: Facts) -> None:
+        super().__init__(model, vocabulary, words=4)
+        self.config = config
+        self.classes: list[str] = list(facts["classes"])
+        width, count = model.width, len(self.classes)
+        # BatchNorm without weights: the one linear layer then sees features of one scale, whatever the backbone.
+        self.scale = nn.BatchNorm1d(width, affine=False)
+        layers = [nn.Linear(width, count)]
+        if config.protocol == "all-in-one":
+            layers = [nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, count)]
+        self.classifier = nn.Sequential(*layers)
+        initialise(self.classifier)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self._remembered: dict[str, Tensor] = {}
+
+    @classmethod
+    def learn_facts(cls, config: LinearProbeConfig, examples: Sequence[Example]) -> Facts:
+        if any(example.label is None for example in examples):
+            raise DataError("the training split has no class labels: is data.train.reader one of actions?")
+        names = {example.label: example.kind or str(example.label) for example in examples if example.label is not None}
+        return {"classes": [names.get(k, str(k)) for k in range(max(names) + 1)]}
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """The frozen model stays in evaluation mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def losses(self, batch: Batch) -> Losses:
+        labels = torch.tensor([example.label for example in batch.examples], device=batch.frames.device)
+        loss = losses.masked_prediction(self.classifier(self.scale(self._features(batch))), labels)
+        return Losses(loss, {"class": loss.detach()})
+
+    @torch.no_grad()
+    def _features(self, batch: Batch) -> Tensor:
+        """(B, D) frozen h^CLS."""
+        keys = [example.clip.id for example in batch.examples]
+        if not self.config.remember:
+            return self.model.fuse(video=self.encode(batch)).cls.float()
+        new = [i for i, key in enumerate(keys) if key not in self._remembered]
+        if new:
+            video = self.model.encode_video(self.model.normalise(batch.frames[new]))
+            for i, state in zip(new, self.model.fuse(video=video).cls.float(), strict=True):
+                self._remembered[keys[i]] = state
+        return torch.stack([self._remembered[key] for key in keys])
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        video = self.encode(batch)
+        logits = self.classifier(self.scale(self.model.fuse(video=video).cls.float())).float().cpu().numpy()
+        return [
+            Prediction(example, bool(ok), {"logits": logits[i]})
+            for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
+        ]
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """Top-1 and top-5 accuracy, and the confusion of classes."""
+        logits = np.stack([p.values["logits"] for p in predictions])
+        labels = np.array([-1 if p.example.label is None else p.example.label for p in predictions])
+        readable = np.array([p.readable for p in predictions])
+        order = np.argsort(-logits, axis=1, kind="stable")
+        top1, top5 = (order[:, 0] == labels) & readable, (order[:, :5] == labels[:, None]).any(1) & readable
+        confusion = np.zeros((len(self.classes), len(self.classes)), dtype=int)
+        by_class: dict[str, list[bool]] = defaultdict(list)
+        for label, guess, right in zip(labels, order[:, 0], top1, strict=True):
+            if 0 <= label < len(self.classes):
+                confusion[label, guess] += 1
+                by_class[self.classes[label]].append(bool(right))
+        columns = {
+            "label": labels.tolist(),
+            "predicted": order[:, 0].tolist(),
+        }
+        return Summary(
+            metrics={"accuracy": metrics.accuracy(top1), "top5": metrics.accuracy(top5)},
+            chance={"accuracy": 100 / len(self.classes), "top5": 100 * min(1.0, 5 / len(self.classes))},
+            rule=f"{self.config.protocol}; {len(self.classes)} classes; frozen [CLS] of the video alone",
+            rows=scored_rows(predictions, top1.astype(float).tolist(), columns),
+            details={"classes": self.classes, "confusion": confusion.tolist()},
+        )

@@ -1,0 +1,121 @@
+"""Multiple choice: as many joint fusions as there are options, softmax over them (paper 4.1, Tables 1 and 4)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from evilm import losses, metrics
+from evilm.errors import DataError
+from evilm.model.heads import MatchHead
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.types import Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch, Example
+
+
+class MultipleChoiceConfig(TaskConfig):
+    """How options are scored."""
+
+    name: Literal["multiple_choice"] = "multiple_choice"
+    blind: bool = Field(False, description="the baseline that cannot see: options alone")
+    words: int = Field(40, gt=2, description="longest question and option together, in word pieces")
+
+
+class MultipleChoice(VideoTextTask):
+    """A video and K options to the right one, scored by the match head that VTM pre-trained."""
+
+    name: ClassVar[str] = "multiple_choice"
+    headline: ClassVar[str] = "accuracy"
+
+    def __init__(self, model: EViLM, vocabulary: Vocabulary, config: MultipleChoiceConfig, facts: Facts) -> None:
+        super().__init__(model, vocabulary, config.words)
+        self.config = config
+        self.match = MatchHead(model.width)
+
+    @classmethod
+    def learn_facts(cls, config: MultipleChoiceConfig, examples: Sequence[Example]) -> Facts:
+        if not examples[0].choices:
+            raise DataError("the training split has no options: is data.train.reader one of multiple choice?")
+        return {}
+
+    def losses(self, batch: Batch) -> Losses:
+        scores = self._scores(batch)
+        right = torch.tensor([_right(example) for example in batch.examples], device=scores.device)
+        loss = losses.matching(scores, right)
+        return Losses(loss, {"choice": loss.detach()})
+
+    def _scores(self, batch: Batch) -> Tensor:
+        """(B, K), K the most options of a row; -inf where a row has fewer."""
+        options = [example.choices for example in batch.examples]
+        count = max(len(group) for group in options)
+        texts = [_joined(example.question, option) for example in batch.examples for option in example.choices]
+        text = self.model.encode_text(self.text(texts, batch))
+        device = batch.frames.device
+        rows = torch.tensor([i for i, group in enumerate(options) for _ in group], device=device)
+        columns = torch.tensor([k for group in options for k in range(len(group))], device=device)
+        video = None if self.config.blind else self.encode(batch)[rows]
+        found = self.match(self.model.fuse(video, text).cls).float()
+        scores = found.new_full((len(options), count), float("-inf"))
+        return scores.index_put((rows, columns), found)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        scores = torch.softmax(self._scores(batch), -1).cpu().numpy()
+        return [
+            Prediction(example, bool(ok), {"probabilities": scores[i][: len(example.choices)]})
+            for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
+        ]
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """Accuracy, a tie counting its share, and by kind."""
+        scores = np.array([_credit(p) for p in predictions])
+        kinds: dict[str, list[int]] = defaultdict(list)
+        for i, p in enumerate(predictions):
+            kinds[p.example.kind or "all"].append(i)
+        columns = {
+            "options": [list(p.example.choices) for p in predictions],
+            "answer": [_right(p.example) for p in predictions],
+            "predicted": [int(p.values["probabilities"].argmax()) for p in predictions],
+        }
+        by_kind = {f"accuracy[{kind}]": 100 * float(scores[rows].mean()) for kind, rows in sorted(kinds.items())}
+        return Summary(
+            metrics={"accuracy": 100 * float(scores.mean()), **by_kind},
+            chance={"accuracy": 100 * float(np.mean([1 / len(p.example.choices) for p in predictions]))},
+            rule="softmax over one fusion an option" + ("; options alone" if self.config.blind else ""),
+            rows=scored_rows(predictions, scores.tolist(), columns),
+        )
+
+
+def _right(example: Example) -> int:
+    """The index of the right option.
+
+    Raises:
+        DataError: the row does not say.
+    """
+    if example.label is None or not 0 <= example.label < len(example.choices):
+        raise DataError(f"row {example.key}: the right option is {example.label!r}, of {len(example.choices)} options")
+    return example.label
+
+
+def _credit(prediction: Prediction) -> float:
+    """1 for the right option, its share of a tie for first place, 0 otherwise or without frames."""
+    scores = prediction.values["probabilities"]
+    best = scores == scores.max()
+    return float(prediction.readable and best[_right(prediction.example)]) / best.sum()
+
+
+def _joined(question: str | None, option: str) -> str:
+    """One text: the question, where there is one, then the option."""
+    return f"{question} {option}" if question else option

@@ -1,0 +1,243 @@
+"""Video-language pre-training: MLM + VTM + MVM (paper 3.2, 3.4, Eq. 3, 8; Table 5), and what we add to it.
+
+Frames are encoded once a step, masked; the same encoding is fused with its own words and with others'.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from evilm import losses, masking
+from evilm.errors import ConfigError
+from evilm.model.heads import EmbeddingHead, MatchHead, RegionHead, WordHead
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.types import Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.model.tokenizer import Tokenizer
+    from evilm.types import Batch, Encoded, Fused
+
+
+class PretrainConfig(TaskConfig):
+    """Which objectives, and how much is hidden; the defaults are the paper's (sections 3.4, 4.1)."""
+
+    name: Literal["pretrain"] = "pretrain"
+    mvm: float = Field(1.0, ge=0, description="weight of masked video modelling; 0 switches it off")
+    mlm: float = Field(1.0, ge=0)
+    vtm: float = Field(1.0, ge=0)
+    contrastive: float = Field(0.0, ge=0, description="beyond the paper: makes zero-shot fast retrieval possible")
+    tokenizer: str | None = Field(None, description="checkpoint of the video tokenizer; needed for mvm")
+    labels: Literal["online", "cached"] = "online"
+    mask: masking.Shape = "block"
+    mask_ratio: float = Field(0.4, gt=0, lt=1)
+    mask_when: Literal["after", "before"] = Field("after", description="zero after pixel normalisation, or before it")
+    word_ratio: float = Field(0.15, gt=0, lt=1)
+    matching: Literal["choice", "binary"] = Field("choice", description="VTM among 1 + negatives, or yes / no")
+    negatives: int = Field(3, gt=0, description="other texts of the batch that each video is fused with")
+    hard_negatives: bool = Field(False, description="draw negatives by contrastive similarity")
+    words: int = Field(30, gt=2, description="longest text, in word pieces")
+    embedding: int = Field(512, gt=0)
+
+
+class Pretrain(VideoTextTask):
+    """The paper's second stage.
+
+    Args:
+        model, vocabulary: see ``VideoTextTask``.
+        config: which objectives.
+        tokenizer: a trained one for MVM with online labels, or just its number of codes.
+    """
+
+    name: ClassVar[str] = "pretrain"
+    headline: ClassVar[str] = "score"
+
+    def __init__(
+        self, model: EViLM, vocabulary: Vocabulary, config: PretrainConfig, facts: Facts, tokenizer: Tokenizer | None
+    ) -> None:
+        super().__init__(model, vocabulary, config.words)
+        self.config = config
+        if config.mvm and not facts.get("codes"):
+            raise ConfigError("task.mvm needs task.tokenizer, the checkpoint of a video tokenizer; or set task.mvm=0")
+        if config.hard_negatives and not config.contrastive:
+            raise ConfigError("task.hard_negatives needs the similarities of task.contrastive > 0")
+        if not (config.mvm or config.mlm or config.vtm or config.contrastive):
+            raise ConfigError("all of task.mvm, mlm, vtm and contrastive are 0: nothing would be learned")
+        # The tokenizer is no part of the model: kept out of its parameters and checkpoints.
+        self._tokenizer = [tokenizer] if tokenizer is not None else []
+        width = model.width
+        if config.mlm:
+            self.word_head = WordHead(width, model.config.text_width, vocabulary.size)
+        if config.mvm:
+            self.region_head = RegionHead(width, int(facts["codes"]))
+        if config.vtm:
+            self.match = MatchHead(width)
+        if config.contrastive:
+            self.embed = EmbeddingHead(width, config.embedding)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The video tokenizer that labels regions online, where one was given."""
+        return self._tokenizer[0] if self._tokenizer else None
+
+    def losses(self, batch: Batch) -> Losses:
+        config, model = self.config, self.model
+        grid = model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
+        where = masking.regions(grid, config.mask_ratio, batch.seeds, config.mask).to(batch.frames.device)
+        clean = self.text(self.captions(batch), batch)
+        masked, hidden_words = masking.words(
+            clean,
+            batch.seeds,
+            ratio=config.word_ratio,
+            mask_id=self.vocabulary.mask_id,
+            ordinary=(max(self.vocabulary.special_ids) + 1, self.vocabulary.size),
+        )
+        frames = batch.frames
+        if config.mask_when == "before":
+            frames = model.normalise(masking.hide(frames, where, grid))
+        else:
+            frames = masking.hide(model.normalise(frames), where, grid)
+        video = model.encode_video(frames)  # Eq. 1
+        text = model.encode_text(masked if config.mlm else clean)  # Eq. 1
+        fused = model.fuse(video, text)  # Eq. 2
+        parts: dict[str, Tensor] = {}
+        if config.mvm:
+            assert fused.video is not None
+            labels = self._labels(batch).flatten(1)  # Eq. 4
+            parts["mvm"] = losses.masked_prediction(self.region_head(fused.video[where]), labels[where])  # Eq. 3
+        if config.mlm:
+            assert fused.text is not None
+            hidden = hidden_words != masking.IGNORE
+            logits = self.word_head(fused.text[hidden], model.text_encoder.word_embeddings)
+            parts["mlm"] = losses.masked_prediction(logits, hidden_words[hidden])
+        similarity = None
+        if config.contrastive:
+            v, t = self._embeddings(video, model.encode_text(clean) if config.mlm else text)
+            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, _same(batch))
+            similarity = (v @ t.T).detach()
+        if config.vtm and len(batch) > 1:
+            parts["vtm"] = self._matching(batch, video, text, fused, similarity)
+        weights = {"mvm": config.mvm, "mlm": config.mlm, "vtm": config.vtm, "contrastive": config.contrastive}
+        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()  # Eq. 8
+        return Losses(total, {name: loss.detach() for name, loss in parts.items()})
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """(B, T, h, w) labels of the unmasked frames: cached, or asked of the tokenizer now."""
+        if batch.labels is not None:
+            return batch.labels
+        if not self._tokenizer:
+            raise ConfigError("task.mvm: no cached labels and no tokenizer at hand; set task.tokenizer")
+        return self._tokenizer[0].eval().to(batch.frames.device).labels(batch.frames)
+
+    def _embeddings(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
+        """(B, 512) each, from one-modality fusion."""
+        return self.embed.video(self.model.fuse(video=video).cls), self.embed.text(self.model.fuse(text=text).cls)
+
+    def _matching(
+        self, batch: Batch, video: Encoded, text: Encoded, fused: Fused, similarity: Tensor | None
+    ) -> Tensor:
+        """VTM: the fusion at hand against fusions of the same video with other texts of the batch."""
+        others = self._partners(batch, similarity if self.config.hard_negatives else None)
+        count = others.shape[1]
+        rows = torch.arange(len(batch), device=others.device).repeat_interleave(count)
+        against = self.model.fuse(video[rows], text[others.flatten()]).cls
+        scores = torch.cat([self.match(fused.cls)[:, None], self.match(against).view(-1, count)], 1)
+        return losses.matching(scores) if self.config.matching == "choice" else losses.binary_matching(scores)
+
+    def _partners(self, batch: Batch, similarity: Tensor | None) -> Tensor:
+        """(B, negatives) rows of other clips' texts, drawn evenly or by similarity; (..., 1) at least."""
+        count = len(batch)
+        weight = torch.ones(count, count, device=batch.frames.device)
+        if similarity is not None:
+            weight = torch.softmax(similarity.float() / 0.05, dim=1) + 1e-4
+        weight = weight.masked_fill(_same(batch), 0.0)
+        # A batch of one clip only has no other texts: its own then serve, and the loss sits at chance.
+        weight = weight + (weight.sum(1, keepdim=True) == 0)
+        return torch.multinomial(weight, self.config.negatives, replacement=count <= self.config.negatives)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """The objectives' accuracies on held-out clips, masked as in training."""
+        config, model = self.config, self.model
+        grid = model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
+        where = masking.regions(grid, config.mask_ratio, batch.seeds, config.mask).to(batch.frames.device)
+        clean = self.text(self.captions(batch), batch)
+        masked, hidden = masking.words(
+            clean,
+            batch.seeds,
+            ratio=config.word_ratio,
+            mask_id=self.vocabulary.mask_id,
+            ordinary=(max(self.vocabulary.special_ids) + 1, self.vocabulary.size),
+        )
+        video = model.encode_video(masking.hide(model.normalise(batch.frames), where, grid))
+        text = model.encode_text(masked)
+        fused = model.fuse(video, text)
+        columns: dict[str, np.ndarray] = {}
+        if config.mvm:
+            assert fused.video is not None
+            labels, guess = self._labels(batch).flatten(1), self.region_head(fused.video).argmax(-1)
+            columns["mvm"] = _share((guess == labels) & where, where)
+            columns["labels"], columns["guesses"] = labels.cpu().numpy(), guess.cpu().numpy()
+            columns["hidden"] = where.cpu().numpy()
+        if config.mlm:
+            assert fused.text is not None
+            guess = self.word_head(fused.text, model.text_encoder.word_embeddings).argmax(-1)
+            columns["mlm"] = _share(guess == hidden, hidden != masking.IGNORE)
+        if config.vtm:
+            other = model.fuse(video, text[torch.arange(len(batch)).roll(1).to(where.device)]).cls
+            columns["vtm"] = (self.match(fused.cls) > self.match(other)).float().cpu().numpy()
+        if config.contrastive:
+            v, t = self._embeddings(model.encode_video(model.normalise(batch.frames)), model.encode_text(clean))
+            columns["video"], columns["text"] = v.cpu().numpy(), t.cpu().numpy()
+        return [
+            Prediction(example, bool(ok), {name: values[i] for name, values in columns.items()})
+            for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
+        ]
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """Accuracy of each objective, and their mean as ``score``."""
+        seen = [p for p in predictions if p.readable] or list(predictions)
+        named = [name for name in ("mvm", "mlm", "vtm") if name in seen[0].values]
+        each = {name: np.array([p.values[name] for p in seen], dtype=np.float64) for name in named}
+        found = {f"{name}_accuracy": 100 * float(values.mean()) for name, values in each.items()}
+        if "video" in seen[0].values:
+            v, t = (np.stack([p.values[name] for p in seen]) for name in ("video", "text"))
+            best = (v @ t.T).argmax(1) == np.arange(len(seen))
+            each["contrastive"], found["contrastive_R@1"] = best.astype(float), 100 * float(best.mean())
+        score = np.mean(list(each.values()), axis=0)
+        chance = {"vtm_accuracy": 50.0} if self.config.vtm else {}
+        if "labels" in seen[0].values:
+            chance["mvm_accuracy"] = _most_frequent(seen)
+        return Summary(
+            metrics=found | {"score": 100 * float(score.mean())},
+            chance=chance,
+            rule=f"masked as in training; VTM against one other text; {len(seen)} clips",
+            rows=scored_rows(seen, list(score), {name: [float(x) for x in values] for name, values in each.items()}),
+        )
+
+
+def _same(batch: Batch) -> Tensor:
+    """(B, B) bool: rows of the same video, whose captions are true of each other."""
+    ids = {example.video: i for i, example in enumerate(batch.examples)}
+    rows = torch.tensor([ids[example.video] for example in batch.examples], device=batch.frames.device)
+    return rows[:, None] == rows[None]
+
+
+def _share(right: Tensor, of: Tensor) -> np.ndarray:
+    """(B,) share of positions ``of`` that are ``right``; rows without any count 0."""
+    return (right.sum(1) / of.sum(1).clamp(min=1)).float().cpu().numpy()
+
+
+def _most_frequent(seen: Sequence[Prediction]) -> float:
+    """What always guessing the most frequent code would get, in percent."""
+    hidden = np.concatenate([p.values["labels"][p.values["hidden"]] for p in seen])
+    return 100 * float(np.bincount(hidden).max() / max(1, len(hidden)))

@@ -1,0 +1,103 @@
+"""Open-ended video question answering as classification over an answer vocabulary (paper 4.1, Table 1)."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from evilm import losses, metrics
+from evilm.errors import DataError
+from evilm.masking import IGNORE
+from evilm.model.heads import AnswerHead
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.types import Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch, Example
+
+
+class QuestionAnsweringConfig(TaskConfig):
+    """The answer vocabulary and the rule for answers outside it."""
+
+    name: Literal["question_answering"] = "question_answering"
+    answers: int = Field(1500, gt=1, description="most frequent answers of the training split")
+    oov: Literal["wrong", "drop", "upper-bound"] = Field("wrong", description="answers outside the vocabulary")
+    blind: bool = Field(False, description="the baseline that cannot see: questions alone")
+    words: int = Field(30, gt=2)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class QuestionAnswering(VideoTextTask):
+    """A question about a video to one of K answers."""
+
+    name: ClassVar[str] = "question_answering"
+    headline: ClassVar[str] = "accuracy"
+
+    def __init__(self, model: EViLM, vocabulary: Vocabulary, config: QuestionAnsweringConfig, facts: Facts) -> None:
+        super().__init__(model, vocabulary, config.words)
+        self.config = config
+        self.answers: list[str] = list(facts["answers"])
+        self.index = {answer: k for k, answer in enumerate(self.answers)}
+        self.answer_head = AnswerHead(model.width, len(self.answers), config.dropout)
+
+    @classmethod
+    def learn_facts(cls, config: QuestionAnsweringConfig, examples: Sequence[Example]) -> Facts:
+        counts = Counter(example.answer for example in examples if example.answer is not None)
+        if not counts:
+            raise DataError("the training split has no answers: is data.train.reader one of questions?")
+        ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
+        return {"answers": ranked[: config.answers]}
+
+    def losses(self, batch: Batch) -> Losses:
+        targets = [self.index.get(example.answer or "", IGNORE) for example in batch.examples]
+        loss = losses.masked_prediction(self._logits(batch), torch.tensor(targets, device=batch.frames.device))
+        return Losses(loss, {"answer": loss.detach()})
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """(B, K)."""
+        text = self.model.encode_text(self.text([example.question or "" for example in batch.examples], batch))
+        video = None if self.config.blind else self.encode(batch)
+        return self.answer_head(self.model.fuse(video, text).cls)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        share, best = torch.softmax(self._logits(batch).float(), -1).max(-1)
+        return [
+            Prediction(example, bool(ok), {"answer": self.answers[int(k)], "probability": float(p)})
+            for example, ok, k, p in zip(batch.examples, batch.readable, best, share, strict=True)
+        ]
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """Accuracy over all questions, and by kind."""
+        known = np.array([p.example.answer in self.index for p in predictions])
+        right = np.array([p.readable and p.values["answer"] == p.example.answer for p in predictions])
+        if self.config.oov == "drop":
+            predictions = [p for p, k in zip(predictions, known, strict=True) if k]
+            right, known = right[known], known[known]
+        elif self.config.oov == "upper-bound":
+            right = right | ~known
+        kinds: dict[str, list[int]] = defaultdict(list)
+        for i, p in enumerate(predictions):
+            kinds[p.example.kind or "all"].append(i)
+        columns = {
+            "question": [p.example.question for p in predictions],
+            "answer": [p.example.answer for p in predictions],
+            "predicted": [p.values["answer"] for p in predictions],
+            "probability": [p.values["probability"] for p in predictions],
+        }
+        by_kind = {f"accuracy[{kind}]": metrics.accuracy(right[rows]) for kind, rows in sorted(kinds.items())}
+        return Summary(
+            metrics={"accuracy": metrics.accuracy(right), **by_kind, "known_answers": metrics.accuracy(known)},
+            chance={"accuracy": 100 / len(self.answers)},
+            rule=f"{len(self.answers)} answers from the training split; answers outside it: {self.config.oov}"
+            + ("; questions alone" if self.config.blind else ""),
+            rows=scored_rows(predictions, right.astype(float).tolist(), columns),
+        )

@@ -1,0 +1,148 @@
+"""Text-to-video retrieval (paper 4.1, 4.2; Tables 2 and 4): dual encoder, pairwise, and one re-ranking the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from evilm import losses, metrics
+from evilm.model.heads import EmbeddingHead, MatchHead
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, caption_of, scored_rows
+from evilm.types import Encoded, Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch
+
+class RetrievalConfig(TaskConfig):
+    """How retrieval is tuned and ranked."""
+
+    name: Literal["retrieval"] = "retrieval"
+    contrastive: float = Field(1.0, ge=0, description="weight of the dual encoder's loss")
+    vtm: float = Field(0.0, ge=0, description="weight of matching against the hardest other texts, for re-ranking")
+    protocol: Literal["dual-encoder", "pairwise", "re-rank"] = "dual-encoder"
+    top: int = Field(32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text")
+    words: int = Field(30, gt=2)
+    embedding: int = Field(512, gt=0)
+    temperature: float = Field(0.05, gt=0, description="start of the learned temperature")
+
+
+class Retrieval(VideoTextTask):
+    """Rank videos for a text."""
+
+    name: ClassVar[str] = "retrieval"
+    headline: ClassVar[str] = "R@1"
+
+    def __init__(self, model: EViLM, vocabulary: Vocabulary, config: RetrievalConfig, facts: Facts) -> None:
+        super().__init__(model, vocabulary, config.words)
+        self.config = config
+        self.embed = EmbeddingHead(model.width, config.embedding, config.temperature)
+        if config.vtm or config.protocol != "dual-encoder":
+            self.match = MatchHead(model.width)
+        # Which candidates are right for which query; a row's own video, until someone knows better.
+        self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
+
+    def losses(self, batch: Batch) -> Losses:
+        video, text = self.encode(batch), self.model.encode_text(self.text(self.captions(batch), batch))
+        v, t = self.embed_encoded(video, text)
+        same = self._same(batch)
+        parts = {"contrastive": losses.contrastive(v, t, self.embed.temperature, same)}
+        if self.config.vtm:
+            cosine = (v @ t.T).detach().masked_fill(same, -2.0)
+            hardest = cosine.argmax(1)
+            right = self.match(self.model.fuse(video, text).cls)
+            wrong = self.match(self.model.fuse(video, text[hardest]).cls)
+            parts["vtm"] = losses.binary_matching(torch.stack([right, wrong], 1))
+        total = self.config.contrastive * parts["contrastive"] + self.config.vtm * parts.get("vtm", v.new_zeros(()))
+        return Losses(total, {name: loss.detach() for name, loss in parts.items()})
+
+    def embed_encoded(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
+        """(B, 512) each, l2-normalised, from one-modality fusion."""
+        return self.embed.video(self.model.fuse(video=video).cls), self.embed.text(self.model.fuse(text=text).cls)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        video = self.encode(batch)
+        text = self.model.encode_text(self.text(self.captions(batch), batch))
+        v, t = self.embed_encoded(video, text)
+        values = [{"video": v[i].cpu().numpy(), "text": t[i].cpu().numpy()} for i in range(len(batch))]
+        if self.config.protocol != "dual-encoder":
+            assert video.grid is not None and text.mask is not None
+            for i, row in enumerate(values):
+                row["regions"] = video.tokens[i].half().cpu().numpy()
+                row["grid"] = np.array(video.grid)
+                row["pieces"] = text.tokens[i][text.mask[i]].half().cpu().numpy()
+        rows = zip(batch.examples, batch.readable, values, strict=True)
+        return [Prediction(example, bool(ok), value) for example, ok, value in rows]
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """R@1/5/10 and median rank, both directions."""
+        scores = self._scores(predictions)
+        unreadable = np.array([not p.readable for p in predictions])
+        scores[:, unreadable] = -np.inf  # a video without frames is found by nobody
+        relevant = self.relevance(predictions)
+        found = metrics.retrieval(scores, relevant & ~unreadable[None])
+        back = metrics.retrieval(np.where(np.isfinite(scores.T), scores.T, -1e9), relevant.T & ~unreadable[:, None])
+        ranks = metrics.ranks(scores, relevant & ~unreadable[None])
+        first = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+        videos = [p.example.video for p in predictions]
+        texts = [caption_of(p.example, None) for p in predictions]
+        columns = {"text": texts, "rank": ranks.tolist(), "first": [[videos[j] for j in row] for row in first]}
+        rule = {
+            "dual-encoder": "dual encoder",
+            "pairwise": "every pair fused",
+            "re-rank": f"dual encoder, first {self.config.top} re-ranked by fusion",
+        }[self.config.protocol]
+        return Summary(
+            metrics=found | {f"v2t_{name}": value for name, value in back.items()},
+            chance=metrics.chance_retrieval(relevant),
+            rule=f"{rule}; {len(predictions)} texts x {len(predictions)} videos; ties at chance",
+            rows=scored_rows(predictions, metrics.hits(scores, relevant & ~unreadable[None], 1).tolist(), columns),
+        )
+
+    def _scores(self, predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+        """(texts, videos)."""
+        video, text = (np.stack([p.values[name] for p in predictions]) for name in ("video", "text"))
+        cosine = (text @ video.T).astype(np.float64)
+        if self.config.protocol == "dual-encoder":
+            return cosine
+        top = len(predictions) if self.config.protocol == "pairwise" else min(self.config.top, len(predictions))
+        # Fused scores go above every cosine; below them, the order of the dual encoder stays.
+        scores = cosine - 1e6
+        for row, columns in enumerate(np.argsort(-cosine, axis=1, kind="stable")[:, :top]):
+            scores[row, columns] = self._fused(predictions, row, columns)
+        return scores
+
+    @torch.no_grad()
+    def _fused(self, predictions: Sequence[Prediction], row: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The match head's scores of one text with some videos."""
+        device = self.embed.log_temperature.device
+        pieces = torch.from_numpy(predictions[row].values["pieces"]).float().to(device)
+        found: list[NDArray[np.float64]] = []
+        for some in np.array_split(columns, max(1, len(columns) // 64)):
+            regions = np.stack([predictions[j].values["regions"] for j in some])
+            video = Encoded(torch.from_numpy(regions).float().to(device))
+            fused = self.model.fuse(video, Encoded(pieces.expand(len(some), -1, -1)))
+            found.append(self.match(fused.cls).double().cpu().numpy())
+        return np.concatenate(found)
+
+    def _same(self, batch: Batch) -> Tensor:
+        """(B, B) bool: rows of one video."""
+        ids = {example.video: i for i, example in enumerate(batch.examples)}
+        rows = torch.tensor([ids[example.video] for example in batch.examples], device=batch.frames.device)
+        return rows[:, None] == rows[None]
+
+
+def own_video(predictions: Sequence[Prediction]) -> NDArray[np.bool_]:
+    """(texts, videos): a text is true of its own video alone."""
+    videos = np.array([p.example.video for p in predictions])
+    return videos[:, None] == videos[None]

@@ -1,0 +1,131 @@
+"""What a task is: a batch in, named losses out; then predictions, and what they amount to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from evilm import seeds
+from evilm.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch, Encoded, Example, Losses, Text
+
+Facts = dict[str, Any]
+
+
+class TaskConfig(Config):
+    """The settings of a task; each task extends it beside its code."""
+
+    name: str
+
+
+@dataclass(slots=True)
+class Prediction:
+    """One row's outcome.
+
+    Attributes:
+        example: the row.
+        readable: False when the video gave no frames: the row counts as wrong, whatever ``values`` say.
+        values: what the task's ``summarise`` needs, as NumPy arrays or plain values.
+    """
+
+    example: Example
+    readable: bool
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What predictions amount to.
+
+    Attributes:
+        metrics: names to numbers, in percent where they are shares.
+        chance: the same metrics for an answer at random.
+        rule: the rule behind the numbers, printed beside them.
+        rows: one JSON-able row a prediction, with at least ``key``, ``readable`` and ``score`` in [0, 1].
+        details: anything else worth keeping, JSON-able.
+    """
+
+    metrics: dict[str, float]
+    chance: dict[str, float]
+    rule: str
+    rows: list[dict[str, Any]]
+    details: dict[str, Any] = field(default_factory=lambda: {})
+
+
+class Task(nn.Module, ABC):
+    """Head, objective and metric around one model."""
+
+    name: ClassVar[str]
+    headline: ClassVar[str]  # the metric by which a checkpoint is chosen; higher is better
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Losses:
+        """The losses of a training batch."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> list[Prediction]:
+        """One prediction a row, without a gradient."""
+
+    @abstractmethod
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """Metrics of a whole split."""
+
+    @classmethod
+    def learn_facts(cls, config: Any, examples: Sequence[Example]) -> Facts:
+        """What the task must know of its training split, JSON-able; kept in the checkpoint."""
+        return {}
+
+
+class VideoTextTask(Task):
+    """A task on an E-ViLM.
+
+    Args:
+        model: the three verbs.
+        vocabulary: its words.
+        words: the longest text, in word pieces.
+    """
+
+    def __init__(self, model: EViLM, vocabulary: Vocabulary, words: int) -> None:
+        super().__init__()
+        self.model, self.vocabulary, self.words = model, vocabulary, words
+
+    def text(self, texts: Sequence[str], batch: Batch) -> Text:
+        """Texts as word pieces on the batch's device."""
+        return self.vocabulary.encode(texts, self.words).to(batch.frames.device)
+
+    def captions(self, batch: Batch) -> list[str]:
+        """One caption a row: drawn in training, the first in evaluation."""
+        pairs = zip(batch.examples, batch.seeds.tolist(), strict=True)
+        return [caption_of(example, seed if self.training else None) for example, seed in pairs]
+
+    def encode(self, batch: Batch) -> Encoded:
+        """e^V of the batch's frames, unmasked."""
+        return self.model.encode_video(self.model.normalise(batch.frames))
+
+
+def caption_of(example: Example, seed: int | None) -> str:
+    """A caption of the row; an empty text where it has none."""
+    if not example.captions:
+        return ""
+    return example.captions[0 if seed is None else seeds.derive(seed, "caption") % len(example.captions)]
+
+
+def scored_rows(
+    predictions: Sequence[Prediction], scores: Sequence[float], columns: dict[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """The rows of a ``Summary``: key, video, kind, readable, score, then the task's columns."""
+    rows: list[dict[str, Any]] = []
+    for i, (prediction, score) in enumerate(zip(predictions, scores, strict=True)):
+        example = prediction.example
+        head = {"key": example.key, "video": example.video, "kind": example.kind, "readable": prediction.readable}
+        rows.append({**head, "score": float(score), **{name: values[i] for name, values in columns.items()}})
+    return rows

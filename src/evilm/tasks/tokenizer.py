@@ -1,0 +1,121 @@
+"""Training the semantic vector-quantized video tokenizer (paper 3.3, Eq. 5-7; Table 6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from evilm import losses, metrics
+from evilm.data.caption_words import CaptionWords, Kind
+from evilm.model.tokenizer import Tokenizer, TokenizerConfig
+from evilm.tasks.task import Facts, Prediction, Summary, Task, TaskConfig, caption_of, scored_rows
+from evilm.types import Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from evilm.types import Batch, Example
+
+
+class TokenizerTaskConfig(TaskConfig):
+    """How the tokenizer learns; the defaults are the paper's, with the remedy against collapse."""
+
+    name: Literal["tokenizer"] = "tokenizer"
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    frames: int = Field(4, gt=0)
+    word_loss: Literal["focal", "bce"] = "focal"
+    word_weight: float = Field(1.0, ge=0)
+    codebook_weight: float = Field(1.0, ge=0)
+    commitment_weight: float = Field(1.0, ge=0)
+    captions: Literal["drawn", "all"] = Field("drawn", description="words of one caption a time, or of all of a clip's")
+    kinds: Kind = "all"
+    at_least: int = Field(5, gt=0, description="captions that a word must occur in")
+    most: int | None = Field(None, gt=0, description="keep this many of the most frequent words")
+
+
+class TokenizerTask(Task):
+    """Caption words through one code a region."""
+
+    name: ClassVar[str] = "tokenizer"
+    headline: ClassVar[str] = "word_mAP"
+
+    def __init__(self, config: TokenizerTaskConfig, facts: Facts) -> None:
+        super().__init__()
+        self.config = config
+        self.caption_words = CaptionWords(facts["words"], config.kinds)
+        self.tokenizer = Tokenizer(config.tokenizer, len(self.caption_words))
+
+    @classmethod
+    def learn_facts(cls, config: TokenizerTaskConfig, examples: Sequence[Example]) -> Facts:
+        captions = (caption for example in examples for caption in example.captions)
+        found = CaptionWords.count(captions, at_least=config.at_least, most=config.most, kind=config.kinds)
+        return {"words": list(found.words), "words_sha256": found.fingerprint()}
+
+    def losses(self, batch: Batch) -> Losses:
+        logits, quantized = self.tokenizer(batch.frames)
+        targets = torch.from_numpy(self._targets(batch)).to(logits.device)
+        of_words = losses.focal_words if self.config.word_loss == "focal" else losses.bce_words
+        words = of_words(logits, targets)  # Eq. 6
+        total = (  # Eq. 7
+            self.config.word_weight * words
+            + self.config.codebook_weight * quantized.loss_codebook
+            + self.config.commitment_weight * quantized.loss_commitment
+        )
+        counts = torch.bincount(quantized.labels.flatten(), minlength=self.config.tokenizer.codes)
+        return Losses(
+            total,
+            {
+                "words": words.detach(),
+                "codebook": quantized.loss_codebook.detach(),
+                "commitment": quantized.loss_commitment.detach(),
+                "codes_in_batch": (counts > 0).sum(),
+            },
+        )
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        logits, quantized = self.tokenizer(batch.frames)
+        scores, targets = logits.float().cpu().numpy(), self._targets(batch)
+        labels = quantized.labels.flatten(1).cpu().numpy()
+        return [
+            Prediction(example, bool(ok), {"scores": scores[i], "targets": targets[i], "labels": labels[i]})
+            for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
+        ]
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """VOC. RATE, perplexity and word mAP; unreadable clips have no words to find and are left out, and counted."""
+        seen = [p for p in predictions if p.readable] or list(predictions)
+        scores = np.stack([p.values["scores"] for p in seen])
+        targets = np.stack([p.values["targets"] for p in seen]).astype(bool)
+        codes = self.config.tokenizer.codes
+        counts = np.bincount(np.concatenate([p.values["labels"] for p in seen]), minlength=codes)
+        perplexity = metrics.perplexity(counts)
+        self.tokenizer.perplexity.fill_(perplexity)
+        found = targets.any(axis=0)
+        precision = [
+            metrics.mean_average_precision(s[None].T, t[None].T) if t.any() else 0.0
+            for s, t in zip(scores, targets, strict=True)
+        ]
+        return Summary(
+            metrics={
+                "voc_rate": 100 * metrics.usage(counts),
+                "perplexity": perplexity,
+                "word_mAP": 100 * metrics.mean_average_precision(scores, targets),
+            },
+            chance={"word_mAP": 100 * float(targets[:, found].mean()) if found.any() else 0.0},
+            rule=f"{codes} codes counted over {len(seen)} clips; word mAP over {int(found.sum())} caption words",
+            rows=scored_rows(seen, precision, {}),
+            details={"counts": counts.tolist(), "collapsed": self.tokenizer.collapsed},
+        )
+
+    def _targets(self, batch: Batch) -> NDArray[np.float32]:
+        """(B, K) multi-hot words."""
+        if self.config.captions == "all":
+            return self.caption_words.targets([example.captions for example in batch.examples])
+        pairs = zip(batch.examples, batch.seeds.tolist(), strict=True)
+        return self.caption_words.targets([[caption_of(e, seed if self.training else None)] for e, seed in pairs])
