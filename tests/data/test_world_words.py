@@ -243,11 +243,13 @@ def _choices(records: list[Record], split: str) -> list[Record]:
 
 def test_exactly_one_option_is_true(records: list[Record]) -> None:
     for one in records[:800]:
-        for choice in one["choices"]:
+        for choice in [*one["choices"], *one["actions"]]:
             main = one["scene"]["things"][0]
             true: list[bool] = []
             for option in choice["options"]:
                 named, actions = _read(option)
+                # Options without a question stand alone: each must name its thing.
+                assert len(named) == (choice["question"] is None)
                 colour, shape = named[0] if named else (main["colour"], main["shape"])
                 action = next(known for known in (*SIMPLE, *SEQUENCES) if [*parts(known)] == actions)
                 said = {"colour": colour, "shape": shape, "action": action}

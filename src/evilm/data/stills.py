@@ -109,10 +109,9 @@ def decode(path: Path, name: str, data: bytes, max_pixels: int) -> VideoFrame:
     try:
         pictures = [*context.decode(av.Packet(data)), *context.decode(None)]
     except (av.error.FFmpegError, ValueError) as error:
-        large = context.width * context.height > max_pixels
-        raise VideoError(
-            path, "too_large" if large else "corrupt", f"frame {name!r} cannot be decoded: {_reason(error)}"
-        ) from None
+        if isinstance(error, av.error.ArgumentError):  # EINVAL: what FFmpeg says to more than max_pixels
+            raise VideoError(path, "too_large", f"frame {name!r} has more than {max_pixels} pixels") from None
+        raise VideoError(path, "corrupt", f"frame {name!r} cannot be decoded: {_reason(error)}") from None
     if not pictures:
         raise VideoError(path, "corrupt", f"frame {name!r} holds no picture")
     return pictures[0]

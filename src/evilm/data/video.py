@@ -318,10 +318,11 @@ def read_clip(
         chosen = [int(i) for i in sampling.pick(len(clip.frames), count, rng)]
         return _read_stills(clip, chosen, size, fit, max_pixels)
     with VideoReader(clip.path, max_pixels) as reader:
-        end = reader.duration if clip.end is None else min(clip.end, max(reader.duration, clip.start))
-        if clip.start and end <= clip.start:
-            raise VideoError(clip.path, "zero_frames", f"nothing from {clip.start:g} s on: it lasts {end:g} s")
-        times = sampling.segments(count, end - clip.start, rng, clip.start)
+        whole = reader.duration
+        if clip.start and clip.start >= whole:
+            raise VideoError(clip.path, "zero_frames", f"nothing from {clip.start:g} s on: it lasts {whole:g} s")
+        end = whole if clip.end is None else min(clip.end, whole)
+        times = sampling.segments(count, max(end - clip.start, 0.0), rng, clip.start)
         return reader.frames_at(times, mode, size, fit)
 
 

@@ -65,7 +65,8 @@ class Quantizer(nn.Module):
         if self.training and not self.started:
             self._start(flat)
         labels = self.nearest(flat)
-        codes = F.normalize(self.codes.float(), dim=-1)[labels].view_as(encoded)
+        # A copy: re-seeding writes into the codebook before the gradient has passed through it.
+        codes = F.normalize(self.codes.float().clone(), dim=-1)[labels].view_as(encoded)
         codebook, commitment = losses.quantization(encoded, codes)
         if self.training:
             self._keep_alive(flat, labels)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from evilm.model.blocks import initialise
 from evilm.types import Encoded, Text
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class TextEncoder(nn.Module):
         self.positions = positions
         self.bert = BertModel(config, add_pooling_layer=False)
         self.project = nn.Linear(width, out)
+        initialise(self)
 
     @property
     def word_embeddings(self) -> Tensor:

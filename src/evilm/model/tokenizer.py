@@ -46,6 +46,7 @@ class TokenizerConfig(Config):
     decay: float = Field(0.99, gt=0, lt=1)
     restart_below: float = Field(0.5, ge=0, description="0 leaves dead codes dead, as the paper does")
     kmeans: bool = False
+    centre: bool = Field(True, description="batch-normalise encodings before they go on the sphere; the paper does not")
     width: int = Field(384, gt=0, description="of the word decoder")
     depth: int = Field(8, gt=0)
     heads: int = Field(6, gt=0)
@@ -128,6 +129,9 @@ class Tokenizer(nn.Module):
         self.config = config
         self.encoder = VideoSwinEncoder(config) if config.encoder == "swin3d_t" else FrameEncoder(config)
         self.to_code = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.code_width))
+        # An untrained encoder gives all regions next to the same direction, and one code then serves them all. Centred
+        # and scaled, its encodings lie all over the sphere from the first step (docs/decisions.md).
+        self.centre = nn.BatchNorm1d(config.code_width, affine=False) if config.centre else nn.Identity()
         self.quantizer = Quantizer(
             config.codes,
             config.code_width,
@@ -182,7 +186,8 @@ class Tokenizer(nn.Module):
             GridError: frames of another size than the tokenizer's.
         """
         self.grid(frames.shape[1], *frames.shape[-2:])
-        return self.to_code(self.encoder(frames))
+        states = self.to_code(self.encoder(frames))
+        return self.centre(states.flatten(0, -2)).view(states.shape)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
         """Word logits (B, K) of Eq. 5 and the codes of Eq. 4, from frames (B, T, 3, H, W) uint8."""
@@ -224,7 +229,7 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits that name what decides a label: encoder, projection, codes."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
-        for part in (self.encoder, self.to_code, self.quantizer):
+        for part in (self.encoder, self.to_code, self.centre, self.quantizer):
             for name, tensor in sorted(part.state_dict().items()):
                 if name not in ("use", "sums", "started"):
                     digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -15,7 +15,7 @@ train that those are never true.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import TYPE_CHECKING, Literal
 
@@ -133,10 +133,22 @@ def _about_looks(scene: Scene, kind: Literal["colour", "shape"], rng: random.Ran
     return Question(f"what shape is {thing.colour}?", thing.shape, kind, temporal=False)
 
 
-def choices(scene: Scene, rng: random.Random) -> list[Choice]:
-    """One question on what the main actor does, and one on who does it (sometimes on both at once)."""
-    main = scene.main
-    by_action = _order_choice(scene, rng) if main.action in SEQUENCES else _action_choice(scene, rng)
+def action_choice(scene: Scene, rng: random.Random) -> Choice:
+    """What the main actor does, as a question with short options."""
+    return _order_choice(scene, rng) if scene.main.action in SEQUENCES else _action_choice(scene, rng)
+
+
+def choices(scene: Scene, action: Choice, rng: random.Random) -> list[Choice]:
+    """Two sets of sentences: what the main actor does, and who does it (sometimes both at once).
+
+    Args:
+        scene: what happens.
+        action: ``action_choice`` of the scene, to be said in whole sentences: a bystander may do a bare option.
+        rng: draws what the options differ in.
+    """
+    main, template = scene.main, rng.choice(_FRAMES)
+    said = tuple(template.format(a=article(_name(main)), verb=option) for option in action.options)
+    by_action = replace(action, question=None, options=said)
     still = all(thing.action == "stays still" for thing in scene.things[1:])
     rival = rng.choice(scene.things[1:]) if len(scene.things) > 1 and still else None
     if rival is not None and main.action in SIMPLE[:-1] and rng.random() < 0.4 and _could(scene, rival, main.action):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evilm.data.world.language import captions
 from evilm.data.world.layout import SPLITS, Record
-from evilm.data.world.questions import choices, questions, transition
+from evilm.data.world.questions import action_choice, choices, questions, transition
 
 if TYPE_CHECKING:
     from evilm.data.world.scene import Novelty, Scene
@@ -53,9 +53,9 @@ def record(plan: Plan, index: int, scene: Scene) -> Record:
     """All that the annotation files say of one clip, as JSON."""
     rng = random.Random(f"evilm words {plan.seed} {index}")
     asked = questions(scene, _QUESTIONS, rng)
-    offered = choices(scene, rng)
+    action = action_choice(scene, rng)
+    offered = choices(scene, action, rng)
     after = transition(scene.main, rng)
-    actions = [choice for choice in offered if choice.question is not None]
     numbered = [
         {"id": index * 10 + number, "question": item.text, "answer": item.answer, "kind": item.kind,
          "temporal": item.temporal}
@@ -71,7 +71,7 @@ def record(plan: Plan, index: int, scene: Scene) -> Record:
         "captions": [asdict(caption) for caption in captions(scene, _CAPTIONS, rng)],
         "questions": numbered,
         "choices": [{"id": index * 10 + number, **asdict(choice)} for number, choice in enumerate(offered)],
-        "actions": [{"id": index, **asdict(choice)} for choice in actions],
+        "actions": [{"id": index, **asdict(action)}],
         "transitions": [{"id": index, **asdict(choice)} for choice in ([after] if after is not None else [])],
     }
 
