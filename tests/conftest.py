@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.presets import ModelConfig
+    from evilm.model.tokenizer import TokenizerConfig
+    from evilm.types import Batch, Example
 
 # Before anything imports torch: the suite runs in two processes on two cores, so one thread each. It needs no network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +37,62 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; EVILM_SHARED_DATA names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world of 96 clips: 72 to train on, 8 to validate, 16 to test. Tests read it and leave it as it is."""
+    from evilm.data.world import build
+
+    return build(tmp_path_factory.mktemp("worlds") / "small", 96, 0, val=8, test=16, workers=1).path
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """Specials, single letters, and a few words: small enough to reason about its ids."""
+    from evilm.data.vocabulary import SPECIALS, Vocabulary
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789',:-?."
+    words = "a the red blue green disc square star moves grows jumps left right up down what is doing and".split()
+    pieces = (*SPECIALS, *letters, *(f"##{letter}" for letter in letters), *(word for word in words if word not in letters))
+    return Vocabulary(pieces)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    """The paper's backbone and decoder with next to nothing in them: 4x4 cells of 16 pixels, two frames."""
+    from evilm.model.presets import ModelConfig
+
+    return ModelConfig(
+        backbone="edgenext_xx_small", backbone_options={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+        stride=16, size=64, frames=2, width=32, depth=2, heads=2, hidden=64,
+        text_width=16, text_layers=1, text_heads=2, text_hidden=32, text_positions=64, dropout=0.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> TokenizerConfig:
+    """A video tokenizer with the grid of ``tiny``: a ViT of three blocks (the fewest that timm takes), 24 codes."""
+    from evilm.model.tokenizer import TokenizerConfig
+
+    return TokenizerConfig(
+        encoder="vit_tiny_patch16_224", encoder_options={"embed_dim": 32, "depth": 3, "num_heads": 2},
+        stride=16, size=64, codes=24, code_width=8, width=32, depth=1, heads=2, hidden=64,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def random_batch() -> Callable[..., Batch]:
+    """``random_batch(examples, frames=2, size=64, seed=0)``: noise for pixels, as a loader would hand it over."""
+    import torch
+
+    from evilm import seeds
+    from evilm.types import Batch, Example
+
+    def make(examples: Sequence[Example], frames: int = 2, size: int = 64, seed: int = 0) -> Batch:
+        random = torch.Generator().manual_seed(seed)
+        pixels = torch.randint(0, 256, (len(examples), frames, 3, size, size), generator=random, dtype=torch.uint8)
+        own = torch.tensor([seeds.derive(seed, "sample", example.key) for example in examples])
+        return Batch(tuple(examples), pixels, own, torch.ones(len(examples), dtype=torch.bool))
+
+    return make

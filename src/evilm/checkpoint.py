@@ -16,20 +16,22 @@ import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evilm.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 POINTER = "latest"
+MARK = ".evilm"
 KEPT = 2
+_REMEDY = "take another checkpoint, or copy this one anew"
 
 
 def write(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -54,17 +56,26 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         _sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"{folder}: cannot write the checkpoint: {error.strerror or error}; free space and resume") from error
+        reason = error.strerror or error
+        raise OutputError(f"{folder}: cannot write the checkpoint: {reason}; free space and resume") from error
 
 
 def point(run: Path, folder: Path) -> None:
-    """Make ``folder`` the run's latest checkpoint, then drop all but the newest two."""
+    """Make ``folder`` the run's latest checkpoint, then drop all but the newest two.
+
+    Raises:
+        OutputError: the pointer cannot be written; both checkpoints are still there.
+    """
     pointer = run / POINTER
     temporary = run / (POINTER + ".tmp")
-    temporary.write_text(folder.name + "\n")
-    _settled(temporary)
-    os.replace(temporary, pointer)
-    _sync_folder(run)
+    try:
+        temporary.write_text(folder.name + "\n")
+        _settled(temporary)
+        os.replace(temporary, pointer)
+        _sync_folder(run)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{pointer}: cannot be written: {error.strerror or error}; free space and resume") from error
     for old in steps(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -98,10 +109,11 @@ def find(path: Path) -> Path:
         verify(path)
         return path
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint or run")
+        raise CheckpointError(f"{path}: no such checkpoint or run; name the folder of a run, or a step-N in one")
     folder, complaints = newest(path)
     if folder is None:
-        raise CheckpointError(complaints[0] if complaints else f"{path}: holds no checkpoint (no {MANIFEST}, no step-N)")
+        lacks = f"{path}: holds no checkpoint (no {MANIFEST}, no step-N); name the folder of a run, or a step-N in one"
+        raise CheckpointError(complaints[0] if complaints else lacks)
     return folder
 
 
@@ -114,14 +126,17 @@ def verify(folder: Path) -> None:
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, this version reads {FORMAT}")
-    for name, expected in manifest.get("sha256", {}).items():
+    sums: Any = manifest.get("sha256")
+    if not isinstance(sums, dict) or not sums:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged (it lists no files); {_REMEDY}")
+    for name, expected in cast("dict[str, Any]", sums).items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder / MANIFEST}: names {name!r}, which lies outside the checkpoint")
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing from the checkpoint")
+            raise CheckpointError(f"{path}: missing from the checkpoint; {_REMEDY}")
         if _sum(path) != expected:
-            raise CheckpointError(f"{path}: damaged (its checksum is not the manifest's)")
+            raise CheckpointError(f"{path}: damaged (its checksum is not the manifest's); {_REMEDY}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,14 +146,14 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; this folder is not a complete checkpoint") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds no JSON object")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -153,7 +168,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing or damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType], its PathLike is bare
 
     try:
         return load_file(path)
@@ -163,7 +178,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file of contiguous copies: tensors that share memory are refused by the format."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType], its PathLike is bare
 
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
 
@@ -174,18 +189,38 @@ def claim(folder: Path, kind: str) -> None:
     Raises:
         OutputError: it holds something else, or is a file.
     """
-    mark = folder / ".evilm"
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; name a folder for the {kind}")
-    if folder.is_dir() and any(folder.iterdir()):
-        found = mark.read_text().strip() if mark.is_file() else "something else"
-        if found != kind:
-            raise OutputError(f"{folder}: holds {found}, not a {kind}; name another folder")
+    check_free(folder, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(kind + "\n")
+        (folder / MARK).write_text(kind + "\n")
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}; name another folder") from None
+
+
+def check_free(folder: Path, kind: str) -> None:
+    """Whether ``claim`` would take ``folder``, before anything is done for it; writes nothing.
+
+    Raises:
+        OutputError: it holds something else, or is a file.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file; name a folder for the {kind}")
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return
+        mark = folder / MARK
+        found = mark.read_text(encoding="utf-8").strip() if mark.is_file() else "something else"
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{folder}: cannot be used for a {kind}: {error}; name another folder") from None
+    if found != kind:
+        raise OutputError(f"{folder}: holds {found}; the {kind} needs a new or empty folder: name another")
+
+
+def release(folder: Path) -> None:
+    """Undo ``claim`` where nothing was written since."""
+    if [path.name for path in folder.iterdir()] == [MARK]:
+        (folder / MARK).unlink()
+        folder.rmdir()
 
 
 def _settled(path: Path) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +16,7 @@ from evilm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from pydantic_core import ErrorDetails
 
@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """A copy of ``table`` with ``a.b=c`` assignments applied; values are TOML, bare words are strings.
+    """A copy of ``table`` with ``a.b=c`` assignments applied; values are TOML, bare words are strings, nothing is none.
 
     Raises:
         ConfigError: an assignment without ``=``, or one that goes through a value that is no table.
@@ -58,16 +58,16 @@ def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
         if not equals or not name:
             raise ConfigError(f"override {assignment!r} is not of the form a.b=value")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"] if text else None
         except tomllib.TOMLDecodeError:
             value = text
         *parents, last = name.split(".")
         inner = result
         for parent in parents:
-            step = inner.setdefault(parent, {})
+            step: Any = inner.setdefault(parent, {})
             if not isinstance(step, dict):
                 raise ConfigError(f"override {assignment!r}: {parent!r} is a value, not a table")
-            inner = step
+            inner = cast("dict[str, Any]", step)
         inner[last] = value
     return result
 
@@ -86,7 +86,7 @@ def check(kind: type[C], table: Mapping[str, Any], origin: str) -> C:
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        lines = [_explain(kind, table, detail) for detail in error.errors()]
+        lines = [_explain(kind, detail) for detail in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
 
 
@@ -95,41 +95,54 @@ def load(kind: type[C], path: Path, assignments: Iterable[str] = ()) -> C:
     return check(kind, override(read(path), assignments), str(path))
 
 
-def _explain(kind: type[Config], table: Mapping[str, Any], detail: ErrorDetails) -> str:
+def _explain(kind: type[Config], detail: ErrorDetails) -> str:
     """One line for one of pydantic's complaints: the key, the value, the remedy."""
-    where = ".".join(str(part) for part in detail["loc"]) or "(whole recipe)"
+    path, known = _place(kind, detail["loc"])
+    where = ".".join(path) or "(whole recipe)"
     if detail["type"] == "extra_forbidden":
-        *parents, last = detail["loc"]
-        known = _keys(kind, table, parents)
-        close = difflib.get_close_matches(str(last), known, n=1)
+        close = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"unknown key {where!r}: {hint}known keys here are {', '.join(known)}"
+    if detail["type"] == "union_tag_invalid":
+        context = detail.get("ctx", {})
+        return f"unknown {where} {context.get('tag')!r}: there are {context.get('expected_tags')}"
+    if detail["type"] == "union_tag_not_found":
+        return f"'{where}.name' is missing"
     if detail["type"] == "missing":
         return f"{where!r} is missing"
+    if detail["type"] == "value_error":  # a rule of ours about several keys: their table would bury it
+        return f"{where!r}: {detail['msg'].removeprefix('Value error, ')}"
     return f"{where!r} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _keys(kind: type[Config], table: Mapping[str, Any], parents: list[str | int]) -> list[str]:
-    """The keys known at a place in a recipe, found by walking the settings classes."""
-    here: Any = kind
-    for parent in parents:
-        found = _settings_class(here, parent)
-        if found is None:
+def _place(kind: type[Config], loc: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
+    """A place in a recipe as the user wrote it, and the keys known beside it.
+
+    Behind the key of a tagged union pydantic names the tag (``task``, ``pretrain``, ``mask``), which is no key.
+    """
+    here, path, known = kind, list[str](), sorted(kind.model_fields)
+    parts = iter(loc)
+    for part in parts:
+        path.append(str(part))
+        known = sorted(here.model_fields)
+        field = here.model_fields.get(str(part))
+        members = _members(field.annotation) if field is not None else []
+        if not members:
             break
-        here = found
-    return sorted(here.model_fields)
+        here = members[0]
+        if len(members) > 1:
+            tag = next(parts, None)
+            here = next((member for member in members if tag in _tags(member)), here)
+    return path + [str(part) for part in parts], known
 
 
-def _settings_class(kind: type[Config], name: str | int) -> type[Config] | None:
-    """The settings class behind a key; for a tagged union, the member whose tag is ``name``."""
-    if isinstance(name, int) or name not in kind.model_fields:
-        return None
-    options = _members(kind.model_fields[name].annotation)
-    return options[0] if options else None
+def _tags(kind: type[Config]) -> tuple[Any, ...]:
+    """The literal values that a member of a tagged union has for its name."""
+    return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
 
 
 def _members(annotation: Any) -> list[type[Config]]:
     """Every settings class named in a type annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return [annotation]
-    return [member for part in getattr(annotation, "__args__", ()) for member in _members(part)]
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Config) else []
+    return [member for part in get_args(annotation) for member in _members(part)]

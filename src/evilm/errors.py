@@ -67,7 +67,8 @@ class VideoError(DataError):
     """
 
     def __init__(self, path: Path | str, status: VideoStatus, reason: str) -> None:
-        self.path, self.status, self.reason = str(path), status, reason
+        self.path, self.reason = str(path), reason
+        self.status: VideoStatus = status
         super().__init__(f"{path}: {status}: {reason}")
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[str, VideoStatus, str]]:

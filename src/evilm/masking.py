@@ -15,6 +15,7 @@ from evilm.seeds import generator
 from evilm.types import Grid, Text
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Shape = Literal["block", "tube", "cuboid"]
@@ -40,8 +41,8 @@ def regions(grid: Grid, ratio: float, seeds: Tensor, shape: Shape = "block") -> 
     """
     frames, height, width = grid
     masks: list[np.ndarray] = []
-    for seed in seeds.tolist():
-        rng = generator(seed, "regions")
+    for seed in seeds:
+        rng = generator(int(seed), "regions")
         if shape == "cuboid":
             masks.append(_boxes(rng, (frames, height, width), ratio))
         else:
@@ -109,8 +110,8 @@ def words(text: Text, seeds: Tensor, *, ratio: float, mask_id: int, ordinary: tu
     """
     ids, labels = text.ids.cpu().numpy().copy(), np.full(tuple(text.ids.shape), IGNORE, dtype=np.int64)
     starts, filled = text.starts.cpu().numpy(), text.mask.cpu().numpy()
-    for row, seed in enumerate(seeds.tolist()):
-        rng = generator(seed, "words")
+    for row, seed in enumerate(seeds):
+        rng = generator(int(seed), "words")
         for pieces in _chosen_words(rng, starts[row], filled[row], ratio):
             labels[row, pieces] = ids[row, pieces]
             fate = rng.random()
@@ -122,22 +123,25 @@ def words(text: Text, seeds: Tensor, *, ratio: float, mask_id: int, ordinary: tu
     return Text(torch.from_numpy(ids).to(device), text.mask, text.starts), torch.from_numpy(labels).to(device)
 
 
-def _chosen_words(rng: np.random.Generator, starts: np.ndarray, filled: np.ndarray, ratio: float) -> list[np.ndarray]:
+def _chosen_words(
+    rng: np.random.Generator, starts: np.ndarray, filled: np.ndarray, ratio: float
+) -> list[NDArray[np.int64]]:
     """The words to hide, each as the positions of its pieces."""
     first = np.flatnonzero(starts)
     if not len(first):
         return []
     end = int(filled.sum()) - 1  # [SEP] closes the text
-    spans = [np.arange(a, b) for a, b in zip(first, [*first[1:], end], strict=True)]
+    spans: list[NDArray[np.int64]] = [np.arange(a, b) for a, b in zip(first, [*first[1:], end], strict=True)]
     budget = max(1, round(ratio * sum(len(span) for span in spans)))
-    chosen: list[np.ndarray] = []
+    chosen: list[NDArray[np.int64]] = []
     for index in rng.permutation(len(spans)):
+        span = spans[int(index)]
         if budget <= 0:
             break
         # A long word may not overrun the budget, unless it is the only one.
-        if len(spans[index]) <= budget or not chosen:
-            chosen.append(spans[index])
-            budget -= len(spans[index])
+        if len(span) <= budget or not chosen:
+            chosen.append(span)
+            budget -= len(span)
     return chosen
 
 

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 class OptimConfig(Config):
     """The optimiser; the defaults are those of the paper's pre-training."""
 
-    epochs: float = Field(20, gt=0)
-    batch_size: int = Field(64, gt=0)
-    lr: float = Field(1e-4, gt=0)
-    head_lr: float = Field(1.0, gt=0, description="factor on the learning rate of what did not start from a checkpoint")
-    backbone_lr: float = Field(1.0, ge=0, description="factor for the video backbone; 0 freezes it")
-    weight_decay: float = Field(0.01, ge=0)
+    epochs: float = Field(default=20, gt=0)
+    batch_size: int = Field(default=64, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
+    head_lr: float = Field(
+        default=1.0, gt=0, description="factor on the learning rate of what did not start from a checkpoint"
+    )
+    backbone_lr: float = Field(default=1.0, ge=0, description="factor for the video backbone; 0 freezes it")
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
 
 
 def steps(config: OptimConfig, batches: int) -> int:

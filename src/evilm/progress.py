@@ -34,8 +34,8 @@ class Meter:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Progress(*columns, console=self.console, transient=False)
+            before, after = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            self._bar = Progress(before, BarColumn(bar_width=24), MofNCompleteColumn(), after, console=self.console)
             self._bar.start()
             self._row = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -14,19 +14,19 @@ from evilm.config import Config
 from evilm.data import readers
 from evilm.data.frame_store import FrameStore
 from evilm.data.labels import LabelStore
-from evilm.data.loader import DataConfig, FilePixels, Loader, SourceConfig, StoredPixels
+from evilm.data.loader import DataConfig, FilePixels, Loader, SourceConfig, StoredPixels, check_bad
 from evilm.data.vocabulary import Vocabulary
 from evilm.distributed import DeviceName, Precision
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.presets import ModelConfig, build, preset
 from evilm.optim import OptimConfig
 from evilm.progress import Meter
-from evilm.tasks import FINETUNE, AnyTaskConfig
+from evilm.tasks import FINETUNE, AnyTaskConfig, VideoTextTask
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from evilm.model.tokenizer import Tokenizer
     from evilm.tasks import Task
@@ -39,10 +39,12 @@ class RunConfig(Config):
     out: Path = Path("runs/run")
     device: DeviceName = "auto"
     precision: Precision = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
-    checkpoint_minutes: float = Field(5.0, gt=0)
-    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
-    validate_every: float = Field(0, ge=0, description="epochs between evaluations on data.validation; 0 at the end alone")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
+    validate_every: float = Field(
+        default=0, ge=0, description="epochs between evaluations on data.validation; 0 at the end alone"
+    )
 
 
 class Recipe(Config):
@@ -52,25 +54,50 @@ class Recipe(Config):
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
-    model: ModelConfig | None = Field(None, description="a preset with changes; none takes that of `start`")
-    start: Path | None = Field(None, description="checkpoint whose weights the run starts from")
-    vocabulary: Path | None = Field(None, description="none takes that of `start`, or the one that ships")
-    seed: int = Field(0, ge=0)
+    model: ModelConfig | None = Field(default=None, description="a preset with changes; none takes that of `start`")
+    start: Path | None = Field(default=None, description="checkpoint whose weights the run starts from")
+    vocabulary: Path | None = Field(default=None, description="none takes that of `start`, or the one that ships")
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, table: Any) -> Any:
         """``model.preset`` stands for the preset's settings, which the other keys then change."""
-        if isinstance(table, dict) and isinstance(table.get("model"), dict) and "preset" in table["model"]:
-            changes = {key: value for key, value in table["model"].items() if key != "preset"}
-            return {**table, "model": {**preset(table["model"]["preset"]).model_dump(), **changes}}
-        return table
+        recipe = cast("Mapping[str, Any]", table)
+        if not isinstance(table, dict) or not isinstance(recipe.get("model"), dict) or "preset" not in recipe["model"]:
+            return recipe
+        changes = dict(recipe["model"])
+        shape = preset(str(changes.pop("preset")))
+        return {**recipe, "model": shape.model_dump() | changes}
 
     @model_validator(mode="after")
     def _has_model(self) -> Recipe:
         if self.model is None and self.start is None and self.task.name != "tokenizer":
             raise ValueError("name a model (model.preset) or a checkpoint to start from (start)")
         return self
+
+
+def shelves() -> list[Path]:
+    """The folders of recipes that come with the project: beside ``src`` in a checkout, else inside the package."""
+    package = Path(__file__).resolve().parent
+    beside = package.parents[1] / "recipes" if package.parent.name == "src" else None
+    return [folder for folder in (beside, package / "recipes") if folder is not None and folder.is_dir()]
+
+
+def find(name: str | Path) -> Path:
+    """The recipe file that ``name`` means: a path, or the bare name of a recipe that comes with the project.
+
+    Raises:
+        ConfigError: there is none; lists those that come with the project.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = {file.stem: file for shelf in reversed(shelves()) for file in shelf.glob("*.toml")}
+    if str(name) in known:
+        return known[str(name)]
+    what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
+    raise ConfigError(f"{name}: {what}; give a TOML file or one of {', '.join(sorted(known)) or '(none installed)'}")
 
 
 def load(path: Path, assignments: Iterable[str] = ()) -> Recipe:
@@ -145,7 +172,9 @@ def _vocabulary(recipe: Recipe, origin: Path | None) -> Vocabulary:
         return own or Vocabulary.default()
     theirs = Vocabulary.load(origin / "vocabulary.json")
     if own is not None and own.fingerprint != theirs.fingerprint:
-        raise CheckpointError(f"{origin}: was trained with another vocabulary than {recipe.vocabulary}; leave `vocabulary` out")
+        raise CheckpointError(
+            f"{origin}: was trained with another vocabulary than {recipe.vocabulary}; leave `vocabulary` out"
+        )
     return theirs
 
 
@@ -161,6 +190,16 @@ def _tokenizer(task: PretrainConfig) -> tuple[Tokenizer | None, dict[str, Any]]:
     for parameter in tokenizer.parameters():
         parameter.requires_grad_(False)
     return tokenizer, {"codes": tokenizer.config.codes, "tokenizer": tokenizer.fingerprint()}
+
+
+def _tokenizer_at_hand(task: PretrainConfig, facts: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a pre-trained checkpoint, where its run is still there and still the same."""
+    if not task.mvm or task.tokenizer is None or not Path(task.tokenizer).exists():
+        return None
+    tokenizer, now = _tokenizer(task)
+    if facts.get("tokenizer") != now["tokenizer"]:
+        raise CheckpointError(f"{task.tokenizer}: is not the video tokenizer that this model was pre-trained with")
+    return tokenizer
 
 
 def _load_start(task: Task, origin: Path) -> Start:
@@ -204,11 +243,17 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
         model = build(shape, vocabulary.size)
         wanted = task or recipe.task
         if isinstance(wanted, PretrainConfig):
-            restored = Pretrain(model, vocabulary, wanted, facts, None)
+            restored = Pretrain(model, vocabulary, wanted, facts, _tokenizer_at_hand(wanted, facts))
         elif isinstance(wanted, TokenizerTaskConfig):
             raise CheckpointError(f"{folder}: holds no video tokenizer")
         else:
-            restored = FINETUNE[wanted.name](model, vocabulary, wanted, facts)  # pyright: ignore[reportArgumentType]
+            try:
+                restored = FINETUNE[wanted.name](model, vocabulary, wanted, facts)  # pyright: ignore[reportArgumentType]
+            except KeyError as error:
+                raise CheckpointError(
+                    f"{folder}: a {about['task']} checkpoint knows no {error.args[0]}, which {wanted.name} needs: "
+                    "fine-tune it for that"
+                ) from None
     tensors = checkpoint.read_tensors(folder / "model.safetensors")
     lacking = [name for name in restored.state_dict() if name not in tensors]
     if lacking:
@@ -219,7 +264,8 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
     try:
         restored.load_state_dict({name: tensors[name] for name in restored.state_dict()})
     except RuntimeError as error:
-        raise CheckpointError(f"{folder}: tensors do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+        last = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{folder}: tensors do not fit the model: {last}") from None
     return restored.eval(), about
 
 
@@ -227,8 +273,8 @@ def frames_of(recipe: Recipe, task: Task) -> tuple[int, int]:
     """(T, size) of the clips that a task is fed."""
     if isinstance(recipe.task, TokenizerTaskConfig):
         return recipe.task.frames, recipe.task.tokenizer.size
-    shape: ModelConfig = task.model.config  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-    return shape.frames, shape.size
+    assert isinstance(task, VideoTextTask)
+    return task.model.config.frames, task.model.config.size
 
 
 def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, label: bool = False) -> Loader:
@@ -240,9 +286,11 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
     if data.cache is not None:
         store = FrameStore(data.cache, [row.clip for row in rows], size=size, candidates=data.candidates, fit=data.fit)
         with Meter("decoding", len(store.clips), "clips") as meter:
-            problems = store.fill(data.workers, meter.update)
+            problems = store.fill(data.workers, lambda done, _: meter.update(done))
         for problem in problems[:5]:
-            meter.console.print(f"unreadable: {problem}", highlight=False, markup=False)
+            meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
+        if train:
+            check_bad(problems, len(store.clips), data.bad_share)
         pixels = StoredPixels(store)
     return Loader(
         examples=rows,
@@ -272,5 +320,5 @@ def _cached_labels(recipe: Recipe, task: Task, store: FrameStore | None) -> Labe
         raise ConfigError("task.labels: Video Swin labels depend on the frames beside them; take task.labels=online")
     labels = LabelStore(store, tokenizer.fingerprint(), tokenizer.grid(1, store.size, store.size))
     with Meter("labelling", len(store.clips), "clips") as meter:
-        labels.fill(tokenizer.labels, progress=meter.update)
+        labels.fill(tokenizer.labels, progress=lambda done, _: meter.update(done))
     return labels

@@ -14,7 +14,7 @@ import torch
 
 from evilm import __version__, checkpoint, distributed, evaluation, optim, seeds
 from evilm import recipe as recipes
-from evilm.errors import OutputError, TrainingError
+from evilm.errors import CheckpointError, EvilmError, OutputError, TrainingError
 from evilm.progress import Meter
 from evilm.tasks import VideoTextTask
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from evilm.recipe import Recipe
     from evilm.tasks import Task
     from evilm.types import Batch, Losses
+
+
+KIND = "run of evilm"  # what the mark of a run's folder says
 
 
 class Interrupted(KeyboardInterrupt):
@@ -54,7 +57,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
         Interrupted: after saving, when Ctrl-C or SIGTERM came.
     """
     out = recipe.run.out
-    checkpoint.claim(out, "run of evilm")
+    checkpoint.check_free(out, KIND)
     if checkpoint.steps(out) and not resume:
         raise OutputError(f"{out}: holds a run already; go on with --resume, or name another folder in run.out")
     device = distributed.device(recipe.run.device)
@@ -66,7 +69,12 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
         _say(f"start from {recipe.start}: {start}")
     loader = recipes.loader(recipe, task, rows, train=True, label=True)
     about = describe(recipe, task, facts, start)
-    Run(recipe, task, loader, device, about).fit(resume)
+    checkpoint.claim(out, KIND)
+    try:
+        Run(recipe, task, loader, device, about).fit(resume)
+    except EvilmError:
+        checkpoint.release(out)
+        raise
     return out
 
 
@@ -97,7 +105,7 @@ class Run:
         self.recipe, self.task, self.loader, self.device, self.about = recipe, task.to(device), loader, device, about
         self.out = recipe.run.out
         self.bf16 = distributed.computes_in_bf16(recipe.run.precision, device)
-        fresh = frozenset() if recipe.start is None else _fresh(task, about)
+        fresh: frozenset[str] = frozenset() if recipe.start is None else _fresh(task)
         self.optimizer = optim.optimizer(task, recipe.optim, fresh)
         self.total = optim.steps(recipe.optim, len(loader))
         self.step = 0
@@ -109,7 +117,7 @@ class Run:
             self._resume()
         stop = threading.Event()
         began = saved = time.monotonic()
-        with _signals(stop), Meter(self.task.name, self.total, done=self.step) as meter:
+        with _Signals(stop), Meter(self.task.name, self.total, done=self.step) as meter:
             for batch in self._batches():
                 losses, norm = self._advance(batch)
                 now = time.monotonic()
@@ -161,8 +169,9 @@ class Run:
         """Write down the batch whose loss is no number, and stop."""
         keys = [example.key for example in batch.examples]
         path = self.out / "diverged.json"
-        parts = {name: float(value) for name, value in losses.parts.items()}
-        checkpoint.write_json(path, {"step": self.step, "losses": {k: str(v) for k, v in parts.items()}, "samples": keys})
+        # As text: JSON has no name for what is no number.
+        parts = {name: str(float(value)) for name, value in losses.parts.items()}
+        checkpoint.write_json(path, {"step": self.step, "losses": parts, "samples": keys})
         raise TrainingError(
             f"the loss is {float(losses.total)} at step {self.step}: lower optim.lr = {self.recipe.optim.lr:g}; "
             f"the batch is named in {path}"
@@ -184,8 +193,9 @@ class Run:
 
     def _validates(self) -> bool:
         each = self.recipe.run.validate_every
-        due = max(1, round(each * len(self.loader)))
-        return bool(each) and self.recipe.data.validation is not None and self.step % due == 0 and self.step < self.total
+        if not each or self.recipe.data.validation is None or self.step >= self.total:
+            return False
+        return self.step % max(1, round(each * len(self.loader))) == 0
 
     def _validate(self) -> None:
         """Evaluate on the validation split, append to ``validation.jsonl``."""
@@ -228,8 +238,16 @@ class Run:
             _say(f"{self.out}: no checkpoint yet; beginning")
             return
         state = checkpoint.read_json(folder / "training" / "state.json")
-        self.task.load_state_dict(checkpoint.read_tensors(folder / "model.safetensors"))
-        _unflatten(self.optimizer, checkpoint.read_tensors(folder / "training" / "optimizer.safetensors"))
+        weights = checkpoint.read_tensors(folder / "model.safetensors")
+        moments = checkpoint.read_tensors(folder / "training" / "optimizer.safetensors")
+        try:
+            self.task.load_state_dict(weights)
+            _unflatten(self.optimizer, moments)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: was trained by another recipe ({_first_line(error)}): resume with the recipe that it was "
+                "begun with, or name another folder in run.out"
+            ) from None
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.loader.bad.update(state["bad"])
         _drop_after(self.out / "metrics.jsonl", self.step)
@@ -237,9 +255,15 @@ class Run:
         _say(f"resuming {folder} at step {self.step} of {self.total}")
 
 
-def _fresh(task: Task, about: dict[str, Any]) -> frozenset[str]:
+def _fresh(task: Task) -> frozenset[str]:
     """Parameters outside the model: heads that a task adds to what it started from."""
     return frozenset(name for name, _ in task.named_parameters() if not name.startswith("model."))
+
+
+def _first_line(error: Exception) -> str:
+    """The first particular of a complaint of torch's, whose own first line only says that there are some."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[min(1, len(lines) - 1)][:160]
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -272,7 +296,7 @@ def _say(text: str) -> None:
     Meter("", 1).console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-class _signals:
+class _Signals:
     """While inside, Ctrl-C and SIGTERM set an event; a second one acts at once."""
 
     def __init__(self, stop: threading.Event) -> None:
@@ -283,7 +307,7 @@ class _signals:
         if threading.current_thread() is not threading.main_thread():
             return
 
-        def handle(number: int, _: FrameType | None) -> None:
+        def handle(_number: int, _frame: FrameType | None) -> None:
             if self.stop.is_set():
                 raise KeyboardInterrupt
             self.stop.set()

@@ -126,6 +126,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def own_seeds(self) -> list[int]:
+        """``seeds`` as plain numbers."""
+        return [int(seed) for seed in self.seeds]
+
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; seeds stay on the CPU, where they are used."""
         return replace(

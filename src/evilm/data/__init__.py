@@ -1,0 +1,1 @@
+"""From files to batches: readers, decoding, words, caches, and the procedural world."""

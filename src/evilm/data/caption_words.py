@@ -53,7 +53,8 @@ class CaptionWords:
     """
 
     def __init__(self, words: Sequence[str], kind: Kind = "all") -> None:
-        self.words, self.kind = tuple(words), kind
+        self.words = tuple(words)
+        self.kind: Kind = kind
         self._index = {word: k for k, word in enumerate(self.words)}
         if len(self._index) != len(self.words):
             raise VocabularyError("the list of caption words names a word twice")
@@ -62,7 +63,9 @@ class CaptionWords:
         return len(self.words)
 
     @classmethod
-    def count(cls, captions: Iterable[str], *, at_least: int, most: int | None = None, kind: Kind = "all") -> CaptionWords:
+    def count(
+        cls, captions: Iterable[str], *, at_least: int, most: int | None = None, kind: Kind = "all"
+    ) -> CaptionWords:
         """The words that occur in at least ``at_least`` captions, most frequent first.
 
         Raises:

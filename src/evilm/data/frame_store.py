@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evilm.data.video import Fit, read_clip
 from evilm.errors import OutputError, VideoError
-from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from evilm.types import Clip
 
 TODO, DONE, BAD = 0, 1, 2
 
@@ -41,7 +42,8 @@ class FrameStore:
     def __init__(self, folder: Path, clips: Sequence[Clip], *, size: int, candidates: int, fit: Fit = "crop") -> None:
         unique = {clip.id: clip for clip in clips}
         self.clips = [unique[key] for key in sorted(unique)]
-        self.size, self.candidates, self.fit = size, candidates, fit
+        self.size, self.candidates = size, candidates
+        self.fit: Fit = fit
         self.index = {clip.id: row for row, clip in enumerate(self.clips)}
         self.folder = folder / self._name()
         shape = (len(self.clips), candidates, size, size, 3)
@@ -71,7 +73,9 @@ class FrameStore:
         todo = np.flatnonzero(self.state != DONE)
         problems: list[str] = []
         if len(todo):
-            jobs = [(int(row), self.clips[row], self.size, self.candidates, self.fit) for row in todo]
+            jobs: list[tuple[int, Clip, int, int, Fit]] = [
+                (int(row), self.clips[row], self.size, self.candidates, self.fit) for row in todo
+            ]
             for done, (row, pixels, problem) in enumerate(_decoded(jobs, workers), 1):
                 if pixels is not None:
                     self.frames[row] = pixels
@@ -88,7 +92,6 @@ class FrameStore:
         """The candidates ``chosen`` of a clip, (T, size, size, 3), or None when it could not be decoded."""
         row = self.index[clip.id]
         return None if self.state[row] != DONE else self.frames[row, chosen]
-
 
 
 def _decoded(

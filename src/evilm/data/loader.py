@@ -36,15 +36,15 @@ class SourceConfig(Config):
     annotations: Path
     videos: Path | None = None
     split: str = "train"
-    limit: int | None = Field(None, gt=0, description="take this many rows, spread evenly over the file")
+    limit: int | None = Field(default=None, gt=0, description="take this many rows, spread evenly over the file")
 
 
 class AugmentConfig(Config):
     """Random changes to the pixels of a training clip, the same for all its frames."""
 
-    scale: float = Field(1.0, gt=0, le=1, description="smallest share of the picture's area that a crop keeps")
-    shift: int = Field(0, ge=0, description="pixels by which a clip may be moved, edges repeated")
-    flip: bool = Field(False, description="mirror half of the clips; wrong where captions say left or right")
+    scale: float = Field(default=1.0, gt=0, le=1, description="smallest share of the picture's area that a crop keeps")
+    shift: int = Field(default=0, ge=0, description="pixels by which a clip may be moved, edges repeated")
+    flip: bool = Field(default=False, description="mirror half of the clips; wrong where captions say left or right")
 
     @property
     def active(self) -> bool:
@@ -57,12 +57,14 @@ class DataConfig(Config):
     train: SourceConfig
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
-    cache: Path | None = Field(None, description="folder for frames decoded once; none decodes in every epoch")
-    candidates: int = Field(8, gt=0, description="frames kept of each clip in the cache")
+    cache: Path | None = Field(default=None, description="folder for frames decoded once; none decodes in every epoch")
+    candidates: int = Field(default=8, gt=0, description="frames kept of each clip in the cache")
     fit: Literal["crop", "squash"] = "crop"
     augment: AugmentConfig = AugmentConfig()
-    workers: int = Field(2, ge=0, description="processes that decode")
-    bad_share: float = Field(0.05, ge=0, le=1, description="unreadable share of training samples that stops the run")
+    workers: int = Field(default=2, ge=0, description="processes that decode")
+    bad_share: float = Field(
+        default=0.05, ge=0, le=1, description="unreadable share of training samples that stops the run"
+    )
 
 
 class Pixels(Protocol):
@@ -161,7 +163,7 @@ class Loader:
         return self.epoch(0)
 
     def _batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
-        examples = tuple(self.examples[row] for row in rows)
+        examples = tuple(self.examples[int(row)] for row in rows)
         own = [seeds.derive(self.seed, "sample", epoch, int(row)) for row in rows]
         readable = np.ones(len(rows), dtype=bool)
         pixels = np.zeros((len(rows), self.frames, self.size, self.size, 3), dtype=np.uint8)
@@ -198,13 +200,26 @@ class Loader:
         return torch.from_numpy(np.stack(found).astype(np.int64))
 
     def _stop_if_bad(self) -> None:
-        clips = len({example.clip.id for example in self.examples}) if self.bad and self.train else 0
-        if clips and len(self.bad) > self.bad_share * clips:
-            worst = next(iter(self.bad.values()))
-            raise TooManyBadSamplesError(
-                f"{len(self.bad)} of {clips} videos cannot be read, more than data.bad_share = {self.bad_share:g} "
-                f"allows; the first: {worst}"
-            )
+        if self.bad and self.train:
+            check_bad(list(self.bad.values()), len({example.clip.id for example in self.examples}), self.bad_share)
+
+
+def check_bad(problems: Sequence[str], clips: int, share: float) -> None:
+    """Stop where too much cannot be read.
+
+    Args:
+        problems: one line for each unreadable video.
+        clips: how many videos there are.
+        share: of them that may be unreadable.
+
+    Raises:
+        TooManyBadSamplesError: more are.
+    """
+    if len(problems) > share * clips:
+        raise TooManyBadSamplesError(
+            f"{len(problems)} of {clips} videos cannot be read, more than data.bad_share = {share:g} allows: mend or "
+            f"leave them out, or raise it; the first: {problems[0]}"
+        )
 
 
 class LabelSource(Protocol):

@@ -1,0 +1,1 @@
+"""The networks of the paper: E-ViLM, its video tokenizer, and their parts."""

@@ -30,7 +30,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, S, D) to (B, S, D); ``mask`` (B, S) is False on positions that nothing may attend to."""
         batch, length, width = x.shape
-        query, key, value = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, S, .)
+        states = self.qkv(x).view(batch, length, 3, self.heads, -1)
+        query, key, value = states.permute(2, 0, 3, 1, 4)  # (B, heads, S, .)
         bias = None if mask is None else mask[:, None, None, :]
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0

@@ -19,22 +19,22 @@ class ModelConfig(Config):
 
     backbone: str = "edgenext_small"
     backbone_options: Options = {}
-    backbone_weights: str = Field("none", description="none, hub, or a safetensors file")
-    stride: int = Field(32, gt=0)
+    backbone_weights: str = Field(default="none", description="none, hub, or a safetensors file")
+    stride: int = Field(default=32, gt=0)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    size: int = Field(256, gt=0, description="pixels of a frame's side")
-    frames: int = Field(4, gt=0)
-    width: int = Field(384, gt=0, description="D, of the fusion decoder")
-    depth: int = Field(4, gt=0)
-    heads: int = Field(6, gt=0)
-    hidden: int = Field(1536, gt=0)
-    text_width: int = Field(128, gt=0)
-    text_layers: int = Field(6, gt=0)
-    text_heads: int = Field(4, gt=0)
-    text_hidden: int = Field(512, gt=0)
-    text_positions: int = Field(512, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    size: int = Field(default=256, gt=0, description="pixels of a frame's side")
+    frames: int = Field(default=4, gt=0)
+    width: int = Field(default=384, gt=0, description="D, of the fusion decoder")
+    depth: int = Field(default=4, gt=0)
+    heads: int = Field(default=6, gt=0)
+    hidden: int = Field(default=1536, gt=0)
+    text_width: int = Field(default=128, gt=0)
+    text_layers: int = Field(default=6, gt=0)
+    text_heads: int = Field(default=4, gt=0)
+    text_hidden: int = Field(default=512, gt=0)
+    text_positions: int = Field(default=512, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:

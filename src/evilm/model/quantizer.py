@@ -85,7 +85,8 @@ class Quantizer(nn.Module):
         whole batch would not fit.
         """
         encoded, codes = F.normalize(encoded.float(), dim=-1), F.normalize(self.codes.float(), dim=-1)
-        return torch.cat([(chunk @ codes.T).argmax(-1) for chunk in encoded.split(8192)])
+        starts = range(0, len(encoded), 8192)
+        return torch.cat([(encoded[start : start + 8192] @ codes.T).argmax(-1) for start in starts])
 
     @torch.no_grad()
     def _start(self, encoded: Tensor, rounds: int = 10) -> None:
@@ -94,7 +95,7 @@ class Quantizer(nn.Module):
         for _ in range(rounds):
             self.codes.copy_(centres)
             sums = torch.zeros_like(centres).index_add_(0, self.nearest(encoded), encoded)
-            centres = torch.where(sums.norm(dim=-1, keepdim=True) > 0, F.normalize(sums, dim=-1), centres)
+            centres = torch.where(sums.any(dim=-1, keepdim=True), F.normalize(sums, dim=-1), centres)
         self.codes.copy_(centres)
         self.sums.copy_(centres)
         self.started.fill_(True)

@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
             max_position_embeddings=positions,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue], taken by the base class alone
         )
         self.positions = positions
         self.bert = BertModel(config, add_pooling_layer=False)

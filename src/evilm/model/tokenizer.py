@@ -10,14 +10,14 @@ import hashlib
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from evilm.config import Config
 from evilm.errors import CodebookError, ConfigError, GridError
 from evilm.model.blocks import Block, Normalise, initialise
 from evilm.model.quantizer import Codebook, Quantizer
-from evilm.model.video_encoder import Options, backbone
+from evilm.model.video_encoder import Options, backbone, statistics
 from evilm.types import Grid
 
 if TYPE_CHECKING:
@@ -33,27 +33,40 @@ SWIN_MEAN, SWIN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class TokenizerConfig(Config):
     """The shape of a ``Tokenizer``; the defaults are the paper's (sections 3.3, 4.1)."""
 
-    encoder: str = Field("vit_base_patch32_clip_224", description="any timm backbone, or swin3d_t (Video Swin-T)")
+    encoder: str = Field(
+        default="vit_base_patch32_clip_224", description="any timm backbone, or swin3d_t (Video Swin-T)"
+    )
     encoder_options: Options = {}
-    encoder_weights: str = Field("none", description="none, hub, or a safetensors file")
-    stride: int = Field(32, gt=0)
-    size: int = Field(256, gt=0)
+    encoder_weights: str = Field(default="none", description="none, hub, or a safetensors file")
+    stride: int = Field(default=32, gt=0)
+    size: int = Field(default=256, gt=0)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    codes: int = Field(9420, gt=1, description="M")
-    code_width: int = Field(32, gt=0, description="d")
+    codes: int = Field(default=9420, gt=1, description="M")
+    code_width: int = Field(default=32, gt=0, description="d")
     codebook: Codebook = "gradient"
-    decay: float = Field(0.99, gt=0, lt=1)
-    restart_below: float = Field(0.5, ge=0, description="0 leaves dead codes dead, as the paper does")
+    decay: float = Field(default=0.99, gt=0, lt=1)
+    restart_below: float = Field(default=0.5, ge=0, description="0 leaves dead codes dead, as the paper does")
     kmeans: bool = False
-    centre: bool = Field(True, description="batch-normalise encodings before they go on the sphere; the paper does not")
-    width: int = Field(384, gt=0, description="of the word decoder")
-    depth: int = Field(8, gt=0)
-    heads: int = Field(6, gt=0)
-    hidden: int = Field(1536, gt=0)
-    swin_frames: Literal["repeat", "share"] = Field(
-        "repeat", description="Video Swin halves time: show each frame twice, or let two frames share a label"
+    centre: bool = Field(
+        default=True, description="batch-normalise encodings before they go on the sphere; the paper does not"
     )
+    width: int = Field(default=384, gt=0, description="of the word decoder")
+    depth: int = Field(default=8, gt=0)
+    heads: int = Field(default=6, gt=0)
+    hidden: int = Field(default=1536, gt=0)
+    swin_frames: Literal["repeat", "share"] = Field(
+        default="repeat", description="Video Swin halves time: show each frame twice, or let two frames share a label"
+    )
+
+
+    @model_validator(mode="after")
+    def _fits(self) -> TokenizerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        if self.size % self.stride:
+            raise ValueError(f"size {self.size} is no multiple of the stride {self.stride}")
+        return self
 
 
 class FrameEncoder(nn.Module):
@@ -61,15 +74,13 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        from timm.data import resolve_model_data_config  # pyright: ignore[reportUnknownVariableType]
-
         options = dict(config.encoder_options)
         if "vit" in config.encoder:
             options = {"img_size": config.size, **options}
         self.stride = config.stride
         self.backbone, self.width = backbone(config.encoder, config.stride, options, config.encoder_weights)
-        statistics = resolve_model_data_config(self.backbone)
-        self.normalise = Normalise(config.mean or statistics["mean"], config.std or statistics["std"])
+        mean, std = statistics(self.backbone)
+        self.normalise = Normalise(config.mean or mean, config.std or std)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""
@@ -77,7 +88,7 @@ class FrameEncoder(nn.Module):
         features: Tensor = self.backbone(self.normalise(frames.flatten(0, 1)))[0]
         if features.shape[-1] != self.width:
             features = features.permute(0, 2, 3, 1)
-        return features.unflatten(0, (batch, count))
+        return features.view(batch, count, *features.shape[1:])
 
 
 class VideoSwinEncoder(nn.Module):
@@ -99,7 +110,7 @@ class VideoSwinEncoder(nn.Module):
             raise ConfigError("tokenizer.encoder_weights: Video Swin takes none or hub")
         self.share = config.swin_frames == "share"
         self.swin = swin3d_t(weights=Swin3D_T_Weights.DEFAULT if config.encoder_weights == "hub" else None)
-        self.swin.head = nn.Identity()
+        del self.swin.head  # its classes are not ours
         self.width = int(self.swin.num_features)
         self.normalise = Normalise(config.mean or SWIN_MEAN, config.std or SWIN_STD)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,15 +37,16 @@ def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = 
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        near = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:8]
         raise ConfigError(f"unknown backbone {name!r}: timm has {', '.join(near) or 'nothing of that name'}")
     try:
-        strides: list[int] = timm.create_model(name, features_only=True, **options).feature_info.reduction()
+        probe: Any = timm.create_model(name, features_only=True, **options)
+        strides: list[int] = probe.feature_info.reduction()
         if stride not in strides:
             raise ConfigError(f"backbone {name!r} has no feature map of stride {stride}: it has {sorted(set(strides))}")
         level = len(strides) - 1 - strides[::-1].index(stride)
         file = _checked(name, Path(weights), options) if weights not in ("none", "hub") else None
-        model = timm.create_model(
+        model: Any = timm.create_model(
             name,
             features_only=True,
             out_indices=(level,),
@@ -75,8 +76,9 @@ def _checked(name: str, path: Path, options: Mapping[str, Any]) -> Path:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, not a dict
+        opened: Any = safe_open(path, "pt")
+        with opened as file:
+            found: dict[str, tuple[int, ...]] = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, not a dict
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
     own = timm.create_model(name, num_classes=0, **options).state_dict()
@@ -91,6 +93,14 @@ def _checked(name: str, path: Path, options: Mapping[str, Any]) -> Path:
             f"({', '.join(wrong[:3])}, ...)"
         )
     return path
+
+
+def statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels that a backbone was trained on, one a colour."""
+    from timm.data import config
+
+    found = cast("dict[str, tuple[float, ...]]", config.resolve_model_data_config(model))
+    return found["mean"], found["std"]
 
 
 class VideoEncoder(nn.Module):
@@ -118,13 +128,11 @@ class VideoEncoder(nn.Module):
         std: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
-        from timm.data import resolve_model_data_config  # pyright: ignore[reportUnknownVariableType]
-
         self.stride = stride
         self.backbone, channels = backbone(name, stride, options, weights)
         self.channels = channels
-        statistics: dict[str, Any] = resolve_model_data_config(self.backbone)
-        self.normalise = Normalise(mean or statistics["mean"], std or statistics["std"])
+        usual_mean, usual_std = statistics(self.backbone)
+        self.normalise = Normalise(mean or usual_mean, std or usual_std)
         self.project = nn.Linear(channels, width)
         cells = self.grid(frames, size, size).height
         self.space = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, width, cells, cells), std=0.02))

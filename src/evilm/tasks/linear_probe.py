@@ -31,9 +31,11 @@ class LinearProbeConfig(TaskConfig):
 
     name: Literal["linear_probe"] = "linear_probe"
     protocol: Literal["strict", "all-in-one"] = Field(
-        "strict", description="one linear layer; or a tanh pooler and two layers, as all-in-one publishes it"
+        default="strict", description="one linear layer; or a tanh pooler and two layers, as all-in-one publishes it"
     )
-    remember: bool = Field(True, description="compute each clip's [CLS] once; needs fixed frames (no augmentation)")
+    remember: bool = Field(
+        default=True, description="compute each clip's [CLS] once; needs fixed frames (no augmentation)"
+    )
 
 
 class LinearProbe(VideoTextTask):
@@ -51,7 +53,8 @@ class LinearProbe(VideoTextTask):
         self.scale = nn.BatchNorm1d(width, affine=False)
         layers = [nn.Linear(width, count)]
         if config.protocol == "all-in-one":
-            layers = [nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, count)]
+            pooler, hidden = nn.Linear(width, width), nn.Linear(width, 2 * width)
+            layers = [pooler, nn.Tanh(), hidden, nn.GELU(), nn.Linear(2 * width, count)]
         self.classifier = nn.Sequential(*layers)
         initialise(self.classifier)
         for parameter in model.parameters():

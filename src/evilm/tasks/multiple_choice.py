@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from evilm import losses, metrics
+from evilm import losses
 from evilm.errors import DataError
 from evilm.model.heads import MatchHead
 from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
@@ -29,8 +29,8 @@ class MultipleChoiceConfig(TaskConfig):
     """How options are scored."""
 
     name: Literal["multiple_choice"] = "multiple_choice"
-    blind: bool = Field(False, description="the baseline that cannot see: options alone")
-    words: int = Field(40, gt=2, description="longest question and option together, in word pieces")
+    blind: bool = Field(default=False, description="the baseline that cannot see: options alone")
+    words: int = Field(default=40, gt=2, description="longest question and option together, in word pieces")
 
 
 class MultipleChoice(VideoTextTask):

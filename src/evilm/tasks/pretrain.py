@@ -25,28 +25,32 @@ if TYPE_CHECKING:
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
     from evilm.model.tokenizer import Tokenizer
-    from evilm.types import Batch, Encoded, Fused
+    from evilm.types import Batch, Encoded, Fused, Text
 
 
 class PretrainConfig(TaskConfig):
     """Which objectives, and how much is hidden; the defaults are the paper's (sections 3.4, 4.1)."""
 
     name: Literal["pretrain"] = "pretrain"
-    mvm: float = Field(1.0, ge=0, description="weight of masked video modelling; 0 switches it off")
-    mlm: float = Field(1.0, ge=0)
-    vtm: float = Field(1.0, ge=0)
-    contrastive: float = Field(0.0, ge=0, description="beyond the paper: makes zero-shot fast retrieval possible")
-    tokenizer: str | None = Field(None, description="checkpoint of the video tokenizer; needed for mvm")
+    mvm: float = Field(default=1.0, ge=0, description="weight of masked video modelling; 0 switches it off")
+    mlm: float = Field(default=1.0, ge=0)
+    vtm: float = Field(default=1.0, ge=0)
+    contrastive: float = Field(
+        default=0.0, ge=0, description="beyond the paper: makes zero-shot fast retrieval possible"
+    )
+    tokenizer: str | None = Field(default=None, description="checkpoint of the video tokenizer; needed for mvm")
     labels: Literal["online", "cached"] = "online"
     mask: masking.Shape = "block"
-    mask_ratio: float = Field(0.4, gt=0, lt=1)
-    mask_when: Literal["after", "before"] = Field("after", description="zero after pixel normalisation, or before it")
-    word_ratio: float = Field(0.15, gt=0, lt=1)
-    matching: Literal["choice", "binary"] = Field("choice", description="VTM among 1 + negatives, or yes / no")
-    negatives: int = Field(3, gt=0, description="other texts of the batch that each video is fused with")
-    hard_negatives: bool = Field(False, description="draw negatives by contrastive similarity")
-    words: int = Field(30, gt=2, description="longest text, in word pieces")
-    embedding: int = Field(512, gt=0)
+    mask_ratio: float = Field(default=0.4, gt=0, lt=1)
+    mask_when: Literal["after", "before"] = Field(
+        default="after", description="zero after pixel normalisation, or before it"
+    )
+    word_ratio: float = Field(default=0.15, gt=0, lt=1)
+    matching: Literal["choice", "binary"] = Field(default="choice", description="VTM among 1 + negatives, or yes / no")
+    negatives: int = Field(default=3, gt=0, description="other texts of the batch that each video is fused with")
+    hard_negatives: bool = Field(default=False, description="draw negatives by contrastive similarity")
+    words: int = Field(default=30, gt=2, description="longest text, in word pieces")
+    embedding: int = Field(default=512, gt=0)
 
 
 class Pretrain(VideoTextTask):
@@ -91,23 +95,11 @@ class Pretrain(VideoTextTask):
 
     def losses(self, batch: Batch) -> Losses:
         config, model = self.config, self.model
-        grid = model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
-        where = masking.regions(grid, config.mask_ratio, batch.seeds, config.mask).to(batch.frames.device)
+        where, frames = self._hide_regions(batch)
         clean = self.text(self.captions(batch), batch)
-        masked, hidden_words = masking.words(
-            clean,
-            batch.seeds,
-            ratio=config.word_ratio,
-            mask_id=self.vocabulary.mask_id,
-            ordinary=(max(self.vocabulary.special_ids) + 1, self.vocabulary.size),
-        )
-        frames = batch.frames
-        if config.mask_when == "before":
-            frames = model.normalise(masking.hide(frames, where, grid))
-        else:
-            frames = masking.hide(model.normalise(frames), where, grid)
+        masked, hidden_words = self._hide_words(clean, batch)
         video = model.encode_video(frames)  # Eq. 1
-        text = model.encode_text(masked if config.mlm else clean)  # Eq. 1
+        text = model.encode_text(masked)  # Eq. 1
         fused = model.fuse(video, text)  # Eq. 2
         parts: dict[str, Tensor] = {}
         if config.mvm:
@@ -130,6 +122,26 @@ class Pretrain(VideoTextTask):
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()  # Eq. 8
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
+    def _hide_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, N) bool where regions are hidden, and the normalised frames without them."""
+        grid = self.model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
+        where = masking.regions(grid, self.config.mask_ratio, batch.seeds, self.config.mask).to(batch.frames.device)
+        if self.config.mask_when == "before":
+            return where, self.model.normalise(masking.hide(batch.frames, where, grid))
+        return where, masking.hide(self.model.normalise(batch.frames), where, grid)
+
+    def _hide_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:
+        """The text that the model reads, and (B, L) the true pieces of its hidden words; all of it without MLM."""
+        if not self.config.mlm:
+            return text, torch.full_like(text.ids, masking.IGNORE)
+        return masking.words(
+            text,
+            batch.seeds,
+            ratio=self.config.word_ratio,
+            mask_id=self.vocabulary.mask_id,
+            ordinary=(max(self.vocabulary.special_ids) + 1, self.vocabulary.size),
+        )
+
     def _labels(self, batch: Batch) -> Tensor:
         """(B, T, h, w) labels of the unmasked frames: cached, or asked of the tokenizer now."""
         if batch.labels is not None:
@@ -142,9 +154,7 @@ class Pretrain(VideoTextTask):
         """(B, 512) each, from one-modality fusion."""
         return self.embed.video(self.model.fuse(video=video).cls), self.embed.text(self.model.fuse(text=text).cls)
 
-    def _matching(
-        self, batch: Batch, video: Encoded, text: Encoded, fused: Fused, similarity: Tensor | None
-    ) -> Tensor:
+    def _matching(self, batch: Batch, video: Encoded, text: Encoded, fused: Fused, similarity: Tensor | None) -> Tensor:
         """VTM: the fusion at hand against fusions of the same video with other texts of the batch."""
         others = self._partners(batch, similarity if self.config.hard_negatives else None)
         count = others.shape[1]
@@ -168,18 +178,10 @@ class Pretrain(VideoTextTask):
     def predict(self, batch: Batch) -> list[Prediction]:
         """The objectives' accuracies on held-out clips, masked as in training."""
         config, model = self.config, self.model
-        grid = model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
-        where = masking.regions(grid, config.mask_ratio, batch.seeds, config.mask).to(batch.frames.device)
+        where, frames = self._hide_regions(batch)
         clean = self.text(self.captions(batch), batch)
-        masked, hidden = masking.words(
-            clean,
-            batch.seeds,
-            ratio=config.word_ratio,
-            mask_id=self.vocabulary.mask_id,
-            ordinary=(max(self.vocabulary.special_ids) + 1, self.vocabulary.size),
-        )
-        video = model.encode_video(masking.hide(model.normalise(batch.frames), where, grid))
-        text = model.encode_text(masked)
+        masked, hidden = self._hide_words(clean, batch)
+        video, text = model.encode_video(frames), model.encode_text(masked)
         fused = model.fuse(video, text)
         columns: dict[str, np.ndarray] = {}
         if config.mvm:
@@ -194,7 +196,8 @@ class Pretrain(VideoTextTask):
             columns["mlm"] = _share(guess == hidden, hidden != masking.IGNORE)
         if config.vtm:
             other = model.fuse(video, text[torch.arange(len(batch)).roll(1).to(where.device)]).cls
-            columns["vtm"] = (self.match(fused.cls) > self.match(other)).float().cpu().numpy()
+            own, others = self.match(fused.cls), self.match(other)
+            columns["vtm"] = ((own > others).float() + (own == others).float() / 2).cpu().numpy()  # a tie is chance
         if config.contrastive:
             v, t = self._embeddings(model.encode_video(model.normalise(batch.frames)), model.encode_text(clean))
             columns["video"], columns["text"] = v.cpu().numpy(), t.cpu().numpy()

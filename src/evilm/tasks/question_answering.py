@@ -28,11 +28,11 @@ class QuestionAnsweringConfig(TaskConfig):
     """The answer vocabulary and the rule for answers outside it."""
 
     name: Literal["question_answering"] = "question_answering"
-    answers: int = Field(1500, gt=1, description="most frequent answers of the training split")
-    oov: Literal["wrong", "drop", "upper-bound"] = Field("wrong", description="answers outside the vocabulary")
-    blind: bool = Field(False, description="the baseline that cannot see: questions alone")
-    words: int = Field(30, gt=2)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    answers: int = Field(default=1500, gt=1, description="most frequent answers of the training split")
+    oov: Literal["wrong", "drop", "upper-bound"] = Field(default="wrong", description="answers outside the vocabulary")
+    blind: bool = Field(default=False, description="the baseline that cannot see: questions alone")
+    words: int = Field(default=30, gt=2)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
 class QuestionAnswering(VideoTextTask):
@@ -78,12 +78,12 @@ class QuestionAnswering(VideoTextTask):
     def summarise(self, predictions: Sequence[Prediction]) -> Summary:
         """Accuracy over all questions, and by kind."""
         known = np.array([p.example.answer in self.index for p in predictions])
-        right = np.array([p.readable and p.values["answer"] == p.example.answer for p in predictions])
+        readable = np.array([p.readable for p in predictions])
+        right = readable & np.array([p.values["answer"] == p.example.answer for p in predictions])
         if self.config.oov == "drop":
-            predictions = [p for p, k in zip(predictions, known, strict=True) if k]
-            right, known = right[known], known[known]
+            predictions, right = [p for p, k in zip(predictions, known, strict=True) if k], right[known]
         elif self.config.oov == "upper-bound":
-            right = right | ~known
+            right = right | (readable & ~known)
         kinds: dict[str, list[int]] = defaultdict(list)
         for i, p in enumerate(predictions):
             kinds[p.example.kind or "all"].append(i)

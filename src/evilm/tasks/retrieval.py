@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
     from evilm.model.evilm import EViLM
     from evilm.types import Batch
 
+
 class RetrievalConfig(TaskConfig):
     """How retrieval is tuned and ranked."""
 
     name: Literal["retrieval"] = "retrieval"
-    contrastive: float = Field(1.0, ge=0, description="weight of the dual encoder's loss")
-    vtm: float = Field(0.0, ge=0, description="weight of matching against the hardest other texts, for re-ranking")
+    contrastive: float = Field(default=1.0, ge=0, description="weight of the dual encoder's loss")
+    vtm: float = Field(
+        default=0.0, ge=0, description="weight of matching against the hardest other texts, for re-ranking"
+    )
     protocol: Literal["dual-encoder", "pairwise", "re-rank"] = "dual-encoder"
-    top: int = Field(32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text")
-    words: int = Field(30, gt=2)
-    embedding: int = Field(512, gt=0)
-    temperature: float = Field(0.05, gt=0, description="start of the learned temperature")
+    top: int = Field(default=32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text")
+    words: int = Field(default=30, gt=2)
+    embedding: int = Field(default=512, gt=0)
+    temperature: float = Field(default=0.05, gt=0, description="start of the learned temperature")
 
 
 class Retrieval(VideoTextTask):
@@ -76,7 +79,8 @@ class Retrieval(VideoTextTask):
         v, t = self.embed_encoded(video, text)
         values = [{"video": v[i].cpu().numpy(), "text": t[i].cpu().numpy()} for i in range(len(batch))]
         if self.config.protocol != "dual-encoder":
-            assert video.grid is not None and text.mask is not None
+            assert video.grid is not None
+            assert text.mask is not None
             for i, row in enumerate(values):
                 row["regions"] = video.tokens[i].half().cpu().numpy()
                 row["grid"] = np.array(video.grid)
@@ -96,7 +100,11 @@ class Retrieval(VideoTextTask):
         first = np.argsort(-scores, axis=1, kind="stable")[:, :10]
         videos = [p.example.video for p in predictions]
         texts = [caption_of(p.example, None) for p in predictions]
-        columns = {"text": texts, "rank": ranks.tolist(), "first": [[videos[j] for j in row] for row in first]}
+        columns: dict[str, list[Any]] = {
+            "text": texts,
+            "rank": ranks.tolist(),
+            "first": [[videos[j] for j in row] for row in first],
+        }
         rule = {
             "dual-encoder": "dual encoder",
             "pairwise": "every pair fused",
@@ -129,7 +137,7 @@ class Retrieval(VideoTextTask):
         pieces = torch.from_numpy(predictions[row].values["pieces"]).float().to(device)
         found: list[NDArray[np.float64]] = []
         for some in np.array_split(columns, max(1, len(columns) // 64)):
-            regions = np.stack([predictions[j].values["regions"] for j in some])
+            regions: NDArray[np.float16] = np.stack([predictions[int(j)].values["regions"] for j in some])
             video = Encoded(torch.from_numpy(regions).float().to(device))
             fused = self.model.fuse(video, Encoded(pieces.expand(len(some), -1, -1)))
             found.append(self.match(fused.cls).double().cpu().numpy())

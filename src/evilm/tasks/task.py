@@ -10,9 +10,10 @@ from torch import nn
 
 from evilm import seeds
 from evilm.config import Config
+from evilm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
@@ -22,9 +23,7 @@ Facts = dict[str, Any]
 
 
 class TaskConfig(Config):
-    """The settings of a task; each task extends it beside its code."""
-
-    name: str
+    """The settings of a task; each task extends it beside its code and gives it a literal ``name`` of its own."""
 
 
 @dataclass(slots=True)
@@ -96,6 +95,10 @@ class VideoTextTask(Task):
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, words: int) -> None:
         super().__init__()
+        if words > model.config.text_positions:
+            raise ConfigError(
+                f"task.words = {words}: this model reads texts of at most {model.config.text_positions} word pieces"
+            )
         self.model, self.vocabulary, self.words = model, vocabulary, words
 
     def text(self, texts: Sequence[str], batch: Batch) -> Text:
@@ -104,7 +107,7 @@ class VideoTextTask(Task):
 
     def captions(self, batch: Batch) -> list[str]:
         """One caption a row: drawn in training, the first in evaluation."""
-        pairs = zip(batch.examples, batch.seeds.tolist(), strict=True)
+        pairs = zip(batch.examples, batch.own_seeds, strict=True)
         return [caption_of(example, seed if self.training else None) for example, seed in pairs]
 
     def encode(self, batch: Batch) -> Encoded:
@@ -120,7 +123,7 @@ def caption_of(example: Example, seed: int | None) -> str:
 
 
 def scored_rows(
-    predictions: Sequence[Prediction], scores: Sequence[float], columns: dict[str, Sequence[Any]]
+    predictions: Sequence[Prediction], scores: Sequence[float], columns: Mapping[str, Sequence[Any]]
 ) -> list[dict[str, Any]]:
     """The rows of a ``Summary``: key, video, kind, readable, score, then the task's columns."""
     rows: list[dict[str, Any]] = []

@@ -27,15 +27,17 @@ class TokenizerTaskConfig(TaskConfig):
 
     name: Literal["tokenizer"] = "tokenizer"
     tokenizer: TokenizerConfig = TokenizerConfig()
-    frames: int = Field(4, gt=0)
+    frames: int = Field(default=4, gt=0)
     word_loss: Literal["focal", "bce"] = "focal"
-    word_weight: float = Field(1.0, ge=0)
-    codebook_weight: float = Field(1.0, ge=0)
-    commitment_weight: float = Field(1.0, ge=0)
-    captions: Literal["drawn", "all"] = Field("drawn", description="words of one caption a time, or of all of a clip's")
+    word_weight: float = Field(default=1.0, ge=0)
+    codebook_weight: float = Field(default=1.0, ge=0)
+    commitment_weight: float = Field(default=1.0, ge=0)
+    captions: Literal["drawn", "all"] = Field(
+        default="drawn", description="words of one caption a time, or of all of a clip's"
+    )
     kinds: Kind = "all"
-    at_least: int = Field(5, gt=0, description="captions that a word must occur in")
-    most: int | None = Field(None, gt=0, description="keep this many of the most frequent words")
+    at_least: int = Field(default=5, gt=0, description="captions that a word must occur in")
+    most: int | None = Field(default=None, gt=0, description="keep this many of the most frequent words")
 
 
 class TokenizerTask(Task):
@@ -117,5 +119,5 @@ class TokenizerTask(Task):
         """(B, K) multi-hot words."""
         if self.config.captions == "all":
             return self.caption_words.targets([example.captions for example in batch.examples])
-        pairs = zip(batch.examples, batch.seeds.tolist(), strict=True)
+        pairs = zip(batch.examples, batch.own_seeds, strict=True)
         return self.caption_words.targets([[caption_of(e, seed if self.training else None)] for e, seed in pairs])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VERSION = 1
 _CARD = "world.json"
 _CHUNK = 32
+MOST = 1_000_000  # clips; about 3 KB of records each
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ def _plan(clips: int, seed: int, val: int | None, test: int | None, novel: float
     test = max(1, round(clips * 0.1)) if test is None else test
     if val < 0 or test < 0 or clips - val - test < 1:
         raise OutputError(f"a world of {clips} clips has no room for {val} val and {test} test clips: ask for more")
+    if clips > MOST:
+        raise OutputError(f"a world of {clips} clips is more than the {MOST} whose records fit in memory: make several")
     if not 0 <= novel <= 1:
         raise OutputError(f"novel = {novel} is a share of val and test: between 0 and 1")
     return Plan(clips, seed, val, test, float(novel))

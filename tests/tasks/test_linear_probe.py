@@ -1,0 +1,112 @@
+"""The probe: nothing but its own layers is trained, and what it remembers is what it would compute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from evilm.errors import DataError
+from evilm.tasks.linear_probe import LinearProbe, LinearProbeConfig
+from evilm.tasks.task import Prediction
+from evilm.types import Clip, Example
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch
+
+NAMES = ("spins", "jumps", "grows")
+ROWS = [
+    Example(str(i), f"v{i}", Clip(Path(f"{i}.mp4")), label=i % 3, kind=NAMES[i % 3]) for i in range(6)
+]  # fmt: skip
+
+
+@pytest.fixture
+def build(model: EViLM, vocabulary: Vocabulary) -> Callable[..., LinearProbe]:
+    def make(**settings: object) -> LinearProbe:
+        config = LinearProbeConfig.model_validate(settings)
+        torch.manual_seed(1)
+        return LinearProbe(model, vocabulary, config, LinearProbe.learn_facts(config, ROWS))
+
+    return make
+
+
+def test_classes_come_by_their_labels(build: Callable[..., LinearProbe]) -> None:
+    assert build().classes == list(NAMES)
+    gap = [replace(ROWS[0], label=2, kind="last"), replace(ROWS[0], label=0, kind=None)]
+    assert LinearProbe.learn_facts(LinearProbeConfig(), gap) == {"classes": ["0", "1", "last"]}
+    with pytest.raises(DataError, match="no class labels"):
+        LinearProbe.learn_facts(LinearProbeConfig(), [replace(ROWS[0], label=None)])
+
+
+@pytest.mark.parametrize(("protocol", "count"), [("strict", 1), ("all-in-one", 3)])
+def test_only_the_probe_is_trained(
+    build: Callable[..., LinearProbe], random_batch: Callable[..., Batch], protocol: str, count: int,
+    without_gradient: Callable[..., list[str]],
+) -> None:  # fmt: skip
+    task = build(protocol=protocol).train()
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    trained = [name for name, parameter in task.named_parameters() if parameter.requires_grad]
+    assert trained == [name for name in trained if name.startswith("classifier.")]
+    assert len(trained) == 2 * count
+    assert without_gradient(task, task.losses(random_batch(ROWS))) == []
+    assert not task.model.training
+    after = task.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+def test_what_is_remembered_is_what_would_be_computed(
+    build: Callable[..., LinearProbe], random_batch: Callable[..., Batch]
+) -> None:
+    batch = random_batch(ROWS)
+    remembering, forgetful = build().train(), build(remember=False).train()
+    for _ in range(2):
+        assert torch.allclose(remembering._features(batch), forgetful._features(batch), atol=1e-6)
+    blank = replace(batch, frames=torch.zeros_like(batch.frames))
+    assert torch.equal(remembering._features(blank), remembering._features(batch))
+    assert not torch.allclose(forgetful._features(blank), forgetful._features(batch), atol=1e-4)
+    # A new clip among known ones goes to its own place.
+    more = random_batch([ROWS[3], replace(ROWS[0], clip=Clip(Path("new.mp4"))), ROWS[1]])
+    found = remembering._features(more)
+    assert torch.equal(found[[0, 2]], remembering._features(batch)[[3, 1]])
+    assert torch.allclose(found[1], forgetful._features(more)[1], atol=1e-6)
+
+
+def test_evaluation_looks_at_the_frames_it_is_given(
+    build: Callable[..., LinearProbe], random_batch: Callable[..., Batch]
+) -> None:
+    task = build().train()
+    batch = random_batch(ROWS)
+    task.losses(batch)
+    task.eval()
+    one = task.predict(batch)
+    two = task.predict(replace(batch, frames=torch.zeros_like(batch.frames)))
+    assert not np.allclose(one[0].values["logits"], two[0].values["logits"], atol=1e-4)
+
+
+def test_metrics_by_hand(build: Callable[..., LinearProbe]) -> None:
+    guesses = [0, 1, 1, 0, 0, 2]  # true: 0, 1, 2, 0, 1, 2
+    predictions = [
+        Prediction(row, i != 3, {"logits": np.eye(3)[guess]}) for i, (row, guess) in enumerate(zip(ROWS, guesses, strict=True))
+    ]
+    summary = build().summarise(predictions)
+    # Right are 0, 1 and 5; row 3 would be, but has no frames.
+    assert summary.metrics["accuracy"] == 50
+    assert summary.metrics["top5"] == pytest.approx(500 / 6)
+    assert summary.chance["accuracy"] == pytest.approx(100 / 3)
+    assert summary.details["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert [row["predicted"] for row in summary.rows] == guesses
+
+
+def test_a_label_outside_the_classes_is_wrong(build: Callable[..., LinearProbe]) -> None:
+    rows = [replace(ROWS[0], label=None), replace(ROWS[0], label=17)]
+    summary = build().summarise([Prediction(row, True, {"logits": np.eye(3)[0]}) for row in rows])
+    assert summary.metrics["accuracy"] == 0

@@ -1,0 +1,124 @@
+"""Multiple choice: one fusion an option, ties at their share, rows of few options beside rows of many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from evilm.errors import DataError
+from evilm.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
+from evilm.tasks.task import Prediction
+from evilm.types import Clip, Example
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch
+
+
+def row(key: int, choices: tuple[str, ...], label: int | None, question: str | None = None) -> Example:
+    clip = Clip(Path(f"{key}.mp4"))
+    return Example(str(key), f"v{key}", clip, question=question, choices=choices, label=label, kind="k")
+
+
+ROWS = [
+    row(0, ("a red disc", "a blue disc", "a green star"), 1),
+    row(1, ("moves left", "moves right"), 0, "what is the disc doing"),
+    row(2, ("a star jumps", "a star grows", "a disc", "a square", "red"), 4),
+]
+
+
+@pytest.fixture
+def build(model: EViLM, vocabulary: Vocabulary) -> Callable[..., MultipleChoice]:
+    def make(**settings: object) -> MultipleChoice:
+        torch.manual_seed(1)
+        return MultipleChoice(model, vocabulary, MultipleChoiceConfig.model_validate(settings), {})
+
+    return make
+
+
+def test_gradients_reach_every_parameter(
+    build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch],
+    without_gradient: Callable[..., list[str]],
+) -> None:  # fmt: skip
+    task = build().train()
+    # The last layer's bias lifts all options alike, which a softmax does not see.
+    assert set(without_gradient(task, task.losses(random_batch(ROWS)))) <= {"match.layers.2.bias"}
+
+
+def test_scores_are_those_of_each_option_by_itself(
+    build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch], vocabulary: Vocabulary
+) -> None:
+    task = build().eval()
+    batch = random_batch(ROWS)
+    with torch.no_grad():
+        scores = task._scores(batch)
+        assert scores.shape == (3, 5)
+        for i, example in enumerate(ROWS):
+            video = task.model.encode_video(task.model.normalise(batch.frames[i : i + 1]))
+            for k, option in enumerate(example.choices):
+                words = f"{example.question} {option}" if example.question else option
+                text = task.model.encode_text(vocabulary.encode([words], 40))
+                assert scores[i, k].item() == pytest.approx(task.match(task.model.fuse(video, text).cls).item(), abs=1e-5)
+            assert torch.isneginf(scores[i, len(example.choices) :]).all()
+
+
+def test_the_loss_by_hand(build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch]) -> None:
+    task = build().eval()
+    batch = random_batch(ROWS)
+    scores = task._scores(batch).double()
+    parts = [torch.logsumexp(scores[i, : len(e.choices)], 0) - scores[i, e.label] for i, e in enumerate(ROWS)]
+    assert task.losses(batch).total.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-5)
+
+
+def test_the_blind_baseline_sees_no_frames(
+    build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch]
+) -> None:
+    batch = random_batch(ROWS)
+    other = replace(batch, frames=255 - batch.frames)
+    blind, sighted = build(blind=True).eval(), build().eval()
+    assert torch.equal(blind._scores(batch), blind._scores(other))
+    assert not torch.equal(sighted._scores(batch), sighted._scores(other))
+
+
+def told(example: Example, probabilities: list[float], readable: bool = True) -> Prediction:
+    return Prediction(example, readable, {"probabilities": np.array(probabilities)})
+
+
+def test_accuracy_by_hand(build: Callable[..., MultipleChoice]) -> None:
+    summary = build().summarise([
+        told(ROWS[0], [0.2, 0.5, 0.3]),
+        told(ROWS[1], [0.5, 0.5]),  # a tie of two: half
+        told(ROWS[2], [0.2, 0.2, 0.2, 0.2, 0.2]),  # of five: a fifth
+        told(ROWS[0], [0.2, 0.5, 0.3], readable=False),
+        told(ROWS[0], [0.6, 0.1, 0.3]),
+    ])  # fmt: skip
+    assert [one["score"] for one in summary.rows] == pytest.approx([1, 0.5, 0.2, 0, 0])
+    assert summary.metrics["accuracy"] == pytest.approx(100 * 1.7 / 5)
+    assert summary.metrics["accuracy[k]"] == summary.metrics["accuracy"]
+    assert summary.chance["accuracy"] == pytest.approx(100 * (1 / 3 + 1 / 2 + 1 / 5 + 1 / 3 + 1 / 3) / 5)
+
+
+def test_predictions_leave_out_options_that_a_row_has_not(
+    build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch]
+) -> None:
+    found = build().eval().predict(random_batch(ROWS))
+    assert [len(p.values["probabilities"]) for p in found] == [3, 2, 5]
+    assert all(p.values["probabilities"].sum() == pytest.approx(1, rel=1e-5) for p in found)
+
+
+@pytest.mark.parametrize("label", [None, 3, -1])
+def test_a_row_that_does_not_say_what_is_right(
+    build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch], label: int | None
+) -> None:
+    with pytest.raises(DataError, match=r"row 0: the right option is"):
+        build().losses(random_batch([replace(ROWS[0], label=label)]))
+    with pytest.raises(DataError, match="no options"):
+        MultipleChoice.learn_facts(MultipleChoiceConfig(), [replace(ROWS[0], choices=())])

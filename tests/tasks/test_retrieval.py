@@ -1,0 +1,173 @@
+"""Retrieval: the three protocols agree where they must, and a video without frames is found by nobody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from evilm.tasks.retrieval import Retrieval, RetrievalConfig
+from evilm.tasks.task import Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch, Example
+
+
+@pytest.fixture
+def build(model: EViLM, vocabulary: Vocabulary) -> Callable[..., Retrieval]:
+    def make(**settings: object) -> Retrieval:
+        torch.manual_seed(1)
+        return Retrieval(model, vocabulary, RetrievalConfig.model_validate({"embedding": 16, **settings}), {})
+
+    return make
+
+
+def predicted(rows: list[Example], video: np.ndarray, text: np.ndarray) -> list[Prediction]:
+    """Predictions with given embeddings."""
+    return [Prediction(row, True, {"video": v, "text": t}) for row, v, t in zip(rows, video, text, strict=True)]
+
+
+@pytest.mark.parametrize("vtm", [0.0, 1.0])
+def test_gradients_reach_every_parameter(
+    build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example], vtm: float,
+    without_gradient: Callable[..., list[str]],
+) -> None:  # fmt: skip
+    task = build(vtm=vtm).train()
+    losses = task.losses(random_batch(captioned))
+    assert set(losses.parts) == ({"contrastive", "vtm"} if vtm else {"contrastive"})
+    assert without_gradient(task, losses) == []
+
+
+def test_two_rows_of_one_video_are_no_negatives(
+    build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
+) -> None:
+    task = build(vtm=1.0).eval()
+    batch = random_batch([captioned[0], replace(captioned[0], key="again")])
+    assert task.losses(batch).parts["contrastive"].item() == 0
+
+
+def test_embeddings_have_length_one_and_one_modality_each(
+    build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
+) -> None:
+    task = build().eval()
+    batch = random_batch(captioned)
+    first = task.predict(batch)
+    other = task.predict(replace(batch, frames=batch.frames.flip(0)))
+    for i, p in enumerate(first):
+        assert np.linalg.norm(p.values["video"]) == pytest.approx(1, rel=1e-5)
+        assert np.allclose(p.values["text"], other[i].values["text"], atol=1e-6)
+        assert np.allclose(p.values["video"], other[5 - i].values["video"], atol=1e-5)
+
+
+def test_metrics_by_hand(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
+    task = build()
+    # Text i ranks videos by cosine: right at rank 1, 2, 3.
+    angles = np.deg2rad([0.0, 40.0, 90.0])
+    video = np.stack([np.cos(angles), np.sin(angles)], 1)
+    turned = np.deg2rad([5.0, 10.0, 15.0])
+    text = np.stack([np.cos(turned), np.sin(turned)], 1)
+    summary = task.summarise(predicted(captioned[:3], video, text))
+    assert [row["rank"] for row in summary.rows] == [1, 2, 3]
+    assert summary.metrics["R@1"] == pytest.approx(100 / 3)
+    assert summary.metrics["R@5"] == 100
+    assert summary.metrics["MdR"] == 2
+    assert summary.rows[2]["first"] == ["video0", "video1", "video2"]
+    # Video 0 finds its text first, video 1 has it second (15 is nearer to 40 degrees), video 2 first.
+    assert summary.metrics["v2t_R@1"] == pytest.approx(200 / 3)
+    assert summary.chance["R@1"] == pytest.approx(100 / 3)
+    assert "3 texts x 3 videos" in summary.rule
+
+
+def test_constant_embeddings_score_chance(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
+    summary = build().summarise(predicted(captioned, np.ones((6, 4)), np.ones((6, 4))))
+    assert summary.metrics["R@1"] == pytest.approx(100 / 6)
+    assert summary.metrics["v2t_R@1"] == pytest.approx(100 / 6)
+    assert summary.metrics["MdR"] == pytest.approx(3.5)
+
+
+def test_an_unreadable_video_is_found_by_nobody(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
+    predictions = predicted(captioned[:4], np.eye(4), np.eye(4))
+    predictions[1].readable = False
+    summary = build().summarise(predictions)
+    assert [row["score"] for row in summary.rows] == [1, 0, 1, 1]
+    assert summary.metrics["R@1"] == 75
+    assert summary.metrics["R@10"] == 75
+    assert summary.metrics["v2t_R@10"] == 75
+    # Were it found by other texts instead, it would push others down.
+    predictions[1].values["video"] = np.ones(4)
+    assert build().summarise(predictions).metrics["R@1"] == 75
+
+
+def test_several_texts_of_one_video_all_find_it(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
+    rows = [captioned[0], replace(captioned[0], key="b"), captioned[1]]
+    summary = build().summarise(predicted(rows, np.eye(3)[[0, 0, 1]], np.eye(3)[[0, 0, 1]]))
+    assert summary.metrics["R@1"] == 100
+
+
+def test_relevance_can_be_said_from_outside(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
+    task = build()
+    task.relevance = lambda predictions: np.ones((len(predictions), len(predictions)), dtype=bool)
+    summary = task.summarise(predicted(captioned, np.eye(6), np.eye(6)[::-1]))
+    assert summary.metrics["R@1"] == 100
+    assert summary.chance["R@1"] == 100
+
+
+@pytest.fixture
+def all_protocols(
+    build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
+) -> tuple[Callable[..., Retrieval], list[Prediction]]:
+    """A maker of tasks with equal weights, and the predictions of one that keeps what fusion needs."""
+    task = build(protocol="pairwise").eval()
+    batches = [random_batch(captioned[i : i + 2], seed=i) for i in range(0, 6, 2)]
+    return build, [p for batch in batches for p in task.predict(batch)]
+
+
+def test_pairwise_scores_are_those_of_fusing_each_pair(
+    all_protocols: tuple[Callable[..., Retrieval], list[Prediction]], random_batch: Callable[..., Batch],
+    captioned: list[Example], vocabulary: Vocabulary,
+) -> None:  # fmt: skip
+    build, predictions = all_protocols
+    task = build(protocol="pairwise").eval()
+    scores = task._scores(predictions)
+    with torch.no_grad():
+        for column in range(6):
+            seed = column // 2 * 2
+            frames = random_batch(captioned[seed : seed + 2], seed=seed).frames[column - seed : column - seed + 1]
+            video = task.model.encode_video(task.model.normalise(frames))
+            for row in range(6):
+                text = task.model.encode_text(vocabulary.encode([captioned[row].captions[0]], 30))
+                wanted = task.match(task.model.fuse(video, text).cls).item()
+                assert scores[row, column] == pytest.approx(wanted, abs=3e-3)  # kept in 16 bits
+
+
+def test_re_ranking_everything_is_pairwise_and_one_is_the_dual_encoder(
+    all_protocols: tuple[Callable[..., Retrieval], list[Prediction]],
+) -> None:
+    build, predictions = all_protocols
+    pairwise = build(protocol="pairwise").eval()._scores(predictions)
+    everything = build(protocol="re-rank", top=6).eval()._scores(predictions)
+    assert (np.argsort(-everything) == np.argsort(-pairwise)).all()
+    dual = build(protocol="dual-encoder").eval()
+    one = build(protocol="re-rank", top=1).eval()
+    assert (np.argsort(-one._scores(predictions)) == np.argsort(-dual._scores(predictions))).all()
+    assert one.summarise(predictions).metrics["R@1"] == dual.summarise(predictions).metrics["R@1"]
+
+
+def test_re_ranking_reorders_the_first_and_leaves_the_rest(
+    all_protocols: tuple[Callable[..., Retrieval], list[Prediction]],
+) -> None:
+    build, predictions = all_protocols
+    dual = np.argsort(-build(protocol="dual-encoder").eval()._scores(predictions), kind="stable")
+    fused = build(protocol="pairwise").eval()._scores(predictions)
+    found = np.argsort(-build(protocol="re-rank", top=3).eval()._scores(predictions), kind="stable")
+    assert (found[:, 3:] == dual[:, 3:]).all()
+    for row in range(6):
+        wanted = sorted(dual[row, :3], key=lambda column: -fused[row, column])
+        assert found[row, :3].tolist() == wanted

@@ -1,0 +1,491 @@
+"""The command line as people use it, and as they misuse it: one line, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import pytest
+
+from evilm import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SOURCES = """
+[data]
+train = {{ reader = "msrvtt_retrieval", annotations = "{world}", split = "train" }}
+validation = {{ reader = "msrvtt_retrieval", annotations = "{world}", split = "val" }}
+test = {{ reader = "msrvtt_retrieval", annotations = "{world}", split = "test" }}
+cache = "cache"
+candidates = 2
+workers = 0
+[optim]
+epochs = 1
+batch_size = 24
+[run]
+threads = 1
+"""
+TOKENIZER = """
+[task]
+name = "tokenizer"
+frames = 2
+[task.tokenizer]
+encoder = "vit_tiny_patch16_224"
+encoder_options = { embed_dim = 32, depth = 3, num_heads = 2 }
+stride = 16
+size = 64
+codes = 32
+width = 32
+depth = 1
+heads = 2
+hidden = 64
+"""
+PRETRAIN = """
+[model]
+preset = "evilm-tiny"
+backbone_options = { depths = [1, 1, 1, 1], dims = [8, 16, 24, 32] }
+frames = 2
+width = 32
+depth = 1
+heads = 2
+hidden = 64
+text_width = 16
+text_layers = 1
+text_heads = 2
+text_hidden = 32
+[task]
+name = "pretrain"
+tokenizer = "tok"
+contrastive = 1.0
+words = 16
+embedding = 16
+"""
+RETRIEVAL = """
+start = "pre"
+[task]
+name = "retrieval"
+words = 16
+embedding = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory, small_world: Path) -> Path:
+    """A folder with recipes and with runs of a tokenizer, a pre-trained and a fine-tuned model."""
+    folder = tmp_path_factory.mktemp("chain")
+    for name, text in (("tok", TOKENIZER), ("pre", PRETRAIN), ("ret", RETRIEVAL)):
+        whole = text + SOURCES.format(world=small_world.as_posix()) + f'out = "{name}"\n'
+        (folder / f"{name}.toml").write_text(whole)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli.run(["tokenizer", "tok.toml"]) == 0
+        assert cli.run(["pretrain", "pre.toml"]) == 0
+        assert cli.run(["finetune", "ret.toml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def here(chain: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of ``chain``, as the working directory."""
+    monkeypatch.chdir(chain)
+    return chain
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """``refused("evaluate nowhere", "no such")``: one line with these words, exit code 2, and no file more or less."""
+
+    def check(command: str | list[str], *words: str) -> None:
+        arguments = command.split() if isinstance(command, str) else command
+        before = listing(Path())
+        capsys.readouterr()
+        code = cli.run(arguments)
+        said = capsys.readouterr()
+        errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+        assert (code, len(errors)) == (2, 1), f"{arguments}: {said.err}"
+        assert "Traceback" not in said.err
+        assert not said.out
+        for word in words:
+            assert word in errors[0], f"{arguments}: {errors[0]}"
+        assert listing(Path()) == before, f"{arguments}: files came or went"
+
+    return check
+
+
+def listing(folder: Path) -> list[str]:
+    """Every file but those of the frame cache, which is no one's output."""
+    return sorted(path.as_posix() for path in folder.rglob("*") if path.parts[0] != "cache")
+
+
+# Without torch
+
+
+def test_what_needs_no_torch_runs_without(tmp_path: Path) -> None:
+    """In a process where importing torch fails: help, world and vocabulary work, and the rest says what to install."""
+    program = """
+import sys, time
+sys.modules["torch"] = None
+from evilm.cli import run
+start = time.perf_counter()
+assert run(["--help"]) == 0
+print("seconds", time.perf_counter() - start)
+assert run(["world", "w", "--clips", "20", "--seed", "1", "--workers", "1"]) == 0
+files = ["w/captions_train.txt", "w/captions_val.txt"]
+assert run(["vocabulary", "build", "--size", "300", "--captions", *files, "--out", "a.json"]) == 0
+again = ["--captions", files[0], "--captions", files[1]]
+assert run(["vocabulary", "build", "--size", "300", *again, "--out", "b.json"]) == 0
+assert run(["doctor"]) == 0
+assert run(["cost", "evilm-tiny"]) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert "17 train" in done.stdout or "train 17" in done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert errors == ["error: this command needs torch, which is not installed: pip install 'evilm[train]'"]
+
+
+def test_help_comes_at_once() -> None:
+    """The best of three, as other tests run beside this one; as a module, which is the console script's function."""
+    import time
+
+    seconds: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "evilm", "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        assert "pretrain" in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from evilm import __version__
+
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"evilm {__version__}\n"
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m evilm --help | true; exit ${{PIPESTATUS[1]}}"
+    done = subprocess.run(["/bin/bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# What goes well
+
+
+def test_cost_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["cost", "evilm-tiny", "--size", "64", "--words", "20", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    keys = {"preset", "frames", "size", "words", "parameters", "parameters_with_heads", "macs", "flops", "parts"}
+    assert keys <= found.keys()
+    assert (found["preset"], found["frames"], found["size"], found["words"]) == ("evilm-tiny", 4, 64, 20)
+    assert cli.run(["cost", "evilm-tiny", "--size", "64"]) == 0
+    assert "total without heads" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("here")
+def test_evaluate_prints_a_table_that_names_the_split(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", "ret", "--split", "test"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("retrieval on the test split", "R@10", "chance", "rule: dual encoder; 16 texts x 16 videos",
+                  "a video is right when the text is true of it", "95 % interval", "unreadable videos: 0"):  # fmt: skip
+        assert words in shown
+    rows = [json.loads(line) for line in Path("ret/evaluation-test/predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 16
+    assert {"key", "score", "readable", "rank"} <= rows[0].keys()
+
+
+@pytest.mark.usefixtures("here")
+def test_evaluate_takes_validation_unless_told_and_prints_only_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", "ret/step-3", "--json", "--shuffled"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["split"], found["order"], found["samples"]) == ("validation", "shuffled", 8)
+    assert found == json.loads(Path("ret/evaluation-validation-shuffled/metrics.json").read_text())
+    low, high = found["interval"]
+    assert low <= found["metrics"]["R@1"] <= high
+
+
+@pytest.mark.usefixtures("here")
+def test_evaluate_zero_shot_and_every_kind_of_run(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = ["--task", "multiple_choice", "data.validation.reader=msrvtt_mc"]
+    runs = {
+        "tokenizer": ["tok"],
+        "pretrain": ["pre"],
+        "retrieval": ["pre", "--task", "retrieval"],
+        "multiple_choice": ["pre", *choice],
+    }
+    for task, arguments in runs.items():
+        capsys.readouterr()
+        assert cli.run(["evaluate", *arguments, "--json", "--out", f"out-{task}"]) == 0
+        assert json.loads(capsys.readouterr().out)["task"] == task
+        shutil.rmtree(f"out-{task}")
+
+
+@pytest.mark.usefixtures("here")
+def test_changes_reach_the_recipe_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", "ret", "data.validation.limit=5", "--json", "--out", "five"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 5
+    shutil.rmtree("five")
+
+
+@pytest.mark.usefixtures("here")
+def test_the_example_trains_and_evaluates(capsys: pytest.CaptureFixture[str], repository: Path) -> None:
+    script = runpy.run_path(str(repository / "examples" / "train_and_evaluate.py"))
+    script["main"]("ret.toml", "run.out=example")
+    shown = capsys.readouterr().out
+    assert "R@1" in shown
+    assert "dual encoder; 8 texts x 8 videos" in shown
+    shutil.rmtree("example")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_interrupted_run_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evilm import trainer
+
+    advance = trainer.Run._advance
+
+    def interrupted(self: trainer.Run, batch: object) -> object:
+        if self.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self, batch)  # pyright: ignore[reportArgumentType]
+
+    command = ["finetune", "ret.toml", "run.out=cut"]
+    monkeypatch.setattr(trainer.Run, "_advance", interrupted)
+    assert cli.run(command) == 130
+    assert "stopped and saved; go on with: evilm finetune ret.toml run.out=cut --resume\n" in capsys.readouterr().err
+    assert Path("cut/step-2/manifest.json").is_file()
+    monkeypatch.setattr(trainer.Run, "_advance", advance)
+    assert cli.run([*command, "--resume"]) == 0
+    assert "resuming cut/step-2 at step 2 of 3" in capsys.readouterr().err
+    shutil.rmtree("cut")
+
+
+def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    from evilm import recipe
+
+    monkeypatch.chdir(tmp_path)
+    assert recipe.find("world-tokenizer") == repository / "recipes" / "world-tokenizer.toml"
+    (tmp_path / "mine.toml").write_text("")
+    assert recipe.find("mine.toml") == Path("mine.toml")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("", "Usage"),
+        ("wrold x", "Did you mean 'world'"),
+        ("cost", "PRESET"),
+        ("cost evilm-huge", "unknown preset 'evilm-huge': there are evilm-small"),
+        ("cost evilm-tiny --size 50", "must be a multiple"),
+        ("cost evilm-tiny --frames 0", "--frames"),
+        ("world made --clips 0", "a world of 0 clips"),
+        ("world made --clips -3", "ask for more"),
+        ("world made --clips 99999999999", "make several"),
+        ("world made --workers 0", "workers = 0"),
+        ("world thesis --clips 10", "thesis: holds something that is not a world"),
+        ("world notes.txt --clips 10", "notes.txt: is a file"),
+        ("vocabulary build --captions none.txt --out v.json", "none.txt"),
+        ("vocabulary build --captions blank.txt --out v.json", "blank.txt: holds no captions"),
+        ("vocabulary build --captions columns.csv --out v.json", "columns.csv:2: has no column for a caption"),
+        ("vocabulary build --captions utf16.txt --out v.json", "utf16.txt"),
+        ("vocabulary build --captions notes.txt --size 160 --out thesis", "thesis: the vocabulary cannot be written"),
+        ("vocabulary build --captions notes.txt --keep 0.3 --out v.json", "--wordpieces"),
+        ("vocabulary build --captions notes.txt --wordpieces notes.txt --size 9 --out v.json", "--size"),
+        ("demo --minutes 1", "--minutes"),
+        ("tokenizer nonesuch", "no such recipe; give a TOML file or one of world-"),
+        ("tokenizer thesis", "thesis: is a folder"),
+        ("tokenizer blank.txt", "'task' is missing; 'data' is missing"),
+        ("tokenizer latin.toml", "latin.toml: cannot be read"),
+        ("tokenizer notes.txt", "notes.txt: not TOML"),
+        ("evaluate nowhere", "nowhere: no such checkpoint or run"),
+        ("evaluate thesis", "thesis: holds no checkpoint"),
+        ("evaluate notes.txt", "notes.txt: holds no checkpoint"),
+    ],
+)
+def test_careless_commands(
+    refused: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter-1.txt").write_text("years of work")
+    (tmp_path / "notes.txt").write_text("a red disc moves left")
+    (tmp_path / "blank.txt").write_text("")
+    (tmp_path / "columns.csv").write_text("path,remark\na.mp4,nice\n")
+    (tmp_path / "utf16.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "latin.toml").write_bytes(b'out = "\xe9"')
+    if command:
+        refused(command, words)
+    else:
+        assert cli.run([]) == 2
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("tokenizer pre.toml", "carry it out with `evilm pretrain pre.toml`"),
+        ("pretrain ret.toml", "carry it out with `evilm finetune ret.toml`"),
+        ("finetune tok.toml", "carry it out with `evilm tokenizer tok.toml`"),
+        ("tokenizer tok.toml a.b", "'a.b' is not of the form a.b=value"),
+        ("tokenizer tok.toml optim.speed=1", "unknown key 'optim.speed'"),
+        ("tokenizer tok.toml optim.lr=fast", "'optim.lr' = 'fast'"),
+        ("tokenizer tok.toml task.name=dance", "unknown task 'dance': there are 'tokenizer'"),
+        ("tokenizer tok.toml", "tok: holds a run already; go on with --resume"),
+        ("tokenizer tok.toml run.out=notes", "notes: holds something else"),
+        ("tokenizer tok.toml run.out=tok.toml", "tok.toml: is a file"),
+        ("tokenizer tok.toml --resume task.tokenizer.codes=64", "trained by another recipe"),
+        ("pretrain pre.toml run.out=tok --resume", "trained by another recipe"),
+        ("tokenizer tok.toml run.out=new run.device=cuda", "this machine has no CUDA device"),
+        ("tokenizer tok.toml run.out=new task.tokenizer.encoder=vit_none", "unknown backbone 'vit_none'"),
+        ("tokenizer tok.toml run.out=new task.tokenizer.size=65", "size 65 is no multiple of the stride 16"),
+        ("tokenizer tok.toml run.out=new task.tokenizer.heads=5", "heads 5 must divide width 32"),
+        ("tokenizer tok.toml run.out=new data.train.reader=nope", "unknown reader 'nope'"),
+        ("tokenizer tok.toml run.out=new data.train.annotations=nowhere", "nowhere: no such"),
+        ("tokenizer tok.toml run.out=new optim.batch_size=1000", "more than the 72 training examples"),
+        ("pretrain pre.toml run.out=new model.preset=nope", "unknown preset 'nope'"),
+        ("pretrain pre.toml run.out=new model.backbone=nope", "unknown backbone 'nope'"),
+        ("pretrain pre.toml run.out=new task.tokenizer=ret", "ret: is a retrieval checkpoint, not a video tokenizer's"),
+        ("pretrain pre.toml run.out=new model.size=128", "the tokenizer labels 4x4 cells"),
+        ("pretrain pre.toml run.out=new task.words=500", "texts of at most 64 word pieces"),
+        ("finetune ret.toml run.out=new start=tok", "is a tokenizer checkpoint, which holds no E-ViLM"),
+        ("finetune ret.toml run.out=new start=ret.toml", "ret.toml: holds no checkpoint"),
+        ("finetune ret.toml run.out=new model.preset=evilm-small", "is not of this model's shape"),
+        ("evaluate ret.toml", "ret.toml: holds no checkpoint"),
+        ("evaluate ret --split tset", "'tset' is not one of 'validation', 'test'"),
+        ("evaluate ret --task dance", "unknown task 'dance'"),
+        ("evaluate ret task.name=linear_probe", "take --task"),
+        ("evaluate ret run.device=cuda", "this machine has no CUDA device"),
+        ("evaluate ret --out notes", "notes: holds something else"),
+        ("evaluate ret --truth tok.toml", "tok.toml:"),
+        ("evaluate ret data.test= --split test", "its recipe has no data.test"),
+        ("evaluate ret task.embedding=32", "tensors do not fit the model"),
+        ("evaluate tok --task retrieval", "holds a video tokenizer"),
+        ("evaluate tok --truth tok.toml", "only retrieval is scored by what is true"),
+        ("evaluate pre --task multiple_choice", "has no options, which multiple_choice needs"),
+        (
+            "evaluate pre --task question_answering data.validation.reader=msrvtt_qa",
+            "a pretrain checkpoint knows no answers, which question_answering needs",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_run(refused: Callable[..., None], here: Path, command: str, words: str) -> None:
+    if "cuda" in command:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has what others lack")
+    (here / "notes").mkdir(exist_ok=True)
+    (here / "notes" / "chapter-1.txt").write_text("years of work")
+    refused(command, words)
+
+
+def _flip(data: bytes) -> bytes:
+    """One bit in the middle turned over."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("model.safetensors", _flip, "model.safetensors: damaged"),
+        ("model.safetensors", lambda data: data[:1000], "model.safetensors: damaged"),
+        ("vocabulary.json", lambda _: None, "vocabulary.json: missing"),
+        ("manifest.json", lambda _: b"[1]", "manifest.json: holds no JSON object"),
+        ("manifest.json", lambda _: b'{"format": 1, "sha256": [1]}', "manifest.json: damaged"),
+        ("manifest.json", lambda _: None, "manifest.json: missing"),
+        ("manifest.json", lambda _: b'{"format": 99}', "format 99"),
+    ],
+)
+def test_a_damaged_checkpoint(
+    here: Path, refused: Callable[..., None], name: str, damage: Callable[[bytes], bytes | None], words: str
+) -> None:
+    shutil.rmtree("damaged", ignore_errors=True)
+    shutil.copytree("ret", "damaged")
+    file = here / "damaged" / "step-3" / name
+    left = damage(file.read_bytes())
+    file.unlink() if left is None else file.write_bytes(left)
+    refused("evaluate damaged", words)
+    refused("finetune ret.toml run.out=new start=damaged", words)
+    shutil.rmtree("damaged")
+
+
+@pytest.mark.parametrize("cache", ["cache", ""], ids=["cached", "from files"])
+def test_too_many_videos_that_cannot_be_read(
+    here: Path, refused: Callable[..., None], small_world: Path, cache: str
+) -> None:
+    """A missing one, an empty one, one of noise, and one of sound alone, among six that are well."""
+    odd = here / "odd"
+    odd.mkdir(exist_ok=True)
+    (odd / "empty.mp4").write_bytes(b"")
+    (odd / "noise.mp4").write_bytes(bytes(range(256)) * 8)
+    _sound(odd / "audio.mp4")
+    good = [(small_world / "videos" / f"video{i}.mp4").as_posix() for i in range(6)]
+    names = ["audio.mp4", "empty.mp4", "noise.mp4", "missing.mp4", *good]
+    (odd / "rows.csv").write_text("path,caption\n" + "".join(f"{name},a red disc moves\n" for name in names))
+    source = "data.train.reader=captions data.train.annotations=odd/rows.csv data.train.videos=odd"
+    rest = f"run.out=new task.at_least=1 optim.batch_size=10 data.cache={cache}"
+    refused(f"tokenizer tok.toml {source} {rest}", "4 of 10 videos cannot be read", "audio.mp4: no_video", "bad_share")
+    shutil.rmtree(odd)
+
+
+def _sound(path: Path) -> None:
+    """An MP4 with sound and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        for _ in range(8):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+            silence.rate = 44100
+            container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+
+
+# What nobody foresaw
+
+
+def test_a_fault_of_ours_is_one_line_and_debug_shows_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evilm.report import cost
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(cost, "cost_of", broken)
+    assert cli.run(["cost", "evilm-tiny"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "ZeroDivisionError: division by zero" in said[0]
+    assert "--debug" in said[0]
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["cost", "evilm-tiny", "--debug"])
+
+
+def test_ctrl_c_outside_of_training(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from evilm.report import cost
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cost, "cost_of", stopped)
+    assert cli.run(["cost", "evilm-tiny"]) == 130
+    assert capsys.readouterr() == ("", "")
