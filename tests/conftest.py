@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.presets import ModelConfig
     from evilm.model.tokenizer import TokenizerConfig
+    from evilm.recipe import Recipe
     from evilm.types import Batch, Example
 
 # Before anything imports torch: the suite runs in two processes on two cores, so one thread each. It needs no network.
@@ -54,7 +55,12 @@ def vocabulary() -> Vocabulary:
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789',:-?."
     words = "a the red blue green disc square star moves grows jumps left right up down what is doing and".split()
-    pieces = (*SPECIALS, *letters, *(f"##{letter}" for letter in letters), *(word for word in words if word not in letters))
+    pieces = (
+        *SPECIALS,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *(word for word in words if word not in letters),
+    )
     return Vocabulary(pieces)
 
 
@@ -87,7 +93,7 @@ def random_batch() -> Callable[..., Batch]:
     import torch
 
     from evilm import seeds
-    from evilm.types import Batch, Example
+    from evilm.types import Batch
 
     def make(examples: Sequence[Example], frames: int = 2, size: int = 64, seed: int = 0) -> Batch:
         random = torch.Generator().manual_seed(seed)
@@ -96,3 +102,44 @@ def random_batch() -> Callable[..., Batch]:
         return Batch(tuple(examples), pixels, own, torch.ones(len(examples), dtype=torch.bool))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_recipe(
+    small_world: Path, tiny: ModelConfig, tiny_tokenizer: TokenizerConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Recipe]:
+    """``make_recipe(out, task, reader="msrvtt_retrieval", **rest)``: a run of seconds on ``small_world``.
+
+    ``task`` is the table of a task; ``optim``, ``run`` and ``data`` in ``rest`` are changes to those tables, and any
+    other key of a recipe may stand there as it is. All runs share one cache of frames.
+    """
+    from evilm import config
+    from evilm.recipe import Recipe
+
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(out: Path, task: dict[str, Any], reader: str = "msrvtt_retrieval", **rest: Any) -> Recipe:
+        if task["name"] == "tokenizer":
+            task = {"tokenizer": tiny_tokenizer.model_dump(), "frames": 2, "at_least": 4, **task}
+        elif "start" not in rest:
+            rest = {"model": tiny.model_dump(), **rest}
+        source = {"reader": reader, "annotations": str(small_world)}
+        data = {
+            "train": source, "validation": {**source, "split": "val"}, "test": {**source, "split": "test"},
+            "cache": str(cache), "candidates": 4, "workers": 0,
+        }  # fmt: skip
+        optim = {"epochs": 2, "batch_size": 12, "lr": 2e-3}
+        run = {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}
+        for name, table in (("data", data), ("optim", optim), ("run", run)):
+            table |= rest.pop(name, {})
+        return config.check(Recipe, {"task": task, "data": data, "optim": optim, "run": run, **rest}, "test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained video tokenizer, as far as two epochs of six steps go."""
+    from evilm import trainer
+
+    return trainer.train(make_recipe(tmp_path_factory.mktemp("runs") / "tokenizer", {"name": "tokenizer"}))

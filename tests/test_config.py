@@ -55,7 +55,9 @@ def complaint(folder: Path, text: str, *overrides: str) -> str:
 
 
 def test_a_recipe_is_read(tmp_path: Path) -> None:
-    path = written(tmp_path, 'rate = 1e-4\nout = "there"\n[task]\nname = "carve"\ntool = "chisel"\n[shape]\nwidth = 3\n')
+    path = written(
+        tmp_path, 'rate = 1e-4\nout = "there"\n[task]\nname = "carve"\ntool = "chisel"\n[shape]\nwidth = 3\n'
+    )
     job = config.load(Job, path)
     assert isinstance(job.task, Carve)
     assert (job.task.tool, job.shape.width, job.shape.depth, job.rate, job.out) == ("chisel", 3, 2, 1e-4, Path("there"))

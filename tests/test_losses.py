@@ -40,7 +40,9 @@ def test_eq_3_weighs_every_hidden_position_alike_however_they_fall_into_rows() -
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 7, 11), torch.randint(0, 11, (3, 7))
     labels[0, 1:], labels[2, 4:] = IGNORE, IGNORE
-    rows = [F.cross_entropy(logits[i, j].double(), labels[i, j]) for i in range(3) for j in range(7) if labels[i, j] >= 0]
+    rows = [
+        F.cross_entropy(logits[i, j].double(), labels[i, j]) for i in range(3) for j in range(7) if labels[i, j] >= 0
+    ]
     assert losses.masked_prediction(logits, labels).item() == pytest.approx(float(torch.stack(rows).mean()), rel=1e-6)
 
 

@@ -106,7 +106,9 @@ def test_targets_of_eq_3() -> None:
 # Words
 
 
-def hide_words(text: Text, seeds: torch.Tensor, vocabulary: Vocabulary, ratio: float = 0.15) -> tuple[Text, torch.Tensor]:
+def hide_words(
+    text: Text, seeds: torch.Tensor, vocabulary: Vocabulary, ratio: float = 0.15
+) -> tuple[Text, torch.Tensor]:
     first = max(vocabulary.special_ids) + 1
     return masking.words(text, seeds, ratio=ratio, mask_id=vocabulary.mask_id, ordinary=(first, vocabulary.size))
 

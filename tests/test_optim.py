@@ -80,7 +80,9 @@ def test_what_does_not_decay(model: nn.Module) -> None:
     assert set(embeddings) <= free
     for name in ("model.decoder.blocks.0.attention.qkv.weight", "model.text_encoder.project.weight", "head.weight"):
         assert name not in free
-    kernels = [name for name, p in model.named_parameters() if ".backbone." in name and p.ndim == 4 and "weight" in name]
+    kernels = [
+        name for name, p in model.named_parameters() if ".backbone." in name and p.ndim == 4 and "weight" in name
+    ]
     assert kernels
     assert not free & set(kernels)
 

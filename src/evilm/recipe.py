@@ -22,6 +22,7 @@ from evilm.model.presets import ModelConfig, build, preset
 from evilm.optim import OptimConfig
 from evilm.progress import Meter
 from evilm.tasks import FINETUNE, AnyTaskConfig, VideoTextTask
+from evilm.tasks.linear_probe import LinearProbeConfig
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 
@@ -238,7 +239,9 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
         plain = recipe.task.tokenizer.model_copy(update={"encoder_weights": "none"})
         restored: Task = TokenizerTask(recipe.task.model_copy(update={"tokenizer": plain}), facts)
     else:
-        shape = config.check(ModelConfig, about["model"], str(folder)).model_copy(update={"backbone_weights": "none"})
+        shape = config.check(ModelConfig, about.get("model"), f"{folder / 'config.json'}: model").model_copy(
+            update={"backbone_weights": "none"}
+        )
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
         model = build(shape, vocabulary.size)
         wanted = task or recipe.task
@@ -303,6 +306,7 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         augment=data.augment,
         labels=_cached_labels(recipe, task, store) if label else None,
         bad_share=data.bad_share,
+        fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.remember,
     )
 
 

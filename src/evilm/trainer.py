@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import signal
 import threading
@@ -110,31 +111,42 @@ class Run:
         self.total = optim.steps(recipe.optim, len(loader))
         self.step = 0
         self.seconds = 0.0
+        self.began = time.monotonic()
 
     def fit(self, resume: bool = False) -> None:
         """Train to the end, or to a signal."""
         if resume:
             self._resume()
+        if self.step >= self.total:
+            _say(f"{self.out}: is complete at step {self.step}")
+            return
+        for name in ("metrics.jsonl", "validation.jsonl"):
+            _drop_after(self.out / name, self.step)
+        self.began = time.monotonic() - self.seconds
         stop = threading.Event()
-        began = saved = time.monotonic()
         with _Signals(stop), Meter(self.task.name, self.total, done=self.step) as meter:
-            for batch in self._batches():
-                losses, norm = self._advance(batch)
-                now = time.monotonic()
-                if self.step % self.recipe.run.log_every == 0 or self.step == self.total:
-                    self._log(losses, norm, self.seconds + now - began)
-                meter.update(self.step, _note(losses))
-                if stop.is_set() or (now - saved > 60 * self.recipe.run.checkpoint_minutes and self.step < self.total):
-                    self._save(self.seconds + now - began)
-                    saved = time.monotonic()
-                if stop.is_set():
-                    raise Interrupted(self.out)
-                if self._validates():
-                    self._validate()
-        self.seconds += time.monotonic() - began
+            self._train(stop, meter)
         if self.recipe.data.validation is not None:
             self._validate()
-        self._save(self.seconds)
+        self._save()
+
+    def _train(self, stop: threading.Event, meter: Meter) -> None:
+        """All steps that are left, with what falls between them."""
+        saved = time.monotonic()
+        for batch in self._batches():
+            losses, norm = self._advance(batch)
+            if self.step % self.recipe.run.log_every == 0 or self.step == self.total:
+                self._log(losses, norm)
+            meter.update(self.step, _note(losses))
+            if self.step >= self.total:
+                return  # what follows is short, and makes the last checkpoint that of an unbroken run
+            if self._validates():
+                self._validate()
+            if stop.is_set() or time.monotonic() - saved > 60 * self.recipe.run.checkpoint_minutes:
+                self._save()
+                saved = time.monotonic()
+            if stop.is_set():
+                raise Interrupted(self.out)
 
     def _batches(self) -> Any:
         """Batches from the current step to the last."""
@@ -173,15 +185,15 @@ class Run:
         parts = {name: str(float(value)) for name, value in losses.parts.items()}
         checkpoint.write_json(path, {"step": self.step, "losses": parts, "samples": keys})
         raise TrainingError(
-            f"the loss is {float(losses.total)} at step {self.step}: lower optim.lr = {self.recipe.optim.lr:g}; "
-            f"the batch is named in {path}"
+            f"the loss is {float(losses.total.detach())} at step {self.step}: lower optim.lr = "
+            f"{self.recipe.optim.lr:g}; the batch is named in {path}"
         )
 
-    def _log(self, losses: Losses, norm: Tensor, seconds: float) -> None:
+    def _log(self, losses: Losses, norm: Tensor) -> None:
         row = {
             "step": self.step,
             "epoch": round(self.step / len(self.loader), 3),
-            "seconds": round(seconds, 2),
+            "seconds": round(time.monotonic() - self.began, 2),
             "lr": self.optimizer.param_groups[0]["lr"],
             "gradient": float(norm),
             "loss": float(losses.total.detach()),
@@ -211,14 +223,12 @@ class Run:
         if summary.details.get("collapsed"):
             _say("warning: the codebook has collapsed; set task.tokenizer.restart_below=0.5 or kmeans=true")
 
-    def _save(self, seconds: float) -> None:
+    def _save(self) -> None:
         folder = self.out / f"step-{self.step}"
-        if (folder / checkpoint.MANIFEST).is_file():
-            return
-        checkpoint.write(folder, lambda path: self._fill(path, seconds))
+        checkpoint.write(folder, self._fill)
         checkpoint.point(self.out, folder)
 
-    def _fill(self, folder: Path, seconds: float) -> None:
+    def _fill(self, folder: Path) -> None:
         """The files of a checkpoint."""
         checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
         checkpoint.write_json(folder / "config.json", {**self.about, "step": self.step})
@@ -226,6 +236,7 @@ class Run:
             self.task.vocabulary.save(folder / "vocabulary.json")
         (folder / "training").mkdir()
         checkpoint.write_tensors(folder / "training" / "optimizer.safetensors", _flatten(self.optimizer))
+        seconds = time.monotonic() - self.began
         state = {"step": self.step, "total": self.total, "seconds": seconds, "bad": self.loader.bad}
         checkpoint.write_json(folder / "training" / "state.json", state)
 
@@ -250,8 +261,6 @@ class Run:
             ) from None
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.loader.bad.update(state["bad"])
-        _drop_after(self.out / "metrics.jsonl", self.step)
-        _drop_after(self.out / "validation.jsonl", self.step)
         _say(f"resuming {folder} at step {self.step} of {self.total}")
 
 
@@ -273,19 +282,34 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, field = name.partition(".")
-        state.setdefault(int(index), {})[field] = tensor
+        parameter = parameters[int(index)]
+        # The fused AdamW walks weights and moments side by side in memory: a moment must lie as its weight does,
+        # channels last for one, or it would be taken for another weight's.
+        moment = tensor.shape == parameter.shape
+        laid = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if moment else tensor
+        state.setdefault(int(index), {})[field] = laid
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _drop_after(path: Path, step: int) -> None:
     """Forget lines that an interrupted run wrote after its last checkpoint; they will be written again."""
-    if not path.is_file():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    if path.is_file():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _written_by(line, step)]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _written_by(line: str, step: int) -> bool:
+    """Whether a line of a log is whole (a killed run may leave half of one) and not of a later step."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _note(losses: Losses) -> str:

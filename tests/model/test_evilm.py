@@ -79,8 +79,12 @@ def test_other_sizes_that_the_stride_divides(model: EViLM, height: int, width: i
     assert found.tokens.shape == (1, 2 * (height // 16) * (width // 16), 32)
 
 
-@pytest.mark.parametrize(("height", "width", "named"), [(60, 64, "48 or 64"), (64, 100, "96 or 112"), (8, 64, "16 or 32")])
-def test_sizes_that_do_not_fit_are_refused_with_those_that_do(model: EViLM, height: int, width: int, named: str) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "named"), [(60, 64, "48 or 64"), (64, 100, "96 or 112"), (8, 64, "16 or 32")]
+)
+def test_sizes_that_do_not_fit_are_refused_with_those_that_do(
+    model: EViLM, height: int, width: int, named: str
+) -> None:
     with pytest.raises(GridError, match=f"stride 16.*such as {named}"):
         model.encode_video(model.normalise(clips(1, 1, height, width)))
 

@@ -41,7 +41,7 @@ def test_labels_of_any_number_of_frames(tokenizer: Tokenizer, frames: int) -> No
     labels = tokenizer.labels(clips(2, frames))
     assert labels.shape == (2, frames, 4, 4)
     assert labels.dtype == torch.int64
-    assert 0 <= int(labels.min())
+    assert int(labels.min()) >= 0
     assert int(labels.max()) < 24
 
 

@@ -95,7 +95,8 @@ def test_evaluation_looks_at_the_frames_it_is_given(
 def test_metrics_by_hand(build: Callable[..., LinearProbe]) -> None:
     guesses = [0, 1, 1, 0, 0, 2]  # true: 0, 1, 2, 0, 1, 2
     predictions = [
-        Prediction(row, i != 3, {"logits": np.eye(3)[guess]}) for i, (row, guess) in enumerate(zip(ROWS, guesses, strict=True))
+        Prediction(row, i != 3, {"logits": np.eye(3)[guess]})
+        for i, (row, guess) in enumerate(zip(ROWS, guesses, strict=True))
     ]
     summary = build().summarise(predictions)
     # Right are 0, 1 and 5; row 3 would be, but has no frames.

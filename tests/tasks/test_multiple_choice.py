@@ -66,7 +66,9 @@ def test_scores_are_those_of_each_option_by_itself(
             for k, option in enumerate(example.choices):
                 words = f"{example.question} {option}" if example.question else option
                 text = task.model.encode_text(vocabulary.encode([words], 40))
-                assert scores[i, k].item() == pytest.approx(task.match(task.model.fuse(video, text).cls).item(), abs=1e-5)
+                assert scores[i, k].item() == pytest.approx(
+                    task.match(task.model.fuse(video, text).cls).item(), abs=1e-5
+                )
             assert torch.isneginf(scores[i, len(example.choices) :]).all()
 
 

@@ -128,7 +128,9 @@ def test_zero_before_normalisation_is_another_grey(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
 ) -> None:
     found = {
-        when: losses_of(Pretrain(model, vocabulary, PretrainConfig(mask_when=when), FACTS, tokenizer), batch).parts["mvm"]
+        when: losses_of(Pretrain(model, vocabulary, PretrainConfig(mask_when=when), FACTS, tokenizer), batch).parts[
+            "mvm"
+        ]
         for when in ("after", "before")
     }
     assert found["after"] != found["before"]
@@ -163,9 +165,7 @@ def test_other_texts_are_never_of_the_same_video(
             assert all(len(set(row)) == 3 for row in others.tolist())
 
 
-def test_hard_negatives_are_the_similar_ones(
-    model: EViLM, vocabulary: Vocabulary, batch: Batch
-) -> None:
+def test_hard_negatives_are_the_similar_ones(model: EViLM, vocabulary: Vocabulary, batch: Batch) -> None:
     task = Pretrain(model, vocabulary, PretrainConfig(mvm=0, negatives=1), {}, None)
     similarity = torch.zeros(6, 6)
     similarity[:, 4] = 1.0

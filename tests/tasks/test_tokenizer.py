@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def build(tiny_tokenizer: TokenizerConfig, captioned: list[Example]) -> Callable[..., TokenizerTask]:
     def make(**settings: object) -> TokenizerTask:
-        config = TokenizerTaskConfig.model_validate({"tokenizer": tiny_tokenizer, "frames": 2, "at_least": 1, **settings})
+        config = TokenizerTaskConfig.model_validate(
+            {"tokenizer": tiny_tokenizer, "frames": 2, "at_least": 1, **settings}
+        )
         torch.manual_seed(0)
         return TokenizerTask(config, TokenizerTask.learn_facts(config, captioned))
 

@@ -118,6 +118,7 @@ class Loader:
         labels: cached token labels by clip id, (candidates, h, w), or None.
         bad_share: unreadable share of training samples that stops the run.
         order: how test frames are ordered; ``shuffled`` is the control that cannot read time.
+        fixed: middles in training too, for a task that computes each clip once.
     """
 
     examples: Sequence[Example]
@@ -131,6 +132,7 @@ class Loader:
     labels: LabelSource | None = None
     bad_share: float = 0.05
     order: Literal["true", "shuffled"] = "true"
+    fixed: bool = False
     bad: dict[str, str] = field(default_factory=lambda: {}, init=False)
     seen: int = field(default=0, init=False)
 
@@ -189,7 +191,7 @@ class Loader:
         )
 
     def _moments(self, seed: int) -> np.random.Generator | None:
-        return seeds.generator(seed, "moments") if self.train else None
+        return seeds.generator(seed, "moments") if self.train and not self.fixed else None
 
     def _labels(self, examples: Sequence[Example], own: Sequence[int]) -> Tensor | None:
         """The cached labels of the very frames that ``_moments`` chose."""

@@ -36,6 +36,8 @@ class EViLM(nn.Module):
             width=config.width,
             size=config.size,
             frames=config.frames,
+            space_start=config.space_start,
+            time_start=config.time_start,
             mean=config.mean,
             std=config.std,
         )

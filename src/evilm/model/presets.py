@@ -34,6 +34,8 @@ class ModelConfig(Config):
     text_heads: int = Field(default=4, gt=0)
     text_hidden: int = Field(default=512, gt=0)
     text_positions: int = Field(default=512, gt=0)
+    space_start: float = Field(default=0.02, ge=0, description="standard deviation of untrained spatial positions")
+    time_start: float = Field(default=0.0, ge=0, description="the same for positions in time")
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -52,9 +54,12 @@ PRESETS: dict[str, ModelConfig] = {
     # Figure 2's size axis.
     "evilm-x-small": ModelConfig(backbone="edgenext_x_small", width=256, heads=4, hidden=1024),
     "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", width=192, heads=3, hidden=768),
-    # For tests and the demo, on a CPU: cells of 16 pixels on frames of 64.
+    # For tests and the demo, on a CPU: cells of 16 pixels on frames of 64. A small ResNet, because EdgeNeXt's layer scale
+    # of 1e-6 needs many more steps from scratch than a demo has (docs/decisions.md).
     "evilm-tiny": ModelConfig(
-        backbone="edgenext_xx_small",
+        backbone="resnet10t",
+        space_start=0.5,  # as loud as the features: from scratch, motion is learned from where and when
+        time_start=0.5,
         stride=16,
         size=64,
         width=192,

@@ -17,7 +17,7 @@ from evilm.config import Config
 from evilm.errors import CodebookError, ConfigError, GridError
 from evilm.model.blocks import Block, Normalise, initialise
 from evilm.model.quantizer import Codebook, Quantizer
-from evilm.model.video_encoder import Options, backbone, statistics
+from evilm.model.video_encoder import Options, backbone, keep_frozen, statistics
 from evilm.types import Grid
 
 if TYPE_CHECKING:
@@ -81,6 +81,12 @@ class FrameEncoder(nn.Module):
         self.backbone, self.width = backbone(config.encoder, config.stride, options, config.encoder_weights)
         mean, std = statistics(self.backbone)
         self.normalise = Normalise(config.mean or mean, config.std or std)
+
+    def train(self, mode: bool = True) -> FrameEncoder:
+        """A frozen backbone stays in evaluation mode, as in ``VideoEncoder``."""
+        super().train(mode)
+        keep_frozen(self.backbone)
+        return self
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""

@@ -103,6 +103,16 @@ def statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return found["mean"], found["std"]
 
 
+def keep_frozen(backbone: nn.Module) -> None:
+    """Put a backbone of which nothing is trained into evaluation mode.
+
+    Without a gradient its batch norms would still take each batch's statistics for their own, and what it learned
+    elsewhere would be lost within an epoch, most thoroughly where the norms were folded into the convolutions.
+    """
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        backbone.eval()
+
+
 class VideoEncoder(nn.Module):
     """Frames to regions of the decoder's width, with their places in space and time.
 
@@ -111,6 +121,7 @@ class VideoEncoder(nn.Module):
         width: D of the decoder.
         size: pixels of a frame's side at which the spatial positions are learned.
         frames: T at which the temporal positions are learned; others interpolate.
+        space_start, time_start: standard deviations of the positions before training.
         mean, std: pixel statistics; the backbone's own by default.
     """
 
@@ -124,6 +135,8 @@ class VideoEncoder(nn.Module):
         width: int,
         size: int,
         frames: int,
+        space_start: float = 0.02,
+        time_start: float = 0.0,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> None:
@@ -135,10 +148,16 @@ class VideoEncoder(nn.Module):
         self.normalise = Normalise(mean or usual_mean, std or usual_std)
         self.project = nn.Linear(channels, width)
         cells = self.grid(frames, size, size).height
-        self.space = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, width, cells, cells), std=0.02))
-        # Zero, so that a model started from images treats all frames alike until it learns otherwise.
-        self.time = nn.Parameter(torch.zeros(1, width, frames))
+        self.space = nn.Parameter(space_start * torch.randn(1, width, cells, cells))
+        # Zero by default, so that a model started from images treats all frames alike until it learns otherwise.
+        self.time = nn.Parameter(time_start * torch.randn(1, width, frames))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def train(self, mode: bool = True) -> VideoEncoder:
+        """A frozen backbone stays in evaluation mode: its batch norms keep the statistics that it came with."""
+        super().train(mode)
+        keep_frozen(self.backbone)
+        return self
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """The regions of a clip of this size.

@@ -25,7 +25,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "pink", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 BACKGROUNDS = ("plain", "striped", "checkered", "shaded", "noisy", "dotted")
 PLACES = ("left", "right", "top", "bottom", "middle")
-RADII = {"small": 10.5, "large": 17.0}
+RADII = {"small": 13.0, "large": 22.0}
 PARTS = ("moves left", "moves right", "moves up", "moves down", "grows", "shrinks")
 JUMPS = ("jumps once", "jumps twice", "jumps three times")
 SIMPLE = (*PARTS, *JUMPS, "spins", "blinks", "moves in a loop", "stays still")
@@ -46,8 +46,9 @@ HELD_SHAPE_ACTION = {
 }  # fmt: skip
 #: Colours and shapes that occur together in train; bystanders are always of these.
 KNOWN_PAIRS = tuple(pair for pair in product(COLOURS, SHAPES) if pair not in HELD_COLOUR_SHAPE)
-_SEQUENCE_SHARE = 0.25
-_SECOND_ACTOR_SHARE = 0.2
+_SEQUENCE_SHARE = 0.2
+COUNTS = (6, 3, 1)  # weights of one, two and three things in a scene
+_SECOND_ACTOR_SHARE = 0.15
 _ANCHORS = {"left": (21, 48), "right": (75, 48), "top": (48, 21), "bottom": (48, 75), "middle": (48, 48)}
 
 
@@ -120,7 +121,7 @@ def compose(seed: int, index: int, novelty: Novelty | None = None) -> Scene:
     """
     rng = random.Random(f"evilm world {seed} {index}")
     background = rng.choice(BACKGROUNDS)
-    count = rng.randint(1, 3)
+    count = rng.choices((1, 2, 3), weights=COUNTS)[0]
     colour, shape, action = _main_actor(rng, novelty)
     cast = [(colour, shape, action)]
     while len(cast) < count:

@@ -1,0 +1,103 @@
+"""The whole chain in a minute: a world, a tokenizer, pre-training on its cached labels, fine-tuning, evaluation."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from evilm import checkpoint, evaluation, recipe, trainer
+from evilm.errors import CheckpointError
+from evilm.tasks.tokenizer import TokenizerTask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from evilm.recipe import Recipe
+
+PRETRAIN = {"name": "pretrain", "contrastive": 1.0, "labels": "cached", "words": 24, "embedding": 16}
+
+
+def mean_loss(run: Path, part: slice, name: str = "loss") -> float:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return float(np.mean([row[name] for row in rows[part]]))
+
+
+@pytest.fixture(scope="module")
+def pretrained(
+    make_recipe: Callable[..., Recipe], tokenizer_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    task = {**PRETRAIN, "tokenizer": str(tokenizer_run)}
+    out = tmp_path_factory.mktemp("runs") / "pretrain"
+    return trainer.train(make_recipe(out, task, optim={"epochs": 6, "batch_size": 18}))
+
+
+def test_the_tokenizer_learned_and_its_codebook_lives(tokenizer_run: Path) -> None:
+    assert mean_loss(tokenizer_run, slice(-3, None), "words") < mean_loss(tokenizer_run, slice(3), "words")
+    task, about = recipe.restore(tokenizer_run)
+    assert isinstance(task, TokenizerTask)
+    assert not task.tokenizer.collapsed
+    assert float(task.tokenizer.perplexity) == pytest.approx(about["validation"]["perplexity"], rel=1e-5)
+    assert about["facts"]["words"] == list(task.caption_words.words)
+
+
+def test_pre_training_learned_every_objective(pretrained: Path) -> None:
+    for name in ("loss", "mlm", "contrastive"):
+        assert mean_loss(pretrained, slice(-6, None), name) < mean_loss(pretrained, slice(6), name)
+    about = checkpoint.read_json(checkpoint.find(pretrained) / "config.json")
+    assert about["facts"]["codes"] == 24
+    assert set(about["validation"]) == {"mvm_accuracy", "mlm_accuracy", "vtm_accuracy", "contrastive_R@1", "score"}
+
+
+@pytest.mark.parametrize(
+    ("task", "reader"),
+    [
+        (
+            {"name": "retrieval", "words": 24, "embedding": 16, "vtm": 1.0, "protocol": "re-rank", "top": 4},
+            "msrvtt_retrieval",
+        ),
+        ({"name": "question_answering"}, "msrvtt_qa"),
+        ({"name": "multiple_choice"}, "msrvtt_mc"),
+        ({"name": "linear_probe"}, "hmdb51"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_every_task_starts_from_it_and_is_evaluated(
+    make_recipe: Callable[..., Recipe], pretrained: Path, tmp_path: Path, task: dict[str, Any], reader: str
+) -> None:
+    made = make_recipe(tmp_path / "run", task, reader, start=str(pretrained), optim={"epochs": 1, "batch_size": 18})
+    run = trainer.train(made)
+    about = checkpoint.read_json(checkpoint.find(run) / "config.json")
+    parts = about["start"]["parts"]
+    assert "model.video_encoder" in parts.split(";")[0]
+    assert "region_head" in parts.rpartition("left out: ")[2]
+    if task["name"] in ("retrieval", "multiple_choice"):
+        assert "match" in parts.split(";")[0]
+    result = evaluation.of_checkpoint(run, "test")
+    assert result.result["samples"] == len(result.summary.rows) == len(recipe.examples(made.data.test))
+    assert result.result["unreadable"] == {}
+    for name, chance in result.summary.chance.items():
+        assert result.summary.metrics[name] >= 0
+        assert chance > 0
+    again = evaluation.of_checkpoint(run, "test")
+    assert again.summary.rows == result.summary.rows
+    evaluation.save(tmp_path / "result", result.result, result.summary)
+    assert json.loads((tmp_path / "result" / "metrics.json").read_text())["metrics"] == result.summary.metrics
+    assert len((tmp_path / "result" / "predictions.jsonl").read_text().splitlines()) == len(result.summary.rows)
+
+
+def test_zero_shot_takes_the_heads_of_pre_training_and_only_those_it_has(
+    make_recipe: Callable[..., Recipe], pretrained: Path, tmp_path: Path
+) -> None:
+    found = evaluation.of_checkpoint(pretrained, "test", task="retrieval")
+    assert found.result["samples"] == 16
+    assert set(found.summary.metrics) >= {"R@1", "R@5", "R@10", "MdR"}
+    short = {"optim": {"epochs": 0.25, "batch_size": 18}}
+    without = trainer.train(
+        make_recipe(tmp_path / "mlm", {"name": "pretrain", "mvm": 0, "vtm": 0, "words": 24}, **short)
+    )
+    with pytest.raises(CheckpointError, match=r"has no trained 'embed' head, which retrieval needs: fine-tune it"):
+        evaluation.of_checkpoint(without, "test", task="retrieval")
