@@ -130,9 +130,9 @@ def make_recipe(
         }  # fmt: skip
         optim = {"epochs": 2, "batch_size": 12, "lr": 2e-3}
         run = {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}
-        for name, table in (("data", data), ("optim", optim), ("run", run)):
-            table |= rest.pop(name, {})
-        return config.check(Recipe, {"task": task, "data": data, "optim": optim, "run": run, **rest}, "test")
+        tables: dict[str, dict[str, Any]] = {"data": data, "optim": optim, "run": run}
+        changed = {name: table | rest.pop(name, {}) for name, table in tables.items()}
+        return config.check(Recipe, {"task": task, **changed, **rest}, "test")
 
     return make
 

@@ -49,7 +49,7 @@ def complaint(folder: Path, text: str, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         config.load(Job, path, overrides)
     message = str(caught.value)
-    assert message.startswith(str(path)) or message.startswith("override")
+    assert message.startswith((str(path), "override"))
     assert "\n" not in message
     return message.removeprefix(f"{path}: ")
 

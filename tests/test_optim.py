@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def test_warm_up_and_cosine_by_hand() -> None:
     assert found[55] == pytest.approx(0.5)  # half of what is left after the warm-up
     assert found[40] == pytest.approx(0.75)  # a third of the way: (1 + cos 60 degrees) / 2
     assert found[99] == pytest.approx((1 + math.cos(math.pi * 89 / 90)) / 2)
-    assert all(a >= b for a, b in zip(found[10:], found[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(found[10:]))
 
 
 def test_linear_and_constant() -> None:

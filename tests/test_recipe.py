@@ -230,7 +230,7 @@ def test_what_cached_labels_cannot_do(make_recipe: Callable[..., Recipe], tokeni
             recipe.loader(made, built, rows, train=True, label=True)
 
 
-def test_restore_gives_back_the_very_task(make_recipe: Callable[..., Recipe], base: Path) -> None:
+def test_restore_gives_back_the_very_task(base: Path) -> None:
     task, about = recipe.restore(base)
     assert not task.training
     assert about["task"] == "pretrain"

@@ -78,7 +78,7 @@ def _world(build: Callable[..., Recipe], small_world: Path) -> None:
     build.world = small_world
 
 
-class Cut(Exception):
+class PowerCutError(Exception):
     """The power goes out."""
 
 
@@ -105,13 +105,13 @@ def test_a_cut_run_equals_an_unbroken_one(
     assert total == 3 * (54 // 18 if name == "linear_probe" else 72 // 18)
 
     def blow() -> None:
-        raise Cut
+        raise PowerCutError
 
     cut = build(tmp_path / "cut", name, run={"validate_every": 0.5, "checkpoint_minutes": 1e-9})
     for step in (2, 5):
         with monkeypatch.context() as patch:
             cut_at(patch, step, blow)
-            with pytest.raises(Cut):
+            with pytest.raises(PowerCutError):
                 trainer.train(cut, resume=step > 2)
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # what a kill leaves of a line
@@ -128,11 +128,11 @@ def test_the_newest_checkpoint_is_passed_over_when_it_is_damaged(
     cut = build(tmp_path / "cut", "pretrain", run={"validate_every": 0.5, "checkpoint_minutes": 1e-9})
 
     def blow() -> None:
-        raise Cut
+        raise PowerCutError
 
     with monkeypatch.context() as patch:
         cut_at(patch, 7, blow)
-        with pytest.raises(Cut):
+        with pytest.raises(PowerCutError):
             trainer.train(cut)
     newest = checkpoint.steps(tmp_path / "cut")[-1]
     assert newest.name == "step-6"
@@ -304,7 +304,7 @@ def golden_run(tiny: ModelConfig, vocabulary: Vocabulary, out: Path, jitter: flo
     if jitter:
         with torch.no_grad():
             for parameter in task.parameters():
-                parameter *= 1 + jitter * torch.randn_like(parameter)
+                parameter.mul_(1 + jitter * torch.randn_like(parameter))
     out.mkdir()
     run = trainer.Run(made, task, Drawn(12), torch.device("cpu"), {})
     run.fit()

@@ -64,7 +64,9 @@ def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
         *parents, last = name.split(".")
         inner = result
         for parent in parents:
-            step: Any = inner.setdefault(parent, {})
+            if inner.get(parent) is None:  # absent, or a table that a saved recipe says is not there
+                inner[parent] = {}
+            step: Any = inner[parent]
             if not isinstance(step, dict):
                 raise ConfigError(f"override {assignment!r}: {parent!r} is a value, not a table")
             inner = cast("dict[str, Any]", step)

@@ -111,7 +111,9 @@ def demo(out: Path, minutes: float = BUDGET) -> Path:
     plan = out / "plan.json"
     if plan.is_file() and checkpoint.read_json(plan)["minutes"] != minutes:
         had = checkpoint.read_json(plan)["minutes"]
-        raise OutputError(f"{out}: holds a demo of {had:g} minutes; go on with --minutes {had:g}, or name another folder")
+        raise OutputError(
+            f"{out}: holds a demo of {had:g} minutes; go on with --minutes {had:g}, or name another folder"
+        )
     _write(plan, {"minutes": minutes, "seed": SEED})
     run = Demo(out, minutes)
     console = Meter("", 1).console
@@ -268,7 +270,9 @@ def gather(run: Demo) -> Results:
             "value": round(sum(seconds.values()), 1), "stages": seconds, "budget": 60 * run.minutes,
             "chance": None, "baselines": {},
         },
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {
+            "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "system": platform.system(),
+        },
         "versions": {"evilm": __version__, "python": platform.python_version()},
         "seed": SEED,
         "world": found["world"],
@@ -293,7 +297,7 @@ def _answered(found: Results, blind: str, margin: float) -> Results:
         "kinds": {
             name[9:-1]: {
                 "value": metrics[name], "chance": None,
-                "baselines": {blind: found["blind"].get(name, 0.0), "frames shuffled": found["frames shuffled"].get(name, 0.0)},
+                "baselines": {blind: found["blind"][name], "frames shuffled": found["frames shuffled"][name]},
             }
             for name in kinds
         },

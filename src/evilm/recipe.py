@@ -29,6 +29,7 @@ from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from evilm.model.evilm import EViLM
     from evilm.model.tokenizer import Tokenizer
     from evilm.tasks import Task
     from evilm.types import Example
@@ -158,6 +159,8 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
         tokenizer, facts = _tokenizer(task_config)
         if tokenizer is not None:
             tokenizer.check_grid(model.video_encoder.grid(shape.frames, shape.size, shape.size))
+        if task_config.backbone == "tokenizer":
+            _share_backbone(model, tokenizer)
         task: Task = Pretrain(model, vocabulary, task_config, facts, tokenizer)
     else:
         kind = FINETUNE[task_config.name]
@@ -191,6 +194,22 @@ def _tokenizer(task: PretrainConfig) -> tuple[Tokenizer | None, dict[str, Any]]:
     for parameter in tokenizer.parameters():
         parameter.requires_grad_(False)
     return tokenizer, {"codes": tokenizer.config.codes, "tokenizer": tokenizer.fingerprint()}
+
+
+def _share_backbone(model: EViLM, tokenizer: Tokenizer | None) -> None:
+    """Start the model's backbone where the tokenizer's ended.
+
+    Raises:
+        ConfigError: there is no tokenizer, or its encoder is another backbone.
+    """
+    own, theirs = model.config, None if tokenizer is None else tokenizer.config
+    if tokenizer is None or theirs is None or (theirs.encoder, theirs.stride) != (own.backbone, own.stride):
+        said = "there is no tokenizer" if theirs is None else f"the tokenizer's is {theirs.encoder} at {theirs.stride}"
+        raise ConfigError(
+            f"task.backbone = 'tokenizer' needs the model's {own.backbone} at stride {own.stride} and {said}: "
+            "set task.backbone=own"
+        )
+    model.video_encoder.backbone.load_state_dict(tokenizer.encoder.backbone.state_dict())
 
 
 def _tokenizer_at_hand(task: PretrainConfig, facts: dict[str, Any]) -> Tokenizer | None:

@@ -43,7 +43,8 @@ def captioned() -> list[Example]:
 def without_gradient() -> Callable[[torch.nn.Module, Losses], list[str]]:
     """Names of trainable parameters that a loss does not move.
 
-    A key's bias shifts all scores of a query alike, and softmax does not see it: its gradient is zero but for rounding.
+    A key's bias shifts all scores of a query alike, and the match head's last bias all candidates; a softmax does not
+    see either, and their gradient is zero but for rounding.
     """
 
     def names(task: torch.nn.Module, losses: Losses) -> list[str]:
@@ -53,7 +54,8 @@ def without_gradient() -> Callable[[torch.nn.Module, Losses], list[str]]:
         return [
             name
             for name, p in trained
-            if p.grad is None or (not p.grad.any() and not name.endswith(("key.bias", "k_proj.bias")))
+            if p.grad is None
+            or (not p.grad.any() and not name.endswith(("key.bias", "k_proj.bias", "match.layers.2.bias")))
         ]
 
     return names

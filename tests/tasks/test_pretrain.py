@@ -1,4 +1,4 @@
-"""Pre-training: every objective moves every parameter, cached labels are as good as online ones, and accuracies hold."""
+"""Pre-training: every objective moves every parameter, cached labels equal online ones, and accuracies hold."""
 
 from __future__ import annotations
 

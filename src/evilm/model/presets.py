@@ -54,8 +54,8 @@ PRESETS: dict[str, ModelConfig] = {
     # Figure 2's size axis.
     "evilm-x-small": ModelConfig(backbone="edgenext_x_small", width=256, heads=4, hidden=1024),
     "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", width=192, heads=3, hidden=768),
-    # For tests and the demo, on a CPU: cells of 16 pixels on frames of 64. A small ResNet, because EdgeNeXt's layer scale
-    # of 1e-6 needs many more steps from scratch than a demo has (docs/decisions.md).
+    # For tests and the demo, on a CPU: cells of 16 pixels on frames of 64. A small ResNet, because EdgeNeXt's layer
+    # scale of 1e-6 needs many more steps from scratch than a demo has (docs/decisions.md).
     "evilm-tiny": ModelConfig(
         backbone="resnet10t",
         space_start=0.5,  # as loud as the features: from scratch, motion is learned from where and when

@@ -59,7 +59,6 @@ class TokenizerConfig(Config):
         default="repeat", description="Video Swin halves time: show each frame twice, or let two frames share a label"
     )
 
-
     @model_validator(mode="after")
     def _fits(self) -> TokenizerConfig:
         if self.width % self.heads:

@@ -39,6 +39,9 @@ class PretrainConfig(TaskConfig):
         default=0.0, ge=0, description="beyond the paper: makes zero-shot fast retrieval possible"
     )
     tokenizer: str | None = Field(default=None, description="checkpoint of the video tokenizer; needed for mvm")
+    backbone: Literal["own", "tokenizer"] = Field(
+        default="own", description="start the video backbone from the tokenizer's, where both are of one kind"
+    )
     labels: Literal["online", "cached"] = "online"
     mask: masking.Shape = "block"
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
