@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evilm.data.video import Fit, read_clip
-from evilm.errors import OutputError, VideoError
+from evilm.errors import DataError, OutputError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -101,8 +103,16 @@ def _decoded(
         yield from map(_decode, jobs)
         return
     # Spawned, not forked: the parent holds torch's threads.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(_decode, jobs, chunksize=8)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(_decode, jobs, chunksize=8)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that decodes videos died; data.workers=0 decodes in this one (a script of yours that trains "
+            "needs its work under `if __name__ == '__main__':`)"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode(job: tuple[int, Clip, int, int, Fit]) -> tuple[int, NDArray[np.uint8] | None, str]:
