@@ -10,9 +10,12 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from evilm import __version__, checkpoint, evaluation, recipe, trainer
 from evilm.data import vocabulary_build, world
@@ -131,7 +134,8 @@ def demo(out: Path, minutes: float = BUDGET) -> Path:
     results = gather(run)
     _write(out / "results.json", results)
     report = page.write_page(out)
-    console.print(table.render(results))
+    # A file or a pipe has no width of its own, and rich would take 80 columns for it.
+    Console(width=None if sys.stdout.isatty() else 140).print(table.render(results))
     console.print(f"{clock(results['seconds']['value'])} in all; the report is {report}", markup=False, highlight=False)
     return report
 

@@ -19,6 +19,7 @@ from evilm.data.vocabulary import Vocabulary
 from evilm.distributed import DeviceName, Precision
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.presets import ModelConfig, build, preset
+from evilm.model.tokenizer import FrameEncoder
 from evilm.optim import OptimConfig
 from evilm.progress import Meter
 from evilm.tasks import FINETUNE, AnyTaskConfig, VideoTextTask
@@ -209,7 +210,14 @@ def _share_backbone(model: EViLM, tokenizer: Tokenizer | None) -> None:
             f"task.backbone = 'tokenizer' needs the model's {own.backbone} at stride {own.stride} and {said}: "
             "set task.backbone=own"
         )
-    model.video_encoder.backbone.load_state_dict(tokenizer.encoder.backbone.state_dict())
+    assert isinstance(tokenizer.encoder, FrameEncoder)
+    try:
+        model.video_encoder.backbone.load_state_dict(tokenizer.encoder.backbone.state_dict())
+    except RuntimeError:
+        raise ConfigError(
+            f"task.backbone = 'tokenizer': model.backbone_options {own.backbone_options} make another {own.backbone} "
+            f"than the tokenizer's {theirs.encoder_options}: set them alike, or task.backbone=own"
+        ) from None
 
 
 def _tokenizer_at_hand(task: PretrainConfig, facts: dict[str, Any]) -> Tokenizer | None:
@@ -258,7 +266,8 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
         plain = recipe.task.tokenizer.model_copy(update={"encoder_weights": "none"})
         restored: Task = TokenizerTask(recipe.task.model_copy(update={"tokenizer": plain}), facts)
     else:
-        shape = config.check(ModelConfig, about.get("model"), f"{folder / 'config.json'}: model").model_copy(
+        table: Any = about.get("model")
+        shape = config.check(ModelConfig, table, f"{folder / 'config.json'}: model").model_copy(
             update={"backbone_weights": "none"}
         )
         vocabulary = Vocabulary.load(folder / "vocabulary.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from evilm import recipe as recipes
@@ -89,7 +88,7 @@ def _codes_of(recipe: recipes.Recipe, task: Pretrain, rows: list[Example]) -> li
     found: list[tuple[set[int], Sequence[str]]] = []
     for batch in loader:
         labels: np.ndarray = task.tokenizer.labels(batch.frames).flatten(1).numpy()
-        found += [(set(map(int, np.unique(row))), e.captions) for row, e in zip(labels, batch.examples, strict=True)]
+        found += [({int(label) for label in row}, e.captions) for row, e in zip(labels, batch.examples, strict=True)]
     return found
 
 
