@@ -149,7 +149,9 @@ def _seconds_before(out: Path, stage: str) -> float:
 def _world(run: Demo) -> Results:
     clips = round(TRAIN * run.growth) + VALIDATION + TEST
     with Meter("rendering", clips, "clips") as meter:
-        made = world.build(run.world, clips, SEED, val=VALIDATION, test=TEST, progress=meter.update)
+        made = world.build(
+            run.world, clips, SEED, val=VALIDATION, test=TEST, progress=lambda done, _: meter.update(done)
+        )
     report = vocabulary_build.build([_training_text(run.world)], run.out / "vocabulary.json", size=PIECES)
     return {"clips": clips, "splits": dict(made.splits), "pieces": report.pieces}
 

@@ -87,7 +87,7 @@ def _codes_of(recipe: recipes.Recipe, task: Pretrain, rows: list[Example]) -> li
     loader = recipes.loader(recipe, task, some, train=False)
     found: list[tuple[set[int], Sequence[str]]] = []
     for batch in loader:
-        labels: np.ndarray = task.tokenizer.labels(batch.frames).flatten(1).numpy()
+        labels = task.tokenizer.labels(batch.frames).flatten(1)
         found += [({int(label) for label in row}, e.captions) for row, e in zip(labels, batch.examples, strict=True)]
     return found
 
