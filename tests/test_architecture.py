@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model", "data"),
     ("tasks", "optim", "trainer", "evaluation", "recipe"),
     ("inference", "export", "search", "scale", "server", "report", "demo"),
-    ("cli", "__init__", "__main__"),
+    ("cli", "commands", "__init__", "__main__"),
 )
 
 # Rooms of one layer that do not know each other.
