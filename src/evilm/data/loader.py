@@ -119,6 +119,8 @@ class Loader:
         bad_share: unreadable share of training samples that stops the run.
         order: how test frames are ordered; ``shuffled`` is the control that cannot read time.
         fixed: middles in training too, for a task that computes each clip once.
+        rank, ranks: this process and how many share the work. In training each takes its slice of every batch, so
+            ``batch_size`` is that of all together; in evaluation each takes every ``ranks``-th batch, whole.
     """
 
     examples: Sequence[Example]
@@ -133,6 +135,8 @@ class Loader:
     bad_share: float = 0.05
     order: Literal["true", "shuffled"] = "true"
     fixed: bool = False
+    rank: int = 0
+    ranks: int = 1
     bad: dict[str, str] = field(default_factory=lambda: {}, init=False)
     seen: int = field(default=0, init=False)
 
@@ -143,6 +147,11 @@ class Loader:
             raise ConfigError(
                 f"optim.batch_size = {self.batch_size} is more than the {len(self.examples)} training examples"
             )
+        if self.train and self.batch_size % self.ranks:
+            raise ConfigError(
+                f"optim.batch_size = {self.batch_size} is the batch of all {self.ranks} processes together and is no "
+                f"multiple of {self.ranks}: take {max(1, self.batch_size // self.ranks) * self.ranks}"
+            )
         if self.labels is not None and self.augment.active:
             raise ConfigError(
                 "task.labels = 'cached' cannot follow random crops and flips: set data.augment.scale=1, shift=0, "
@@ -150,16 +159,20 @@ class Loader:
             )
 
     def __len__(self) -> int:
-        """Batches in an epoch; in training the last, smaller one is left out."""
+        """Batches in an epoch, of all processes together; in training the last, smaller one is left out."""
         count = len(self.examples)
         return count // self.batch_size if self.train else -(-count // self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from batch ``first`` on."""
+        """This process's part of the batches of an epoch, from batch ``first`` on."""
         count = len(self.examples)
         order = seeds.permutation(self.seed, epoch, count) if self.train else np.arange(count)
-        for start in range(first, len(self)):
-            yield self._batch(order[start * self.batch_size : (start + 1) * self.batch_size], epoch)
+        own = self.batch_size // self.ranks if self.train else self.batch_size
+        offset = self.rank * own if self.train else 0
+        for number in range(first, len(self)):
+            if self.train or number % self.ranks == self.rank:
+                start = number * self.batch_size + offset
+                yield self._batch(order[start : start + own], epoch)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
