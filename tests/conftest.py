@@ -143,3 +143,29 @@ def tokenizer_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.T
     from evilm import trainer
 
     return trainer.train(make_recipe(tmp_path_factory.mktemp("runs") / "tokenizer", {"name": "tokenizer"}))
+
+
+@pytest.fixture(scope="session")
+def trained(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``trained("retrieval")``: a run of a task as far as a few steps go, each made once.
+
+    ``retrieval`` has both an embedding head and a match head.
+    """
+    from evilm import trainer
+
+    tasks: dict[str, tuple[dict[str, Any], str]] = {
+        "retrieval": ({"words": 24, "embedding": 16, "vtm": 1.0}, "msrvtt_retrieval"),
+        "question_answering": ({"words": 24}, "msrvtt_qa"),
+        "multiple_choice": ({"words": 24}, "msrvtt_mc"),
+        "linear_probe": ({}, "hmdb51"),
+    }
+    runs: dict[str, Path] = {}
+
+    def make(task: str) -> Path:
+        if task not in runs:
+            settings, reader = tasks[task]
+            out = tmp_path_factory.mktemp("runs") / task
+            runs[task] = trainer.train(make_recipe(out, {"name": task, **settings}, reader, optim={"epochs": 1}))
+        return runs[task]
+
+    return make

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from evilm.errors import EvilmError
+    from evilm.inference import Embedder, load
 
 __version__ = "0.1.0"
 
-__all__ = ["EvilmError", "__version__"]
+__all__ = ["Embedder", "EvilmError", "__version__", "load"]
 
 # Where each public name lives.
-_HOMES = {"EvilmError": "evilm.errors"}
+_HOMES = {"Embedder": "evilm.inference", "EvilmError": "evilm.errors", "load": "evilm.inference"}
 
 
 def __getattr__(name: str) -> object:

@@ -13,6 +13,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import WordPiece as Joiner
 from tokenizers.models import WordPiece
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from importlib.resources.abc import Traversable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from evilm.types import Text
 
@@ -109,6 +112,15 @@ class Vocabulary:
 
         from evilm.types import Text
 
+        ids, mask = (torch.from_numpy(array) for array in self.encode_arrays(texts, length))
+        return Text(ids, mask, torch.tensor(self._begins)[ids] & mask)
+
+    def encode_arrays(self, texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """``encode`` without torch: ids and mask, (B, L) each.
+
+        Raises:
+            VocabularyError: as ``encode`` does.
+        """
         if isinstance(texts, str) or not texts:
             raise VocabularyError("encode takes a list of at least one text")
         if length < 3:
@@ -116,9 +128,8 @@ class Vocabulary:
         rows = [[self.cls_id, *self.pieces_of(text)[: length - 2], self.sep_id] for text in texts]
         longest = max(len(row) for row in rows)
         width = min(length, -(-longest // _ROUND) * _ROUND)
-        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
-        mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-        return Text(ids, mask, torch.tensor(self._begins)[ids] & mask)
+        ids = np.array([row + [self.pad_id] * (width - len(row)) for row in rows], dtype=np.int64)
+        return ids, np.arange(width) < np.array([[len(row)] for row in rows])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words of ``ids``; special pieces other than [UNK] and [MASK] are left out.

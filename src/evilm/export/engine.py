@@ -1,0 +1,103 @@
+"""What an ``Embedder`` stands on: three graphs, some heads, and what is to be known about them.
+
+A model is cut at the same places whichever form it has, so that one form can be checked against the other:
+
+    video    (n, T, H, W, 3) uint8            -> (n, N, D)   regions, as fusion takes them (Eq. 1)
+    text     (n, L) ids, (n, L) mask          -> (n, L, D)   words, as fusion takes them (Eq. 1)
+    fusion   (n, S, D) tokens, (n, S) mask    -> (n, D), (n, S)   h^CLS (Eq. 2), and where it looked
+    a head   (n, D)                           -> (n, K)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import Field
+
+from evilm.config import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from evilm.data.vocabulary import Vocabulary
+
+Head = Literal["embed_video", "embed_text", "match", "answer", "classify"]
+
+
+class Threshold(Config):
+    """Below which probability an answer is withheld, and what that does to the rows that it was set on.
+
+    Attributes:
+        probability: answers less probable than this are "cannot tell".
+        answered: the share of rows that are then still answered, in percent.
+        right: the share of these that are right, in percent.
+        samples: how many rows it was set on.
+    """
+
+    probability: float = Field(ge=0, le=1)
+    answered: float
+    right: float
+    samples: int
+
+
+class About(Config):
+    """What a model takes and gives.
+
+    Attributes:
+        task: the task that it was trained for last.
+        frames, size: T, and the pixels of a frame's side.
+        fit: how a picture becomes square, as in ``VideoReader.frames_at``.
+        grid: (h, w), cells of a frame.
+        words: the longest text, in word pieces.
+        width: D.
+        embedding: width of the space where cosines rank, or None without one.
+        temperature: of these cosines.
+        heads: those there are.
+        answers: of the answer head.
+        classes: of the trained probe.
+        cannot_tell: the threshold on answers, where validation data set one.
+        source: where it comes from: ``weights`` (sha256), ``step``, ``recipe``, ``validation``, ``versions``.
+    """
+
+    task: str
+    frames: int = Field(gt=0, le=4096)
+    size: int = Field(gt=0, le=8192)
+    fit: Literal["crop", "squash"] = "crop"
+    grid: tuple[int, int]
+    words: int = Field(gt=2, le=65536)
+    width: int = Field(gt=0)
+    embedding: int | None = None
+    temperature: float | None = None
+    heads: tuple[Head, ...] = ()
+    answers: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    cannot_tell: Threshold | None = None
+    source: dict[str, Any] = {}
+
+
+class Engine(Protocol):
+    """A model that can be run; ``TorchEngine`` and ``OnnxEngine`` are the two."""
+
+    about: About
+    vocabulary: Vocabulary
+    fingerprint: str
+    form: str
+
+    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, T, H, W, 3) to regions (n, N, D)."""
+        ...
+
+    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """(n, L) each to words (n, L, D)."""
+        ...
+
+    def fuse(
+        self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(n, S, D) and (n, S) to h^CLS (n, D) and its attention (n, S)."""
+        ...
+
+    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, D) to (n, K)."""
+        ...
