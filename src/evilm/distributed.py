@@ -1,38 +1,73 @@
-"""Where the work runs: the device, its number format, and the threads.
+"""Where the work runs: the device, its number format, and the processes that share it (torchrun; gloo or NCCL).
 
-One process today; the names are those of a run with several, so that nothing else has to change for it.
+Every function here is the identity where there is one process. Where there are several, each computes its slice of the
+global batch, and the mean of their losses is the loss of one process with the whole batch. Three rules make it so:
+
+* what is compared across the batch (in-batch negatives, similarities) is gathered, with its gradient;
+* what is divided by a count is divided by the mean count of all processes;
+* what is drawn once for the whole batch is drawn by the first process and handed to the others.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 
-from evilm.errors import DeviceError
+from evilm.errors import DeviceError, EvilmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+    from torch import Tensor
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
+T = TypeVar("T")
+
+# The first process may decode a whole data set while the others wait. A process that dies is noticed by its closed
+# connection and by torchrun, long before.
+PATIENCE = timedelta(hours=2)
+BUCKET = 2**23  # numbers of a gradient bucket: 32 MB
 
 
 def device(name: str) -> torch.device:
     """The device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Under torchrun each process takes the GPU of its local rank.
 
     Raises:
         DeviceError: this machine does not have it.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return _own_gpu()
+        return torch.device("mps" if torch.backends.mps.is_available() and ranks() == 1 else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(f"device {name!r}: this machine has no CUDA device that torch can use; take run.device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps': this machine has no Apple GPU that torch can use; take run.device=cpu")
+    if name == "cuda":
+        return _own_gpu()
     try:
         return torch.device(name)
     except RuntimeError:
         raise DeviceError(f"device {name!r} is none of auto, cpu, cuda, mps") from None
+
+
+def _own_gpu() -> torch.device:
+    if not launched():
+        return torch.device("cuda")
+    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= there:
+        raise DeviceError(
+            f"local rank {own} has no GPU of its own: this machine has {there}; start as many with --nproc-per-node"
+        )
+    return torch.device("cuda", own)
 
 
 def computes_in_bf16(name: Precision, where: torch.device) -> bool:
@@ -43,3 +78,185 @@ def computes_in_bf16(name: Precision, where: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     # AMX or AVX-512 BF16; elsewhere the CPU would emulate it, several times slower than float32.
     return where.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def launched() -> bool:
+    """Whether torchrun (or something that sets the same variables) started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def together(name: str) -> Generator[None]:
+    """Join the other processes that torchrun started; nothing where there are none.
+
+    Args:
+        name: the device setting: gradients travel by NCCL between GPUs, by gloo between CPUs.
+
+    Raises:
+        DeviceError: they cannot be reached.
+    """
+    if not launched() or dist.is_initialized():
+        yield
+        return
+    where = device(name)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DeviceError(f"the {os.environ['WORLD_SIZE']} processes of this run cannot meet: {first}") from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Which of the processes this is; the first writes and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes, in the order of their ranks; the gradient of a row goes home, from everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        ctx.rows = slice(rank() * len(own), (rank() + 1) * len(own))
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(ranks())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.rows]
+
+
+class _Total(torch.autograd.Function):
+    """Sum over all processes, which each of them then uses."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        ctx.shape = own.shape
+        total = own.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.view(ctx.shape)
+
+
+def gather(own: Tensor) -> Tensor:
+    """The rows (B, ...) of every process as (ranks * B, ...), with their gradients; shapes must be equal."""
+    return own if ranks() == 1 else cast("Tensor", _Gather.apply(own))
+
+
+def total(own: Tensor) -> Tensor:
+    """The sum over all processes, with its gradient."""
+    return own if ranks() == 1 else cast("Tensor", _Total.apply(own))
+
+
+def mean(own: Tensor) -> Tensor:
+    """The mean over all processes, with its gradient; counts become fractions."""
+    return own if ranks() == 1 else total(own.float() if not own.is_floating_point() else own) / ranks()
+
+
+def largest(own: int) -> int:
+    """The largest of the processes' numbers."""
+    if ranks() == 1:
+        return own
+    box = torch.tensor(own)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def same(drawn: Tensor) -> Tensor:
+    """What the first process has: for what is drawn once for the whole batch."""
+    if ranks() > 1:
+        dist.broadcast(drawn, 0)
+    return drawn
+
+
+def gather_objects(own: T) -> list[T]:
+    """One object of each process, in the order of ranks."""
+    if ranks() == 1:
+        return [own]
+    found: list[Any] = [None] * ranks()
+    dist.all_gather_object(found, own)
+    return cast("list[T]", found)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What ``make`` answers in the first process, handed to all; so is what it raises."""
+    if ranks() == 1:
+        return make()
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = make()
+        except EvilmError as error:
+            box[1] = error
+    dist.broadcast_object_list(box, 0)
+    if box[1] is not None:
+        raise box[1]
+    return cast("T", box[0])
+
+
+@contextmanager
+def in_turn() -> Generator[None]:
+    """The first process of all goes first, then the first of each machine, then the rest: for what fills a cache.
+
+    Whether the machines share a disk or not, what one process made the next ones find made.
+    """
+    turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    for number in range(3):
+        if number == turn:
+            yield
+        if ranks() > 1:
+            dist.barrier()
+
+
+def share_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its mean over all processes, in buckets of a fixed order."""
+    if ranks() == 1:
+        return
+    bucket: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if parameter.grad is not None:
+            bucket.append(parameter.grad)
+            size += parameter.grad.numel()
+            if size >= BUCKET:
+                _share(bucket)
+                bucket, size = [], 0
+    _share(bucket)
+
+
+def _share(gradients: list[Tensor]) -> None:
+    if not gradients:
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view(gradient.shape))
+        start += gradient.numel()
+
+
+def share_weights(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's weights and buffers."""
+    if ranks() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def masked_prediction(logits: Tensor, labels: Tensor) -> Tensor:
+def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
     """Cross-entropy on what was hidden: Eq. 3 over regions (MVM), the same over word pieces (MLM).
 
     Eq. 3 as printed subtracts a cross-entropy; with cross-entropy positive, as usual, the sign is plus.
@@ -24,13 +24,16 @@ def masked_prediction(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (..., K).
         labels: (...) int64; ``masking.IGNORE`` where nothing was hidden.
+        count: what to divide by; the hidden positions here by default.
 
     Returns:
         the mean over hidden positions; zero, with a gradient of zero, where nothing was hidden.
     """
     logits, labels = logits.flatten(0, -2).float(), labels.flatten()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    if count is None:
+        count = (labels != IGNORE).sum()
+    return total / count.masked_fill(count == 0, 1)
 
 
 def focal_words(logits: Tensor, words: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from evilm import masking
 from evilm.errors import ConfigError
 from evilm.model.tokenizer import Tokenizer
-from evilm.tasks.pretrain import Pretrain, PretrainConfig, _same
+from evilm.tasks.pretrain import Pretrain, PretrainConfig
+from evilm.tasks.task import same_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -154,7 +155,7 @@ def test_other_texts_are_never_of_the_same_video(
     twice = [*captioned, replace(captioned[0], key="again"), replace(captioned[3], key="again3")]
     batch = random_batch(twice)
     task = Pretrain(model, vocabulary, PretrainConfig(mvm=0), {}, None)
-    same = _same(batch)
+    same = same_video(batch)
     assert same.sum() == 8 + 4
     torch.manual_seed(0)
     for similarity in (None, torch.randn(8, 8)):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evilm import losses
+from evilm import distributed, losses
 from evilm.types import Quantized
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def _start(self, encoded: Tensor, rounds: int = 10) -> None:
         """Spherical k-means on one batch of encodings (R, d)."""
-        centres = encoded[torch.randint(len(encoded), (len(self.codes),), device=encoded.device)].clone()
+        encoded = distributed.gather(encoded)
+        centres = _drawn(encoded, len(self.codes))
         for _ in range(rounds):
             self.codes.copy_(centres)
             sums = torch.zeros_like(centres).index_add_(0, self.nearest(encoded), encoded)
@@ -103,15 +104,20 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def _keep_alive(self, encoded: Tensor, labels: Tensor) -> None:
         """Count use; move the codes by their running mean (``ema``); re-seed those that died."""
-        count = torch.bincount(labels, minlength=len(self.codes)).to(self.use)
+        count = distributed.total(torch.bincount(labels, minlength=len(self.codes)).to(self.use))
         self.use.lerp_(count, 1 - self.decay)
         if self.ema:
             fresh = torch.zeros_like(self.sums).index_add_(0, labels, encoded)
-            self.sums.lerp_(fresh, 1 - self.decay)
+            self.sums.lerp_(distributed.total(fresh), 1 - self.decay)
             self.codes.copy_(F.normalize(self.sums, dim=-1))
         dead = torch.nonzero(self.use < self.restart_below).flatten()
         if len(dead):
-            seeds = encoded[torch.randint(len(encoded), (len(dead),), device=encoded.device)]
+            seeds = _drawn(distributed.gather(encoded), len(dead))
             self.codes[dead] = seeds
             self.sums[dead] = seeds
             self.use[dead] = 1.0
+
+
+def _drawn(encoded: Tensor, count: int) -> Tensor:
+    """That many rows at random, the same in all processes; a copy."""
+    return encoded[distributed.same(torch.randint(len(encoded), (count,), device=encoded.device))]

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from evilm import losses, metrics
+from evilm import metrics
 from evilm.errors import DataError
 from evilm.model.blocks import initialise
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, predicted, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LinearProbe(VideoTextTask):
 
     def losses(self, batch: Batch) -> Losses:
         labels = torch.tensor([example.label for example in batch.examples], device=batch.frames.device)
-        loss = losses.masked_prediction(self.classifier(self.scale(self._features(batch))), labels)
+        loss = predicted(self.classifier(self.scale(self._features(batch))), labels)
         return Losses(loss, {"class": loss.detach()})
 
     @torch.no_grad()

@@ -11,10 +11,21 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from evilm import losses, masking
+from evilm import distributed, losses, masking
 from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead, RegionHead, WordHead
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.tasks.task import (
+    Facts,
+    Prediction,
+    Summary,
+    TaskConfig,
+    VideoTextTask,
+    everyone,
+    own_rows,
+    predicted,
+    same_video,
+    scored_rows,
+)
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -108,18 +119,19 @@ class Pretrain(VideoTextTask):
         if config.mvm:
             assert fused.video is not None
             labels = self._labels(batch).flatten(1)  # Eq. 4
-            parts["mvm"] = losses.masked_prediction(self.region_head(fused.video[where]), labels[where])  # Eq. 3
+            parts["mvm"] = predicted(self.region_head(fused.video[where]), labels[where])  # Eq. 3
         if config.mlm:
             assert fused.text is not None
             hidden = hidden_words != masking.IGNORE
             logits = self.word_head(fused.text[hidden], model.text_encoder.word_embeddings)
-            parts["mlm"] = losses.masked_prediction(logits, hidden_words[hidden])
+            parts["mlm"] = predicted(logits, hidden_words[hidden])
         similarity = None
         if config.contrastive:
             v, t = self._embeddings(video, model.encode_text(clean) if config.mlm else text)
-            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, _same(batch))
+            v, t = distributed.gather(v), distributed.gather(t)
+            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same_video(batch))
             similarity = (v @ t.T).detach()
-        if config.vtm and len(batch) > 1:
+        if config.vtm and len(batch) * distributed.ranks() > 1:
             parts["vtm"] = self._matching(batch, video, text, fused, similarity)
         weights = {"mvm": config.mvm, "mlm": config.mlm, "vtm": config.vtm, "contrastive": config.contrastive}
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()  # Eq. 8
@@ -162,20 +174,22 @@ class Pretrain(VideoTextTask):
         others = self._partners(batch, similarity if self.config.hard_negatives else None)
         count = others.shape[1]
         rows = torch.arange(len(batch), device=others.device).repeat_interleave(count)
-        against = self.model.fuse(video[rows], text[others.flatten()]).cls
+        against = self.model.fuse(video[rows], everyone(text)[others.flatten()]).cls
         scores = torch.cat([self.match(fused.cls)[:, None], self.match(against).view(-1, count)], 1)
         return losses.matching(scores) if self.config.matching == "choice" else losses.binary_matching(scores)
 
     def _partners(self, batch: Batch, similarity: Tensor | None) -> Tensor:
-        """(B, negatives) rows of other clips' texts, drawn evenly or by similarity; (..., 1) at least."""
-        count = len(batch)
+        """(B, negatives) rows of other clips' texts in the global batch, drawn evenly or by similarity."""
+        same = same_video(batch)
+        count = len(same)
         weight = torch.ones(count, count, device=batch.frames.device)
         if similarity is not None:
             weight = torch.softmax(similarity.float() / 0.05, dim=1) + 1e-4
-        weight = weight.masked_fill(_same(batch), 0.0)
+        weight = weight.masked_fill(same, 0.0)
         # A batch of one clip only has no other texts: its own then serve, and the loss sits at chance.
         weight = weight + (weight.sum(1, keepdim=True) == 0)
-        return torch.multinomial(weight, self.config.negatives, replacement=count <= self.config.negatives)
+        drawn = torch.multinomial(weight, self.config.negatives, replacement=count <= self.config.negatives)
+        return own_rows(distributed.same(drawn), batch)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
@@ -229,13 +243,6 @@ class Pretrain(VideoTextTask):
             rule=f"masked as in training; VTM against one other text; {len(seen)} clips",
             rows=scored_rows(seen, list(score), {name: [float(x) for x in values] for name, values in each.items()}),
         )
-
-
-def _same(batch: Batch) -> Tensor:
-    """(B, B) bool: rows of the same video, whose captions are true of each other."""
-    ids = {example.video: i for i, example in enumerate(batch.examples)}
-    rows = torch.tensor([ids[example.video] for example in batch.examples], device=batch.frames.device)
-    return rows[:, None] == rows[None]
 
 
 def _share(right: Tensor, of: Tensor) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from evilm import losses, metrics
+from evilm import metrics
 from evilm.errors import DataError
 from evilm.masking import IGNORE
 from evilm.model.heads import AnswerHead
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, predicted, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class QuestionAnswering(VideoTextTask):
 
     def losses(self, batch: Batch) -> Losses:
         targets = [self.index.get(example.answer or "", IGNORE) for example in batch.examples]
-        loss = losses.masked_prediction(self._logits(batch), torch.tensor(targets, device=batch.frames.device))
+        loss = predicted(self._logits(batch), torch.tensor(targets, device=batch.frames.device))
         return Losses(loss, {"answer": loss.detach()})
 
     def _logits(self, batch: Batch) -> torch.Tensor:

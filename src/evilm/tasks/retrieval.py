@@ -8,9 +8,20 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from evilm import losses, metrics
+from evilm import distributed, losses, metrics
 from evilm.model.heads import EmbeddingHead, MatchHead
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, caption_of, scored_rows
+from evilm.tasks.task import (
+    Facts,
+    Prediction,
+    Summary,
+    TaskConfig,
+    VideoTextTask,
+    caption_of,
+    everyone,
+    own_rows,
+    same_video,
+    scored_rows,
+)
 from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
@@ -57,13 +68,13 @@ class Retrieval(VideoTextTask):
     def losses(self, batch: Batch) -> Losses:
         video, text = self.encode(batch), self.model.encode_text(self.text(self.captions(batch), batch))
         v, t = self.embed_encoded(video, text)
-        same = self._same(batch)
+        v, t, same = distributed.gather(v), distributed.gather(t), same_video(batch)
         parts = {"contrastive": losses.contrastive(v, t, self.embed.temperature, same)}
         if self.config.vtm:
             cosine = (v @ t.T).detach().masked_fill(same, -2.0)
-            hardest = cosine.argmax(1)
+            hardest = own_rows(cosine, batch).argmax(1)
             right = self.match(self.model.fuse(video, text).cls)
-            wrong = self.match(self.model.fuse(video, text[hardest]).cls)
+            wrong = self.match(self.model.fuse(video, everyone(text)[hardest]).cls)
             parts["vtm"] = losses.binary_matching(torch.stack([right, wrong], 1))
         total = self.config.contrastive * parts["contrastive"] + self.config.vtm * parts.get("vtm", v.new_zeros(()))
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
@@ -142,12 +153,6 @@ class Retrieval(VideoTextTask):
             fused = self.model.fuse(video, Encoded(pieces.expand(len(some), -1, -1)))
             found.append(self.match(fused.cls).double().cpu().numpy())
         return np.concatenate(found)
-
-    def _same(self, batch: Batch) -> Tensor:
-        """(B, B) bool: rows of one video."""
-        ids = {example.video: i for i, example in enumerate(batch.examples)}
-        rows = torch.tensor([ids[example.video] for example in batch.examples], device=batch.frames.device)
-        return rows[:, None] == rows[None]
 
 
 def own_video(predictions: Sequence[Prediction]) -> NDArray[np.bool_]:

@@ -6,18 +6,24 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
-from evilm import seeds
+from evilm import distributed, losses, seeds
 from evilm.config import Config
 from evilm.errors import ConfigError
+from evilm.masking import IGNORE
+from evilm.types import Encoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch import Tensor
+
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
-    from evilm.types import Batch, Encoded, Example, Losses, Text
+    from evilm.types import Batch, Example, Losses, Text
 
 Facts = dict[str, Any]
 
@@ -120,6 +126,36 @@ def caption_of(example: Example, seed: int | None) -> str:
     if not example.captions:
         return ""
     return example.captions[0 if seed is None else seeds.derive(seed, "caption") % len(example.captions)]
+
+
+# What a loss over the global batch needs where several processes share it; see ``distributed``.
+
+
+def predicted(logits: Tensor, labels: Tensor) -> Tensor:
+    """``losses.masked_prediction`` whose mean over all processes is that of the global batch."""
+    return losses.masked_prediction(logits, labels, distributed.mean((labels != IGNORE).sum()))
+
+
+def same_video(batch: Batch) -> Tensor:
+    """(B, B) bool over the global batch: rows of the same video, whose captions are true of each other."""
+    names = [seeds.derive("video", example.video) for example in batch.examples]
+    rows = distributed.gather(torch.tensor(names, device=batch.frames.device))
+    return rows[:, None] == rows[None]
+
+
+def everyone(text: Encoded) -> Encoded:
+    """The texts of the global batch (B, L, D), those of shorter slices padded."""
+    if distributed.ranks() == 1:
+        return text
+    assert text.mask is not None
+    lack = distributed.largest(text.mask.shape[1]) - text.mask.shape[1]
+    tokens, mask = F.pad(text.tokens, (0, 0, 0, lack)), F.pad(text.mask, (0, lack))
+    return Encoded(distributed.gather(tokens), distributed.gather(mask))
+
+
+def own_rows(whole: Tensor, batch: Batch) -> Tensor:
+    """The rows of this process out of those of the global batch."""
+    return whole[distributed.rank() * len(batch) :][: len(batch)]
 
 
 def scored_rows(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from evilm import losses, metrics
+from evilm import distributed, losses, metrics
 from evilm.data.caption_words import CaptionWords, Kind
 from evilm.model.tokenizer import Tokenizer, TokenizerConfig
 from evilm.tasks.task import Facts, Prediction, Summary, Task, TaskConfig, caption_of, scored_rows
@@ -75,7 +75,7 @@ class TokenizerTask(Task):
                 "words": words.detach(),
                 "codebook": quantized.loss_codebook.detach(),
                 "commitment": quantized.loss_commitment.detach(),
-                "codes_in_batch": (counts > 0).sum(),
+                "codes_in_batch": (distributed.total(counts) > 0).sum(),
             },
         )
 
