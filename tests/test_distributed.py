@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from evilm import seeds
-from evilm.data.loader import FilePixels, Loader
+from evilm.data.loader import Loader
+from evilm.data.pixels import FilePixels, Job
 from evilm.errors import ConfigError
 from evilm.types import Clip, Example
 
@@ -17,7 +18,7 @@ from evilm.types import Clip, Example
 class Blank(FilePixels):
     """Grey pixels for every clip."""
 
-    def read(self, clip: Clip, count: int, rng: np.random.Generator | None) -> np.ndarray:
+    def read(self, job: Job, count: int) -> np.ndarray:
         return np.full((count, self.size, self.size, 3), 128, dtype=np.uint8)
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from pydantic import Field, model_validator
 
-from evilm import checkpoint, config
+from evilm import checkpoint, config, distributed
 from evilm.config import Config
 from evilm.data import readers
 from evilm.data.frame_store import FrameStore
 from evilm.data.labels import LabelStore
-from evilm.data.loader import DataConfig, FilePixels, Loader, SourceConfig, StoredPixels, check_bad
+from evilm.data.loader import DataConfig, Loader, SourceConfig, check_bad
+from evilm.data.pixels import FilePixels, StoredPixels
 from evilm.data.vocabulary import Vocabulary
 from evilm.distributed import DeviceName, Precision
 from evilm.errors import CheckpointError, ConfigError
@@ -315,9 +316,9 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
     pixels: FilePixels | StoredPixels = FilePixels(size, data.fit)
     store = None
     if data.cache is not None:
-        store = FrameStore(data.cache, [row.clip for row in rows], size=size, candidates=data.candidates, fit=data.fit)
+        store = FrameStore(data.cache, (row.clip for row in rows), size=size, candidates=data.candidates, fit=data.fit)
         with Meter("decoding", len(store.clips), "clips") as meter:
-            problems = store.fill(data.workers, lambda done, _: meter.update(done))
+            problems = store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
         for problem in problems[:5]:
             meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
         if train:
@@ -335,6 +336,10 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         labels=_cached_labels(recipe, task, store) if label else None,
         bad_share=data.bad_share,
         fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.remember,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        timeout=data.timeout,
+        pin=distributed.device(recipe.run.device).type == "cuda",
     )
 
 
@@ -350,7 +355,8 @@ def _cached_labels(recipe: Recipe, task: Task, store: FrameStore | None) -> Labe
         raise ConfigError("task.labels = 'cached' needs task.tokenizer, the checkpoint of a video tokenizer")
     if tokenizer.config.encoder == "swin3d_t":
         raise ConfigError("task.labels: Video Swin labels depend on the frames beside them; take task.labels=online")
-    labels = LabelStore(store, tokenizer.fingerprint(), tokenizer.grid(1, store.size, store.size))
+    grid = tokenizer.grid(1, store.size, store.size)
+    labels = LabelStore(store, tokenizer.fingerprint(), grid, recipe.data.augment, recipe.seed)
     with Meter("labelling", len(store.clips), "clips") as meter:
         labels.fill(tokenizer.labels, progress=lambda done, _: meter.update(done))
     return labels

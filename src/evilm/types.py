@@ -113,7 +113,8 @@ class Batch:
         examples: the rows, for their keys, answers and choices.
         frames: (B, T, 3, H, W) uint8.
         seeds: (B,) int64, one a sample, derived from (seed, epoch, sample): the root of every random choice about it.
-        readable: (B,) bool, False where the video gave no frames (evaluation counts those as wrong).
+        readable: (B,) bool, False where the video gave no frames: evaluation counts those as wrong, and in training
+            there are none.
         labels: (B, T, h, w) int64 cached labels of the video tokenizer, or None.
     """
 
@@ -131,13 +132,22 @@ class Batch:
         """``seeds`` as plain numbers."""
         return [int(seed) for seed in self.seeds]
 
+    def pinned(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU need not be waited for."""
+        return replace(
+            self,
+            frames=self.frames.pin_memory(),
+            readable=self.readable.pin_memory(),
+            labels=None if self.labels is None else self.labels.pin_memory(),
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; seeds stay on the CPU, where they are used."""
         return replace(
             self,
             frames=self.frames.to(device, non_blocking=True),
-            readable=self.readable.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
+            readable=self.readable.to(device, non_blocking=True),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
 
 

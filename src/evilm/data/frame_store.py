@@ -2,32 +2,38 @@
 
 A store holds ``candidates`` evenly spaced frames of each clip, so that training can still draw a moment at random
 from each segment. It is named by what decides its content (clips, their sizes and times of change, frame size,
-candidates), so a changed video is decoded again, and an interrupted store goes on where it stopped.
+candidates), so a changed video is decoded again, and an interrupted store goes on where it stopped. Why a clip could
+not be read is kept beside it, so that an evaluation from the store says the same as one from the files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
-import multiprocessing
+import json
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evilm.data.video import Fit, read_clip
-from evilm.errors import DataError, OutputError, VideoError
+from evilm.data.pixels import Decoding, Job
+from evilm.data.workers import TIMEOUT, Workers
+from evilm.errors import DataError, OutputError, VideoError, VideoStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from evilm.data.video import Fit
     from evilm.types import Clip
 
 TODO, DONE, BAD = 0, 1, 2
+
+# What may be otherwise the next time, though the file has not changed: such a clip is tried again.
+PASSING: frozenset[VideoStatus] = frozenset({"timeout", "crashed", "not_a_file"})
 
 
 class FrameStore:
@@ -41,7 +47,7 @@ class FrameStore:
         fit: ``crop`` or ``squash``, see ``video.fitted``.
     """
 
-    def __init__(self, folder: Path, clips: Sequence[Clip], *, size: int, candidates: int, fit: Fit = "crop") -> None:
+    def __init__(self, folder: Path, clips: Iterable[Clip], *, size: int, candidates: int, fit: Fit = "crop") -> None:
         unique = {clip.id: clip for clip in clips}
         self.clips = [unique[key] for key in sorted(unique)]
         self.size, self.candidates = size, candidates
@@ -53,6 +59,7 @@ class FrameStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.frames: NDArray[np.uint8] = _array(self.folder / "frames.u8", shape)
             self.state: NDArray[np.uint8] = _array(self.folder / "state.u8", (len(self.clips),))
+            self.problems = _read_problems(self.folder / "problems.json")
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot keep decoded frames: {error.strerror}; set data.cache") from None
 
@@ -62,65 +69,124 @@ class FrameStore:
             digest.update(f"\n{clip.id} {_age(clip.path)}".encode())
         return f"frames-{digest.hexdigest()[:16]}"
 
-    def fill(self, workers: int = 0, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Decode what is not there yet.
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def fill(
+        self, workers: int = 0, progress: Callable[[int, int], None] | None = None, timeout: float = TIMEOUT
+    ) -> list[str]:
+        """Decode what is not there yet, and try once more what may have been bad luck.
 
         Args:
             workers: processes; 0 decodes in this one.
             progress: called with clips done and clips in all.
+            timeout: seconds that one clip may take, where processes decode.
 
         Returns:
-            one line for each clip that could not be read.
+            one line for each clip that cannot be read.
         """
-        todo = np.flatnonzero(self.state != DONE)
-        problems: list[str] = []
-        if len(todo):
-            jobs: list[tuple[int, Clip, int, int, Fit]] = [
-                (int(row), self.clips[row], self.size, self.candidates, self.fit) for row in todo
-            ]
-            for done, (row, pixels, problem) in enumerate(_decoded(jobs, workers), 1):
-                if pixels is not None:
-                    self.frames[row] = pixels
-                else:
-                    problems.append(problem)
-                self.state[row] = BAD if pixels is None else DONE
-                if progress is not None:
-                    progress(len(self.clips) - len(todo) + done, len(self.clips))
+        with alone(self.folder):  # of several ranks the first decodes, and the others find it done
+            self.problems = _read_problems(self.folder / "problems.json")
+            todo = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._worth_trying(row)]
+            results = decoded([Job(self.clips[row]) for row in todo], self._decoding, workers, timeout)
+            try:
+                for done, (row, found) in enumerate(zip(todo, results, strict=True), 1):
+                    self._keep(row, found)
+                    if progress is not None:
+                        progress(len(self.clips) - len(todo) + done, len(self.clips))
+            finally:
+                if todo:
+                    _write_problems(self.folder / "problems.json", self.problems)
             self.frames.flush()  # pyright: ignore[reportAttributeAccessIssue], a memmap
             self.state.flush()  # pyright: ignore[reportAttributeAccessIssue]
-        return problems
+        return [str(self._problem(clip)) for clip in self.clips if clip.id in self.problems]
 
-    def read(self, clip: Clip, chosen: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-        """The candidates ``chosen`` of a clip, (T, size, size, 3), or None when it could not be decoded."""
-        row = self.index[clip.id]
-        return None if self.state[row] != DONE else self.frames[row, chosen]
+    @property
+    def _decoding(self) -> Decoding:
+        return Decoding(self.candidates, self.size, self.fit)
+
+    def _worth_trying(self, row: int) -> bool:
+        known = self.problems.get(self.clips[row].id)
+        return known is None or known[0] in PASSING
+
+    def _keep(self, row: int, found: NDArray[np.uint8] | VideoError) -> None:
+        key = self.clips[row].id
+        if isinstance(found, VideoError):
+            self.problems[key] = (found.status, found.reason)
+            self.state[row] = BAD
+        else:
+            self.problems.pop(key, None)
+            self.frames[row] = found
+            self.state[row] = DONE
+
+    def _problem(self, clip: Clip) -> VideoError:
+        status, reason = self.problems.get(clip.id, ("corrupt", "could not be decoded when the cache was made"))
+        return VideoError(clip.path, status, reason)
+
+    def row(self, clip: Clip) -> int:
+        try:
+            return self.index[clip.id]
+        except KeyError:
+            raise DataError(f"{clip.id}: is not in the frames kept in {self.folder}") from None
+
+    def clip_id(self, row: int) -> str:
+        return self.clips[row].id
+
+    def read(self, clip: Clip, chosen: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """The candidates ``chosen`` (None: all) of a clip, (T, size, size, 3).
+
+        Raises:
+            VideoError: it could not be decoded; as it was said then.
+        """
+        row = self.row(clip)
+        if self.state[row] != DONE:
+            raise self._problem(clip)
+        return self.frames[row] if chosen is None else self.frames[row, chosen]
+
+    def frames_of(self, row: int) -> NDArray[np.uint8] | None:
+        return self.frames[row] if self.state[row] == DONE else None
 
 
-def _decoded(
-    jobs: list[tuple[int, Clip, int, int, Fit]], workers: int
-) -> Iterable[tuple[int, NDArray[np.uint8] | None, str]]:
-    if workers < 2 or len(jobs) < 32:
-        yield from map(_decode, jobs)
+def decoded(
+    jobs: Sequence[Job], decoding: Decoding, workers: int, timeout: float = TIMEOUT
+) -> Iterator[NDArray[np.uint8] | VideoError]:
+    """The frames of each job or why there are none, in order, by other processes or by this one."""
+    if not workers or not jobs:
+        for job in jobs:
+            try:
+                yield decoding.frames(job)
+            except VideoError as error:
+                yield error
         return
-    # Spawned, not forked: the parent holds torch's threads.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = Workers(min(workers, len(jobs)), decoding, timeout)
     try:
-        yield from pool.map(_decode, jobs, chunksize=8)
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that decodes videos died; data.workers=0 decodes in this one (a script of yours that trains "
-            "needs its work under `if __name__ == '__main__':`)"
-        ) from None
+        yield from pool.map(jobs)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
-def _decode(job: tuple[int, Clip, int, int, Fit]) -> tuple[int, NDArray[np.uint8] | None, str]:
-    row, clip, size, candidates, fit = job
+@contextlib.contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Hold the lock of a folder, so that processes that would fill it take turns; a dead one's lock is free."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_problems(path: Path) -> dict[str, tuple[VideoStatus, str]]:
     try:
-        return row, read_clip(clip, candidates, size, fit=fit), ""
-    except VideoError as error:
-        return row, None, str(error)
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:  # damaged: the clips are tried again
+        return {}
+    return {key: (status, reason) for key, (status, reason) in table.items()}
+
+
+def _write_problems(path: Path, problems: dict[str, tuple[VideoStatus, str]]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(problems, ensure_ascii=False, indent=0), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -1,13 +1,16 @@
 """From rows to batches: order, moments, crops, and what happens to videos that cannot be read.
 
-Everything random about a sample derives from (seed, epoch, sample), never from the order of work.
+Everything random about a sample derives from (seed, epoch, sample), never from the order of work: workers, prefetching
+and a resumed run change nothing. Where a run stands is therefore two numbers, epoch and batch, for files, stores of
+frames and shards alike; beside them only the clips that could not be read are remembered.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,18 +18,22 @@ from pydantic import Field
 
 from evilm import seeds
 from evilm.config import Config
-from evilm.data.frames import pick
-from evilm.data.video import read_clip
+from evilm.data import transforms
+from evilm.data.background import Background
+from evilm.data.pixels import FilePixels, Job, StoredPixels
+from evilm.data.transforms import AugmentConfig
+from evilm.data.workers import TIMEOUT, Workers
 from evilm.errors import ConfigError, DataError, TooManyBadSamplesError, VideoError
 from evilm.types import Batch, Clip, Example
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evilm.data.frame_store import FrameStore
+_GRACE = 1000  # samples before which the share of unreadable ones is taken of as many
+_INSTEAD = 20  # draws for the place of an unreadable sample
 
 
 class SourceConfig(Config):
@@ -39,18 +46,6 @@ class SourceConfig(Config):
     limit: int | None = Field(default=None, gt=0, description="take this many rows, spread evenly over the file")
 
 
-class AugmentConfig(Config):
-    """Random changes to the pixels of a training clip, the same for all its frames."""
-
-    scale: float = Field(default=1.0, gt=0, le=1, description="smallest share of the picture's area that a crop keeps")
-    shift: int = Field(default=0, ge=0, description="pixels by which a clip may be moved, edges repeated")
-    flip: bool = Field(default=False, description="mirror half of the clips; wrong where captions say left or right")
-
-    @property
-    def active(self) -> bool:
-        return self.scale < 1 or self.shift > 0 or self.flip
-
-
 class DataConfig(Config):
     """What to learn from and how it is read."""
 
@@ -61,45 +56,20 @@ class DataConfig(Config):
     candidates: int = Field(default=8, gt=0, description="frames kept of each clip in the cache")
     fit: Literal["crop", "squash"] = "crop"
     augment: AugmentConfig = AugmentConfig()
-    workers: int = Field(default=2, ge=0, description="processes that decode")
+    workers: int = Field(default=2, ge=0, description="processes that decode; 0 decodes in the run's own")
+    prefetch: int = Field(default=2, ge=0, description="batches made ready while the model works")
+    timeout: float = Field(default=TIMEOUT, gt=0, description="seconds a worker may take for one sample")
     bad_share: float = Field(
         default=0.05, ge=0, le=1, description="unreadable share of training samples that stops the run"
     )
 
 
-class Pixels(Protocol):
-    """A source of frames: the cache, or the files themselves."""
+class LabelSource(Protocol):
+    """Token labels made once."""
 
-    def read(self, clip: Clip, count: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
-        """(T, size, size, 3) uint8; raises VideoError."""
+    def of(self, clip: Clip, chosen: NDArray[np.int64], plan: transforms.Plan) -> NDArray[np.integer[Any]]:
+        """(T, h, w) labels of candidates ``chosen``, changed by ``plan``."""
         ...
-
-
-@dataclass(frozen=True)
-class FilePixels:
-    """Frames decoded when they are asked for."""
-
-    size: int
-    fit: Literal["crop", "squash"] = "crop"
-
-    def read(self, clip: Clip, count: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
-        return read_clip(clip, count, self.size, rng, fit=self.fit)
-
-
-@dataclass(frozen=True)
-class StoredPixels:
-    """Frames out of a ``FrameStore``, and which candidates they were."""
-
-    store: FrameStore
-
-    def read(self, clip: Clip, count: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
-        pixels = self.store.read(clip, self.choose(count, rng))
-        if pixels is None:
-            raise VideoError(clip.path, "corrupt", "could not be decoded when the cache was made")
-        return pixels
-
-    def choose(self, count: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
-        return pick(self.store.candidates, count, rng)
 
 
 @dataclass
@@ -111,16 +81,23 @@ class Loader:
         pixels: where frames come from.
         frames: T.
         size: pixels of a side.
-        batch_size: B.
+        batch_size: B, of all processes together in training.
         seed: the run's.
         train: draw moments, crops and order at random; else middles, whole frames, file order, all rows.
         augment: random crops, in training.
-        labels: cached token labels by clip id, (candidates, h, w), or None.
+        labels: cached token labels, or None.
         bad_share: unreadable share of training samples that stops the run.
         order: how test frames are ordered; ``shuffled`` is the control that cannot read time.
-        fixed: middles in training too, for a task that computes each clip once.
-        rank, ranks: this process and how many share the work. In training each takes its slice of every batch, so
-            ``batch_size`` is that of all together; in evaluation each takes every ``ranks``-th batch, whole.
+        fixed: the same frames in every epoch, for a task that computes each clip once.
+        rank, ranks: this process and how many share the work. In training each takes its slice of every batch, so all
+            take equally many steps; in evaluation each takes every ``ranks``-th batch, whole.
+        workers: processes that decode files.
+        prefetch: batches made ready by a thread while the model works.
+        timeout: seconds a worker may take for one sample.
+        pin: put batches into page-locked memory, from which they are copied to a GPU while it computes.
+
+    Attributes:
+        bad: what could not be read so far, clip id to reason, of the batches handed out.
     """
 
     examples: Sequence[Example]
@@ -137,8 +114,13 @@ class Loader:
     fixed: bool = False
     rank: int = 0
     ranks: int = 1
+    workers: int = 0
+    prefetch: int = 0
+    timeout: float = TIMEOUT
+    pin: bool = False
     bad: dict[str, str] = field(default_factory=lambda: {}, init=False)
-    seen: int = field(default=0, init=False)
+    _pool: Workers | None = field(default=None, init=False)
+    _clips: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if not self.examples:
@@ -152,71 +134,175 @@ class Loader:
                 f"optim.batch_size = {self.batch_size} is the batch of all {self.ranks} processes together and is no "
                 f"multiple of {self.ranks}: take {max(1, self.batch_size // self.ranks) * self.ranks}"
             )
-        if self.labels is not None and self.augment.active:
-            raise ConfigError(
-                "task.labels = 'cached' cannot follow random crops and flips: set data.augment.scale=1, shift=0, "
-                "flip=false, or take task.labels=online"
-            )
 
     def __len__(self) -> int:
         """Batches in an epoch, of all processes together; in training the last, smaller one is left out."""
         count = len(self.examples)
         return count // self.batch_size if self.train else -(-count // self.batch_size)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """This process's part of the batches of an epoch, from batch ``first`` on."""
-        count = len(self.examples)
-        order = seeds.permutation(self.seed, epoch, count) if self.train else np.arange(count)
-        own = self.batch_size // self.ranks if self.train else self.batch_size
-        offset = self.rank * own if self.train else 0
-        for number in range(first, len(self)):
-            if self.train or number % self.ranks == self.rank:
-                start = number * self.batch_size + offset
-                yield self._batch(order[start : start + own], epoch)
+    def epoch(self, epoch: int, first: int = 0) -> Generator[Batch]:
+        """This process's part of the batches of an epoch, from batch ``first`` on.
+
+        Raises:
+            TooManyBadSamplesError: more training samples are unreadable than ``bad_share`` allows.
+        """
+        made = self._made(epoch, first)
+        source = Background(made, self.prefetch) if self.prefetch else made
+        with contextlib.closing(source):
+            for batch, problems in source:
+                self.bad.update(problems)  # only now: what is prefetched is not yet part of the run's state
+                yield batch
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def _batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
-        examples = tuple(self.examples[int(row)] for row in rows)
-        own = [seeds.derive(self.seed, "sample", epoch, int(row)) for row in rows]
+    def close(self) -> None:
+        """End the processes that decode; the next epoch would start new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def state(self) -> dict[str, Any]:
+        """What a run has to remember beside its step; JSON-able."""
+        return {"bad": dict(self.bad)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up ``state``: what it knows to be unreadable is not tried again."""
+        self.bad = dict(state["bad"])
+
+    # Making batches
+
+    def _made(self, epoch: int, first: int) -> Generator[tuple[Batch, dict[str, str]]]:
+        """Batches, each with what turned out unreadable over it."""
+        parts = self._parts(epoch, first)
+        bad = dict(self.bad)
+        reads = self._reads(epoch, [rows for _, rows in parts], bad)
+        with contextlib.closing(reads):
+            for number, rows in parts:
+                batch, problems = self._batch(epoch, rows, reads, bad)
+                bad.update(problems)
+                self._stop_if_bad(bad, epoch, number)
+                yield batch, problems
+
+    def _parts(self, epoch: int, first: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """The rows of each batch of this process, with the batch's number in the epoch."""
+        count = len(self.examples)
+        order = seeds.permutation(self.seed, epoch, count) if self.train else np.arange(count)
+        own = self.batch_size // self.ranks if self.train else self.batch_size
+        offset = self.rank * own if self.train else 0
+        numbers = [n for n in range(first, len(self)) if self.train or n % self.ranks == self.rank]
+        starts = [(number, number * self.batch_size + offset) for number in numbers]
+        return [(number, order[start : start + own]) for number, start in starts]
+
+    def _reads(
+        self, epoch: int, parts: list[NDArray[np.int64]], bad: dict[str, str]
+    ) -> Generator[NDArray[np.uint8] | VideoError]:
+        """The frames of every row of every batch, in order, or why there are none."""
+        if isinstance(self.pixels, StoredPixels) or not self.workers:
+            for rows in parts:
+                for row in rows.tolist():
+                    example, job = self._sample(epoch, row)
+                    yield self._known(example, bad) or self._read(job)
+            return
+        samples = (self._sample(epoch, row) for part in parts for row in part.tolist())
+        jobs = (self._known(example, bad) or job for example, job in samples)
+        yield from self._processes().map(jobs, ahead=4 * self.workers + 4)
+
+    def _sample(self, epoch: int, row: int) -> tuple[Example, Job]:
+        """A row, and which of its frames are shown how in an epoch."""
+        example = self.examples[row]
+        seed = self._seed(epoch, row)
+        if not self.train or self.fixed:
+            return example, Job(example.clip)
+        return example, Job(example.clip, seed, transforms.draw(self.augment, example, self.size, self.seed, seed))
+
+    def _seed(self, epoch: int, row: int) -> int:
+        return seeds.derive(self.seed, "sample", epoch, row)
+
+    def _known(self, example: Example, bad: dict[str, str]) -> VideoError | None:
+        """That a training clip is known to be unreadable."""
+        reason = bad.get(example.clip.id) if self.train else None
+        return None if reason is None else VideoError(example.clip.path, "corrupt", reason)
+
+    def _read(self, job: Job) -> NDArray[np.uint8] | VideoError:
+        try:
+            if isinstance(self.pixels, StoredPixels) or not self.workers:
+                return self.pixels.read(job, self.frames)
+            pool = self._processes()
+            return pool.take(pool.submit(job, first=True))
+        except VideoError as error:
+            return error
+
+    def _processes(self) -> Workers:
+        assert isinstance(self.pixels, FilePixels)
+        if self._pool is None:
+            self._pool = Workers(self.workers, self.pixels.decoding(self.frames), self.timeout)
+        return self._pool
+
+    def _batch(
+        self, epoch: int, rows: NDArray[np.int64], reads: Iterator[NDArray[np.uint8] | VideoError], bad: dict[str, str]
+    ) -> tuple[Batch, dict[str, str]]:
         readable = np.ones(len(rows), dtype=bool)
         pixels = np.zeros((len(rows), self.frames, self.size, self.size, 3), dtype=np.uint8)
-        for i, (example, seed) in enumerate(zip(examples, own, strict=True)):
-            try:
-                pixels[i] = self.pixels.read(example.clip, self.frames, self._moments(seed))
-            except VideoError as error:
+        problems: dict[str, str] = {}
+        shown: list[tuple[int, Example, Job]] = []
+        for i, row in enumerate(rows.tolist()):
+            example, job = self._sample(epoch, row)
+            found = next(reads)
+            if isinstance(found, VideoError):
+                problems.setdefault(example.clip.id, bad.get(example.clip.id, str(found)))
+                if self.train:
+                    row, example, job, found = self._instead(epoch, row, found, problems, bad)  # noqa: PLW2901
+            if isinstance(found, VideoError):
                 readable[i] = False
-                self.bad[example.clip.id] = str(error)
+            else:
+                pixels[i] = found
             if self.order == "shuffled":
-                pixels[i] = pixels[i][_derangement(self.frames, seeds.generator(seed, "shuffle"))]
-        self.seen += len(rows)
-        self._stop_if_bad()
-        frames = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)
-        if self.train and self.augment.active:
-            frames = torch.stack([_augmented(f, s, self.augment) for f, s in zip(frames, own, strict=True)])
-        return Batch(
-            examples=examples,
-            frames=frames,
-            seeds=torch.tensor(own, dtype=torch.int64),
+                shuffle = seeds.generator(self._seed(epoch, row), "shuffle")
+                pixels[i] = pixels[i][_derangement(self.frames, shuffle)]
+            shown.append((row, example, job))
+        batch = Batch(
+            examples=tuple(example for _, example, _ in shown),
+            frames=torch.from_numpy(pixels).permute(0, 1, 4, 2, 3),
+            seeds=torch.tensor([self._seed(epoch, row) for row, _, _ in shown], dtype=torch.int64),
             readable=torch.from_numpy(readable),
-            labels=self._labels(examples, own),
+            labels=self._labels([job for _, _, job in shown]),
+        )
+        return (batch.pinned() if self.pin else batch), problems
+
+    def _instead(
+        self, epoch: int, row: int, error: VideoError, problems: dict[str, str], bad: dict[str, str]
+    ) -> tuple[int, Example, Job, NDArray[np.uint8]]:
+        """Another sample in the place of an unreadable one, drawn by (seed, epoch, sample).
+
+        So batches stay full, ranks take equal steps, and the rest of the epoch is as it would have been.
+        """
+        rng = seeds.generator(self._seed(epoch, row), "instead")
+        for _ in range(_INSTEAD):
+            other = int(rng.integers(len(self.examples)))
+            example, job = self._sample(epoch, other)
+            found = self._known(example, {**bad, **problems}) or self._read(job)
+            if not isinstance(found, VideoError):
+                return other, example, job, found
+            problems.setdefault(example.clip.id, bad.get(example.clip.id, str(found)))
+        raise TooManyBadSamplesError(
+            f"{_INSTEAD} videos in a row cannot be read: mend or leave them out; one of them: {error}"
         )
 
-    def _moments(self, seed: int) -> np.random.Generator | None:
-        return seeds.generator(seed, "moments") if self.train and not self.fixed else None
-
-    def _labels(self, examples: Sequence[Example], own: Sequence[int]) -> Tensor | None:
-        """The cached labels of the very frames that ``_moments`` chose."""
+    def _labels(self, jobs: Sequence[Job]) -> Tensor | None:
+        """The cached labels of the very frames that are shown."""
         if self.labels is None or not isinstance(self.pixels, StoredPixels):
             return None
-        chosen = [self.pixels.choose(self.frames, self._moments(seed)) for seed in own]
-        found = [self.labels.of(example.clip, where) for example, where in zip(examples, chosen, strict=True)]
+        found = [self.labels.of(job.clip, self.pixels.choose(job, self.frames), job.plan) for job in jobs]
         return torch.from_numpy(np.stack(found).astype(np.int64))
 
-    def _stop_if_bad(self) -> None:
-        if self.bad and self.train:
-            check_bad(list(self.bad.values()), len({example.clip.id for example in self.examples}), self.bad_share)
+    def _stop_if_bad(self, bad: dict[str, str], epoch: int, number: int) -> None:
+        """Of the clips tried so far, or of the first thousand: who has millions need not wait for them all."""
+        if not bad or not self.train:
+            return
+        self._clips = self._clips or len({example.clip.id for example in self.examples})
+        tried = (epoch * len(self) + number + 1) * self.batch_size // self.ranks
+        check_bad(list(bad.values()), min(self._clips, max(tried, _GRACE)), self.bad_share)
 
 
 def check_bad(problems: Sequence[str], clips: int, share: float) -> None:
@@ -237,38 +323,9 @@ def check_bad(problems: Sequence[str], clips: int, share: float) -> None:
         )
 
 
-class LabelSource(Protocol):
-    """Token labels made once."""
-
-    def of(self, clip: Clip, chosen: NDArray[np.int64]) -> NDArray[np.integer]:
-        """(T, h, w) labels of candidates ``chosen``."""
-        ...
-
-
 def _derangement(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """A random order that is not the true one (where there is another)."""
     order = rng.permutation(count)
     while count > 1 and (order == np.arange(count)).all():
         order = rng.permutation(count)
     return order
-
-
-def _augmented(frames: Tensor, seed: int, config: AugmentConfig) -> Tensor:
-    """One clip (T, 3, H, W) uint8, cropped, moved and mirrored; all frames alike."""
-    rng = seeds.generator(seed, "augment")
-    height, width = frames.shape[-2:]
-    if config.scale < 1:
-        from torchvision.transforms.v2 import functional as transforms
-
-        share, ratio = np.sqrt(rng.uniform(config.scale, 1)), rng.uniform(0.87, 1.15)
-        tall, wide = (max(1, min(n, round(n * s))) for n, s in ((height, share * ratio), (width, share / ratio)))
-        top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
-        frames = transforms.resized_crop(frames, top, left, tall, wide, [height, width], antialias=True)
-    if config.shift:
-        down, right = (int(n) for n in rng.integers(-config.shift, config.shift + 1, size=2))
-        rows = (torch.arange(height) - down).clamp(0, height - 1)
-        columns = (torch.arange(width) - right).clamp(0, width - 1)
-        frames = frames[..., rows, :][..., columns]
-    if config.flip and rng.random() < 0.5:
-        frames = frames.flip(-1)
-    return frames

@@ -1,0 +1,127 @@
+"""Where the frames of a batch come from: video files, or a store of frames that were decoded once.
+
+``decode`` is what a process that decodes does for one sample, whoever asks: the loader, ``evilm data pack``, a store
+that is being filled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from evilm import seeds
+from evilm.data import transforms
+from evilm.data.frames import pick
+from evilm.data.video import Fit, read_clip
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from evilm.types import Clip
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The frames that one sample needs.
+
+    Attributes:
+        clip: of it.
+        moments: the seed that draws them; None takes the middles.
+        plan: what is done to them.
+    """
+
+    clip: Clip
+    moments: int | None = None
+    plan: transforms.Plan = transforms.IDENTITY
+
+    @property
+    def rng(self) -> np.random.Generator | None:
+        return None if self.moments is None else seeds.generator(self.moments, "moments")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How video files become frames.
+
+    Attributes:
+        count: T.
+        size: pixels of a frame's side.
+        fit: ``crop`` or ``squash``, see ``video.fitted``.
+    """
+
+    count: int
+    size: int
+    fit: Fit = "crop"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.count, self.size, self.size, 3
+
+    def frames(self, job: Job) -> NDArray[np.uint8]:
+        """(T, size, size, 3) uint8; raises VideoError."""
+        return transforms.apply(read_clip(job.clip, self.count, self.size, job.rng, fit=self.fit), job.plan)
+
+
+class Store(Protocol):
+    """Frames decoded once: ``FrameStore`` and ``PackedFrames``.
+
+    Attributes:
+        folder: where it lies.
+        candidates: evenly spaced frames kept of each clip.
+        size: pixels of a frame's side.
+    """
+
+    folder: Path
+    candidates: int
+    size: int
+
+    def __len__(self) -> int:
+        """How many clips there are."""
+        ...
+
+    def row(self, clip: Clip) -> int:
+        """Where a clip is; raises DataError for a clip that is not in the store."""
+        ...
+
+    def clip_id(self, row: int) -> str:
+        """``Clip.id`` of a row."""
+        ...
+
+    def read(self, clip: Clip, chosen: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """The candidates ``chosen`` (None: all) of a clip, (T, size, size, 3); raises VideoError with its status."""
+        ...
+
+    def frames_of(self, row: int) -> NDArray[np.uint8] | None:
+        """All candidates of a row, or None where the clip could not be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilePixels:
+    """Frames decoded when they are asked for."""
+
+    size: int
+    fit: Fit = "crop"
+
+    def decoding(self, count: int) -> Decoding:
+        """How ``count`` frames come about, here or in another process."""
+        return Decoding(count, self.size, self.fit)
+
+    def read(self, job: Job, count: int) -> NDArray[np.uint8]:
+        return self.decoding(count).frames(job)
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """Frames out of a store, and which candidates they were."""
+
+    store: Store
+
+    def read(self, job: Job, count: int) -> NDArray[np.uint8]:
+        return transforms.apply(self.store.read(job.clip, self.choose(job, count)), job.plan)
+
+    def choose(self, job: Job, count: int) -> NDArray[np.int64]:
+        return pick(self.store.candidates, count, job.rng)

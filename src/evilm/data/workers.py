@@ -1,0 +1,286 @@
+"""Processes that decode, each of which may die or hang without harm to the run.
+
+A process works on one sample at a time and writes its frames into memory that it shares with the loader; only a few
+bytes go through its pipe, so that the loader can never be caught reading half a message. One that dies (``crashed``)
+or takes longer than its limit (``timeout``) is killed and replaced, and only the sample that it was at is lost.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from multiprocessing import connection, reduction
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from evilm.errors import DataError, VideoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
+    from numpy.typing import NDArray
+
+    from evilm.data.pixels import Decoding, Job
+
+TIMEOUT = 9.0  # seconds for one sample
+_START = 60.0  # seconds for a process to begin
+_SLOTS = 2  # samples that a process holds: one in work, one waiting, so that it never waits for the loader
+_STILLBORN = 3  # processes that may die before they begin
+_MEMFD = getattr(os, "memfd_create", None)  # Linux has it
+
+
+@dataclass
+class _Worker:
+    """A process, its pipe, its memory, and the tickets that it holds, the first of which it works on."""
+
+    process: SpawnProcess
+    pipe: Connection
+    memory: NDArray[np.uint8]
+    ready: bool = False
+    held: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])  # (ticket, slot)
+    deadline: float = 0.0
+
+
+class Workers:
+    """Decode samples in other processes; results by ticket, in whatever order they are asked for.
+
+    Args:
+        count: processes, at least 1.
+        decoding: how files become frames.
+        timeout: seconds that one sample may take.
+    """
+
+    def __init__(self, count: int, decoding: Decoding, timeout: float = TIMEOUT) -> None:
+        self.decoding, self.timeout = decoding, timeout
+        self._workers: list[_Worker] = []
+        self._jobs: dict[int, Job] = {}
+        self._waiting: deque[int] = deque()
+        self._done: dict[int, NDArray[np.uint8] | VideoError] = {}
+        self._forgotten: set[int] = set()
+        self._next, self._stillborn = 0, 0
+        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        for _ in range(max(1, count)):
+            self._workers.append(self._start())
+
+    def close(self) -> None:
+        """End the processes; safe to call twice."""
+        self._finalizer()
+
+    @property
+    def processes(self) -> list[int]:
+        """Their ids."""
+        return [worker.process.pid or 0 for worker in self._workers]
+
+    def submit(self, job: Job, *, first: bool = False) -> int:
+        """Ask for a sample; its ticket. ``first`` puts it before all that waits."""
+        ticket, self._next = self._next, self._next + 1
+        self._jobs[ticket] = job
+        (self._waiting.appendleft if first else self._waiting.append)(ticket)
+        self._hand_out()
+        return ticket
+
+    def take(self, ticket: int) -> NDArray[np.uint8]:
+        """The frames of a ticket, (T, size, size, 3), waited for.
+
+        Raises:
+            VideoError: they could not be decoded, or the process died (``crashed``) or hung (``timeout``) over them.
+            DataError: processes cannot even be started.
+        """
+        while ticket not in self._done:
+            self._attend()
+        found = self._done.pop(ticket)
+        if isinstance(found, VideoError):
+            raise found
+        return found
+
+    def map(self, jobs: Iterable[Job | VideoError], ahead: int = 32) -> Iterator[NDArray[np.uint8] | VideoError]:
+        """Frames or the error of each job, in the order of the jobs, of which ``ahead`` are asked for beforehand.
+
+        An error among the jobs, a clip known to be unreadable, is handed through.
+        """
+        tickets: deque[int | VideoError] = deque()
+        source = iter(jobs)
+        try:
+            while True:
+                while len(tickets) < ahead and (job := next(source, None)) is not None:
+                    tickets.append(job if isinstance(job, VideoError) else self.submit(job))
+                if not tickets:
+                    return
+                ticket = tickets.popleft()
+                try:
+                    yield ticket if isinstance(ticket, VideoError) else self.take(ticket)
+                except VideoError as error:
+                    yield error
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of all that was asked for and not taken."""
+        self._waiting.clear()
+        self._done.clear()
+        held = {ticket for worker in self._workers for ticket, _ in worker.held}
+        self._jobs = {ticket: job for ticket, job in self._jobs.items() if ticket in held}
+        self._forgotten = held
+
+    def _attend(self) -> None:
+        """Wait for the next event: a sample done, a process begun, dead or over its time."""
+        self._hand_out()
+        now = time.monotonic()
+        busy = [worker for worker in self._workers if worker.held or not worker.ready]
+        patience = min((worker.deadline for worker in busy), default=now + 1.0) - now
+        ready = connection.wait([worker.pipe for worker in self._workers], max(0.0, patience))
+        for worker in [worker for worker in self._workers if worker.pipe in ready]:
+            self._listen(worker)
+        now = time.monotonic()
+        for worker in [w for w in self._workers if (w.held or not w.ready) and now > w.deadline]:
+            self._replace(worker, "timeout", f"no frames after {self.timeout:g} s; data.timeout allows more")
+
+    def _hand_out(self) -> None:
+        """Give waiting samples to processes that have room, evenly."""
+        for depth in range(_SLOTS):
+            for worker in self._workers:
+                if not self._waiting:
+                    return
+                if worker.ready and len(worker.held) == depth:
+                    ticket = self._waiting.popleft()
+                    slot = 1 - worker.held[0][1] if worker.held else 0
+                    if not worker.held:
+                        worker.deadline = time.monotonic() + self.timeout
+                    worker.held.append((ticket, slot))
+                    try:
+                        worker.pipe.send((slot, self._jobs[ticket]))
+                    except OSError:  # it has died: its end of the pipe says so next
+                        continue
+
+    def _listen(self, worker: _Worker) -> None:
+        try:
+            said: VideoError | str | None = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(1.0)
+            code = worker.process.exitcode
+            self._replace(worker, "crashed", f"the process that decoded it died (exit code {code})")
+            return
+        if said == "ready":
+            worker.ready = True
+            self._stillborn = 0
+            return
+        ticket, slot = worker.held.popleft()
+        worker.deadline = time.monotonic() + self.timeout
+        if not isinstance(said, VideoError):
+            self._finish(ticket, worker.memory[slot].copy())
+        else:
+            self._finish(ticket, said)
+
+    def _finish(self, ticket: int, outcome: NDArray[np.uint8] | VideoError) -> None:
+        del self._jobs[ticket]
+        if ticket not in self._forgotten:
+            self._done[ticket] = outcome
+
+    def _replace(self, worker: _Worker, status: str, reason: str) -> None:
+        """Kill a process, charge the sample it was at, and give what it held besides to others."""
+        worker.process.kill()
+        worker.pipe.close()
+        worker.process.join(5.0)
+        if not worker.ready:
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN:
+                raise DataError(
+                    "processes that decode die at their start; data.workers=0 decodes in this one (a script of yours "
+                    "that trains needs its work under `if __name__ == '__main__':`)"
+                )
+        if worker.held:
+            ticket, _ = worker.held.popleft()
+            path = self._jobs[ticket].clip.path
+            self._finish(ticket, VideoError(path, "timeout" if status == "timeout" else "crashed", reason))
+        for ticket, _ in reversed(worker.held):
+            self._waiting.appendleft(ticket)
+        self._workers[self._workers.index(worker)] = self._start()
+
+    def _start(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")  # not forked: the parent holds torch's threads
+        ours, theirs = context.Pipe()
+        shape = (_SLOTS, *self.decoding.shape)
+        # No name in /dev/shm: containers often give that 64 MB, and a killed run would leave its files there.
+        with tempfile.TemporaryFile() if _MEMFD is None else os.fdopen(_MEMFD("evilm-frames"), "r+b") as file:
+            file.truncate(int(np.prod(shape)))
+            arguments = (theirs, _Memory(file.fileno()), self.decoding, os.getpid())
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            memory = _shared(file.fileno(), shape)
+        theirs.close()
+        return _Worker(process, ours, memory, deadline=time.monotonic() + _START)
+
+
+class _Duplicate(Protocol):
+    def detach(self) -> int: ...
+
+
+class _Memory:
+    """An open file on its way into a process that is being started."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Callable[[_Duplicate], int], tuple[_Duplicate]]:
+        return _arrived, (reduction.DupFd(self.number),)
+
+
+def _arrived(file: _Duplicate) -> int:
+    return file.detach()
+
+
+def _shared(file: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+
+
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+        worker.pipe.close()
+    for worker in workers:
+        worker.process.join(5.0)
+
+
+def _serve(pipe: Connection, memory: int, decoding: Decoding, parent: int) -> None:
+    """The life of a process: a slot and a job in, the job's frames into the slot, None or the error out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loader's process, which then ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    slots = _shared(memory, (_SLOTS, *decoding.shape))
+    pipe.send("ready")
+    while True:
+        try:
+            slot, job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        outcome: VideoError | None = None
+        try:
+            slots[slot] = decoding.frames(job)
+        except VideoError as error:
+            outcome = error
+        except Exception as error:  # noqa: BLE001, whatever a video does to the decoder costs this one sample
+            outcome = VideoError(job.clip.path, "crashed", f"{type(error).__name__}: {str(error)[:200]}")
+        try:
+            pipe.send(outcome)
+        except OSError:
+            return
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, even in the midst of decoding.
+
+    Not by the kernel's death signal, which comes when the *thread* ends that started this process.
+    """
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

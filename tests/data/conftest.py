@@ -1,0 +1,54 @@
+"""A decoder that hangs, dies or fails where a clip's name says so, in a module that other processes can import."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ODD = '''
+import os, time
+import numpy as np
+from evilm.data import transforms
+from evilm.data.pixels import Decoding, FilePixels
+from evilm.errors import VideoError
+
+
+class OddDecoding(Decoding):
+    """Grey of the number that a clip is named by; its moment is in the first pixel."""
+
+    def frames(self, job):
+        name = job.clip.path.stem
+        if "slow" in name:
+            time.sleep(0.3)
+        if "hang" in name:
+            time.sleep(600)
+        if "die" in name:
+            os.kill(os.getpid(), 9)
+        if "odd" in name:
+            raise RuntimeError("what no one foresaw")
+        if "bad" in name:
+            raise VideoError(job.clip.path, "encrypted", "is locked")
+        pixels = np.full(self.shape, int("".join(c for c in name if c.isdigit())) % 251, dtype=np.uint8)
+        pixels[:, 0, 0, 0] = 0 if job.rng is None else job.rng.integers(256, size=self.count)
+        return transforms.apply(pixels, job.plan)
+
+
+class OddPixels(FilePixels):
+    def decoding(self, count):
+        return OddDecoding(count, self.size, self.fit)
+'''
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The module above, which processes that are started find as well."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "odd_decoding.py").write_text(ODD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield importlib.import_module("odd_decoding")

@@ -1,0 +1,191 @@
+"""The same samples in the same order whoever reads them, wherever a run was cut; bad ones are skipped and counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from evilm import seeds
+from evilm.data.background import Background
+from evilm.data.loader import Loader
+from evilm.data.transforms import AugmentConfig
+from evilm.errors import DataError, TooManyBadSamplesError, VideoError
+from evilm.types import Clip, Example
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from evilm.types import Batch
+
+AUGMENT = AugmentConfig(scale=0.5, shift=1, flip=True)
+
+
+def rows(count: int, **odd: str) -> list[Example]:
+    """Clips named by their number, and by ``odd`` where it has the number: ``_3="hang"``."""
+    names = [f"{odd.get(f'_{i}', '')}{i}" for i in range(count)]
+    return [Example(str(i), f"v{i}", Clip(Path(f"{name}.mp4")), ("a cat",)) for i, name in enumerate(names)]
+
+
+@pytest.fixture
+def make(odd: Any) -> Iterator[Callable[..., Loader]]:
+    made: list[Loader] = []
+
+    def build(examples: list[Example], batch: int = 4, *, train: bool = True, **rest: Any) -> Loader:
+        pixels = rest.pop("pixels", odd.OddPixels(16))
+        made.append(Loader(examples, pixels, 2, 16, batch, seed=7, train=train, **rest))
+        return made[-1]
+
+    yield build
+    for loader in made:
+        loader.close()
+
+
+def shown(loader: Loader, epoch: int = 0, first: int = 0) -> list[tuple[list[str], bytes, list[int]]]:
+    """Keys, pixels and seeds of every batch."""
+    return [
+        ([example.key for example in batch.examples], batch.frames.numpy().tobytes(), batch.own_seeds)
+        for batch in loader.epoch(epoch, first)
+    ]
+
+
+def test_workers_and_prefetching_change_nothing(make: Callable[..., Loader]) -> None:
+    examples = rows(22, _3="bad", _9="slow")
+    plain = make(examples, augment=AUGMENT, bad_share=0.2)
+    expected = [shown(plain, epoch) for epoch in (0, 1)]
+    assert expected[0] != expected[1]
+    for workers, prefetch in ((0, 2), (1, 0), (3, 2)):
+        loader = make(examples, augment=AUGMENT, workers=workers, prefetch=prefetch, bad_share=0.2)
+        assert [shown(loader, epoch) for epoch in (0, 1)] == expected
+        assert loader.bad == plain.bad
+
+
+def test_a_run_goes_on_in_the_middle_of_an_epoch(make: Callable[..., Loader]) -> None:
+    examples = rows(21, _2="bad")
+    whole = make(examples, augment=AUGMENT, bad_share=0.2)
+    expected = shown(whole, 3)
+    for first in (0, 1, 4, 5):
+        again = make(examples, augment=AUGMENT, prefetch=2, bad_share=0.2)
+        again.restore(whole.state())
+        assert shown(again, 3, first) == expected[first:]
+
+
+def test_a_bad_sample_is_skipped_and_counted_and_its_place_is_taken(make: Callable[..., Loader]) -> None:
+    examples = rows(20, _5="bad")
+    loader = make(examples, bad_share=0.1)
+    plain = [str(row) for row in seeds.permutation(7, 0, 20)]
+    found = list(loader.epoch(0))
+    keys = [example.key for batch in found for example in batch.examples]
+    assert "5" not in keys
+    assert [a for a, b in zip(plain, keys, strict=True) if a != b] == ["5"]
+    assert all(bool(batch.readable.all()) for batch in found)
+    for batch in found:  # no black frame among them, and each row has its own pixels
+        assert [int(f[0, 1, 1, 1]) for f in batch.frames] == [int(example.key) for example in batch.examples]
+        assert batch.own_seeds == [seeds.derive(7, "sample", 0, int(example.key)) for example in batch.examples]
+    assert loader.bad == {"bad5.mp4": "bad5.mp4: encrypted: is locked"}
+
+
+def test_what_was_prefetched_is_not_yet_counted(make: Callable[..., Loader]) -> None:
+    order = seeds.permutation(7, 0, 40)
+    loader = make(rows(40, **{f"_{order[6]}": "bad"}), prefetch=3)
+    source = loader.epoch(0)
+    next(source)
+    time.sleep(0.2)
+    assert loader.state() == {"bad": {}}
+    next(source)
+    assert len(loader.bad) == 1
+    source.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "evilm-prefetch"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_run_stops_past_the_share(make: Callable[..., Loader], workers: int) -> None:
+    examples = rows(40, _3="bad", _17="bad", _31="bad")
+    loader = make(examples, workers=workers, prefetch=2)
+    with pytest.raises(
+        TooManyBadSamplesError, match=r"3 of 40 videos cannot be read, more than data\.bad_share = 0\.05"
+    ):
+        list(loader.epoch(0))
+    assert len(list(make(examples, workers=workers, bad_share=0.1).epoch(0))) == 10
+
+
+def test_millions_of_bad_samples_are_not_waited_for(make: Callable[..., Loader]) -> None:
+    loader = make(rows(6000, **{f"_{i}": "bad" for i in range(0, 6000, 3)}), 50)
+    with pytest.raises(TooManyBadSamplesError, match=r"5\d of 1000 videos"):
+        list(loader.epoch(0))
+
+
+def test_nothing_but_bad_samples(make: Callable[..., Loader]) -> None:
+    loader = make(rows(30, **{f"_{i}": "bad" for i in range(30)}), bad_share=1)
+    with pytest.raises(TooManyBadSamplesError, match="20 videos in a row cannot be read"):
+        next(loader.epoch(0))
+
+
+def test_in_evaluation_a_bad_video_is_listed_and_stays(make: Callable[..., Loader]) -> None:
+    for workers in (0, 2):
+        loader = make(rows(10, _4="bad"), train=False, workers=workers)
+        batches: list[Batch] = list(loader)
+        assert [e.key for batch in batches for e in batch.examples] == [str(i) for i in range(10)]
+        assert torch.cat([batch.readable for batch in batches]).tolist() == [i != 4 for i in range(10)]
+        assert loader.bad == {"bad4.mp4": "bad4.mp4: encrypted: is locked"}
+
+
+def test_a_hanging_decoder_and_a_killed_worker_cost_a_sample_each_within_ten_seconds(
+    make: Callable[..., Loader],
+) -> None:
+    loader = make(rows(40, _7="hang", _11="die"), workers=2, prefetch=1, timeout=2.0, bad_share=0.1)
+    waits, began = [], time.monotonic()
+    for batch in loader.epoch(0):
+        waits.append(time.monotonic() - began)
+        assert bool(batch.readable.all())
+        began = time.monotonic()
+    assert len(waits) == 10
+    assert max(waits) < 10
+    assert {key: text.split(": ")[1] for key, text in loader.bad.items()} == {
+        "hang7.mp4": "timeout",
+        "die11.mp4": "crashed",
+    }
+    began = time.monotonic()
+    list(loader.epoch(1))  # what hung once is not tried again
+    assert time.monotonic() - began < 2
+
+
+def test_a_task_that_remembers_clips_sees_the_same_frames_in_every_epoch(make: Callable[..., Loader]) -> None:
+    loader = make(rows(8), fixed=True, augment=AUGMENT)
+    for epoch in (0, 1):
+        for batch in loader.epoch(epoch):
+            for frame, example in zip(batch.frames, batch.examples, strict=True):
+                expected = np.full((2, 3, 16, 16), int(example.key), dtype=np.uint8)
+                expected[:, 0, 0, 0] = 0
+                assert np.array_equal(frame.numpy(), expected)
+
+
+def test_an_empty_split_is_refused(make: Callable[..., Loader]) -> None:
+    with pytest.raises(DataError, match="the split is empty"):
+        make([])
+
+
+def test_background_hands_on_items_and_errors_and_closes_its_source() -> None:
+    closed: list[bool] = []
+
+    def source(fails: bool) -> Iterator[int]:
+        try:
+            yield from range(5)
+            if fails:
+                raise VideoError("x.mp4", "corrupt", "broken")
+        finally:
+            closed.append(True)
+
+    assert list(Background(source(False), 2)) == list(range(5))
+    with pytest.raises(VideoError, match="broken"):
+        list(Background(source(True), 2))
+    early = Background(source(False), 1)
+    assert next(early) == 0
+    early.close()
+    early.close()
+    assert closed == [True] * 3
