@@ -4,6 +4,7 @@
     ├── ConfigError                 a recipe or an override: unknown key, wrong type, unknown preset or task
     ├── DataError
     │   ├── AnnotationError         an annotation file: names file, line, value
+    │   │   └── SplitError          a split that the annotations do not have
     │   ├── VideoError              a video that cannot be decoded: carries one status of a closed list
     │   └── TooManyBadSamplesError  more unreadable samples than the run allows
     ├── VocabularyError             words: no such vocabulary, unencodable text, damaged file
@@ -55,6 +56,10 @@ class AnnotationError(DataError):
     def __init__(self, path: Path | str, reason: str, line: int | None = None) -> None:
         self.path, self.line, self.reason = str(path), line, reason
         super().__init__(f"{path}:{line}: {reason}" if line is not None else f"{path}: {reason}")
+
+
+class SplitError(AnnotationError):
+    """A split that the annotations do not have: no file of it, or no rows."""
 
 
 class VideoError(DataError):

@@ -10,12 +10,16 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Protocol
 
-from evilm.data.readers.generic import captions, classes, frames
-from evilm.data.readers.hmdb51 import hmdb51
+from evilm.data.readers.actions import hmdb51, kinetics400, ucf101
+from evilm.data.readers.didemo import didemo
+from evilm.data.readers.generic import captions, classes, sidecars
+from evilm.data.readers.images import coco_captions, flickr8k
 from evilm.data.readers.msrvtt import msrvtt_mc, msrvtt_qa, msrvtt_retrieval
-from evilm.data.readers.tgif import tgif_action, tgif_frame, tgif_transition
+from evilm.data.readers.msvd import msvd_qa, msvd_retrieval
+from evilm.data.readers.still_frames import frames
+from evilm.data.readers.tgif import tgif_action, tgif_count, tgif_frame, tgif_transition
 from evilm.data.readers.webvid import webvid
-from evilm.errors import AnnotationError, ConfigError
+from evilm.errors import AnnotationError, ConfigError, SplitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,30 +46,62 @@ class Reader(Protocol):
 READERS: dict[str, Reader] = {
     "captions": captions,
     "classes": classes,
+    "coco_captions": coco_captions,
+    "didemo": didemo,
+    "flickr8k": flickr8k,
     "frames": frames,
     "hmdb51": hmdb51,
+    "kinetics400": kinetics400,
     "msrvtt_mc": msrvtt_mc,
     "msrvtt_qa": msrvtt_qa,
     "msrvtt_retrieval": msrvtt_retrieval,
+    "msvd_qa": msvd_qa,
+    "msvd_retrieval": msvd_retrieval,
+    "sidecars": sidecars,
     "tgif_action": tgif_action,
+    "tgif_count": tgif_count,
     "tgif_frame": tgif_frame,
     "tgif_transition": tgif_transition,
+    "ucf101": ucf101,
     "webvid": webvid,
 }
 
 
-def read(name: str, annotations: Path, videos: Path | None = None, split: str = "train") -> list[Example]:
-    """All examples of a split, read by the format ``name``; arguments as for ``Reader``.
+def reader(name: str) -> Reader:
+    """The reader of a format.
 
     Raises:
-        ConfigError: there is no such format.
-        AnnotationError: the files are missing or wrong, or the split is empty.
+        ConfigError: there is no such format; says which there are.
     """
     if name not in READERS:
         close = difflib.get_close_matches(name, READERS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(f"unknown reader {name!r}: {hint}known are {', '.join(sorted(READERS))}")
-    examples = list(READERS[name](annotations, videos, split))
-    if not examples:
-        raise AnnotationError(annotations, f"has no examples in split {split!r}")
-    return examples
+    return READERS[name]
+
+
+def stream(name: str, annotations: Path, videos: Path | None = None, split: str = "train") -> Iterator[Example]:
+    """The examples of a split, one by one; arguments as for ``Reader``.
+
+    Raises:
+        ConfigError: there is no such format.
+        AnnotationError: the files are missing or wrong, or no row has anything to learn from.
+        SplitError: the split has no rows.
+    """
+    count = useful = 0
+    for example in reader(name)(annotations, videos, split):
+        count += 1
+        useful += bool(example.captions or example.question or example.choices or example.label is not None)
+        yield example
+    if not count:
+        raise SplitError(annotations, f"has no examples in split {split!r}")
+    if not useful:
+        raise AnnotationError(
+            annotations, f"names {count} videos in split {split!r}, and no caption, question or label for any: put the "
+            "file that has them beside it"
+        )  # fmt: skip
+
+
+def read(name: str, annotations: Path, videos: Path | None = None, split: str = "train") -> list[Example]:
+    """All examples of a split, held in memory; everything else as for ``stream``."""
+    return list(stream(name, annotations, videos, split))

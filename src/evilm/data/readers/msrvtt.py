@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from evilm.data.readers.places import Videos, find, find_optional, video_root
-from evilm.data.readers.tables import Row, json_rows, read_json, read_rows, read_text
-from evilm.errors import AnnotationError
+from evilm.data.readers.places import Videos, find, find_optional, plain_name, video_root
+from evilm.data.readers.questions import choice, question
+from evilm.data.readers.sentences import by_video
+from evilm.data.readers.tables import Row, json_rows, read_json, read_rows
+from evilm.data.readers.text import listed
+from evilm.errors import AnnotationError, SplitError
 from evilm.types import Example
 
 if TYPE_CHECKING:
@@ -16,9 +18,14 @@ if TYPE_CHECKING:
 
 CAPTION_FILES = ("MSRVTT_data.json", "MSR_VTT.json", "videodatainfo*.json", "*videodatainfo.json")
 TEST_FILES = ("MSRVTT_JSFUSION_test.csv", "msrvtt_*test_1k*.csv")
+FOLDERS = ("videos/all", "videos", "TrainValVideo")
 _JSON_SPLITS = {"val": ("val", "validate", "validation"), "train": ("train",), "test": ("test",)}
-_QUESTION_WORDS = ("what", "who", "whom", "whose", "how", "when", "where", "which", "why", "is", "are", "was", "were",
-                   "do", "does", "did", "can")  # fmt: skip
+
+
+def video_name(name: str) -> str:
+    """``video7`` from 7, ``video7`` or ``video7.mp4``; the published files have all three."""
+    plain = plain_name(name)
+    return f"video{plain}" if plain.isdecimal() else plain
 
 
 def msrvtt_retrieval(annotations: Path, videos: Path | None, split: str) -> Iterator[Example]:
@@ -26,125 +33,108 @@ def msrvtt_retrieval(annotations: Path, videos: Path | None, split: str) -> Iter
 
     ``annotations`` is the folder of the published files, or one of them. ``train`` takes ``MSRVTT_train.9k.csv``, then
     ``train_list_jsfusion.txt``, and where neither is there what the json calls ``train``; ``train.9k`` and ``train.7k``
-    name the list. Other splits are those of the json. A video's category becomes its label.
+    name the list. ``test`` takes the csv of 1k-A, then the videos of ``val_list_jsfusion.txt``, then the json's test
+    split; ``test.full`` always takes the json's. Other splits are those of the json. A video's category becomes its
+    label. A list of videos without a file of captions beside it gives examples without captions.
     """
-    library = Videos(video_root(annotations, videos, ("videos/all", "videos", "TrainValVideo")))
-    table = find_optional(annotations, TEST_FILES) if split == "test" or annotations.suffix == ".csv" else None
-    if table is not None and table.suffix == ".csv":
-        yield from _captioned_rows(table, library)
+    library = Videos(video_root(annotations, videos, FOLDERS))
+    table = annotations if annotations.is_file() and annotations.suffix != ".json" else None
+    if table is None and split == "test":
+        table = find_optional(annotations, TEST_FILES) if annotations.is_dir() else None
+    if table is not None:
+        yield from _rows(table, library)
         return
-    source = find(annotations, CAPTION_FILES)
+    names, listing = _listed(annotations, split)
+    source = find_optional(annotations, (*CAPTION_FILES, f"msrvtt_caption_{split.partition('.')[0]}.json"))
+    if source is None:
+        if not names:
+            find(annotations, CAPTION_FILES)  # says what is missing
+        for name in names:
+            yield Example(key=name, video=name, clip=library.clip(name))
+        return
     captions, facts = _captions(source)
-    for name in _listed(annotations, split) or _of_split(source, facts, split):
+    for name in names or _of_split(source, captions, facts, split):
         if name not in captions:
-            raise AnnotationError(source, f"has no caption for {name!r} of split {split!r}")
+            raise AnnotationError(listing or source, f"{source.name} has no caption for {name!r} of split {split!r}")
         label = facts[name].integer("category") if name in facts and facts[name].has("category") else None
         yield Example(key=name, video=name, clip=library.clip(name), captions=tuple(captions[name]), label=label)
 
 
-def _captioned_rows(table: Path, library: Videos) -> Iterator[Example]:
+def _rows(table: Path, library: Videos) -> Iterator[Example]:
+    """The rows of a csv, or the lines of a list: with a sentence each, or without."""
+    if table.suffix == ".txt":
+        for name in map(video_name, listed(table)):
+            yield Example(key=name, video=name, clip=library.clip(name))
+        return
     for row in read_rows(table):
-        name = row.text("video_id")
-        key = row.text("key") if row.has("key") else name
-        yield Example(key=key, video=name, clip=library.clip(name), captions=(row.text("sentence"),))
+        field = next((field for field in ("video_id", "clip_name", "video") if row.has(field)), "video_id")
+        name = video_name(row.text(field))
+        text = next((field for field in ("sentence", "caption") if field in row.values), None)
+        captions = row.texts(text) if text else ()
+        key = row.first("key", "retrieval_key") or name
+        yield Example(key=key, video=name, clip=library.clip(name), captions=captions)
 
 
 def _captions(source: Path) -> tuple[dict[str, list[str]], dict[str, Row]]:
-    """Captions by video, and the entries of ``videos`` by video, of a json in one of the two published shapes."""
+    """Captions by video, and the entries of ``videos`` by video, of a json in one of the published shapes."""
+    captions = by_video(source, video_name)
     data: Any = read_json(source)
-    older = isinstance(data, dict) and "annotations" in data
-    captions: dict[str, list[str]] = defaultdict(list)
-    for row in json_rows(source, data, "annotations" if older else "sentences"):
-        captions[row.text("image_id" if older else "video_id")].append(row.text("caption"))
-    facts: dict[str, Row] = {}
-    for row in json_rows(source, data, "images" if older else "videos") if not older or "images" in data else []:
-        facts[row.text("id" if older else "video_id")] = row
+    if not isinstance(data, dict):
+        return captions, {}
+    key, name = ("images", "id") if "images" in data else ("videos", "video_id")
+    facts = {video_name(row.text(name)): row for row in json_rows(source, data, key)} if key in data else {}
     return captions, facts
 
 
-def _listed(annotations: Path, split: str) -> list[str]:
-    """The videos that a list file beside the json gives a split; empty where there is none."""
+def _listed(annotations: Path, split: str) -> tuple[list[str], Path | None]:
+    """The videos that a list file beside the json gives a split, and that file; none where there is none."""
     if annotations.is_file():
-        return []
+        return [], None
     name, _, which = split.partition(".")
+    if which == "full":
+        return [], None
     lists = (f"MSRVTT_{name}.{which}.csv",) if which else (f"MSRVTT_{name}.9k.csv", f"{name}_list_jsfusion.txt")
+    if split == "test":
+        lists = ("val_list_jsfusion.txt",)
     path = find(annotations, lists) if which else find_optional(annotations, lists)
     if path is None:
-        return []
+        return [], None
     if path.suffix == ".csv":
-        return [row.text("video_id") for row in read_rows(path)]
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        return [video_name(row.text("video_id")) for row in read_rows(path)], path
+    return [video_name(name) for name in listed(path)], path
 
 
-def _of_split(source: Path, facts: dict[str, Row], split: str) -> list[str]:
-    wanted = _JSON_SPLITS.get(split, (split,))
+def _of_split(source: Path, captions: dict[str, list[str]], facts: dict[str, Row], split: str) -> list[str]:
+    """The videos that the json itself gives a split; all of a json that knows no splits and is of this one."""
+    base = split.partition(".")[0]
+    wanted = _JSON_SPLITS.get(base, (base,))
+    known = sorted({row.text("split") for row in facts.values() if row.has("split")})
     names = [name for name, row in facts.items() if row.has("split") and row.text("split") in wanted]
+    if not known and (base in source.stem.lower() or (len(captions) and source.name.startswith("msrvtt_caption_"))):
+        return list(captions)
     if not names:
-        known = sorted({row.text("split") for row in facts.values() if row.has("split")})
-        raise AnnotationError(source, f"has no videos of split {split!r}; its splits: {', '.join(known) or 'none'}")
+        raise SplitError(source, f"has no videos of split {split!r}; its splits: {', '.join(known) or 'none'}")
     return names
 
 
 def msrvtt_qa(annotations: Path, videos: Path | None, split: str) -> Iterator[Example]:
     """Open-ended questions: ``{split}_qa.json`` (a list) or jsonl, with ``video_id, question, answer``."""
-    table = find(annotations, (f"{split}_qa.json", f"{split}_qa.jsonl", f"*qa_{split}.jsonl", f"{split}.jsonl"))
-    library = Videos(video_root(annotations, videos, ("videos/all", "videos", "TrainValVideo")))
-    for row in read_rows(table):
-        name = _video_name(row, "video_id")
-        question = row.text("question")
-        yield Example(
-            key=next((row.text(k) for k in ("id", "question_id", "qid") if row.has(k)), str(row.line)),
-            video=name,
-            clip=library.clip(name),
-            question=question,
-            answer=row.text("answer"),
-            kind=_question_kind(row, question),
-        )
+    names = (f"{split}_qa.json", f"{split}_qa.jsonl", f"*qa_{split}.jsonl", f"{split}.jsonl")
+    library = Videos(video_root(annotations, videos, FOLDERS))
+    for row in read_rows(find(annotations, names)):
+        name = video_name(row.text("video_id"))
+        yield question(row, name, library.clip(name))
 
 
 def msrvtt_mc(annotations: Path, videos: Path | None, split: str) -> Iterator[Example]:
     """Which of five sentences describes the clip: jsonl with ``qid, clip_name, options, answer``."""
-    table = find(
-        annotations,
-        (f"mc_{split}.jsonl", f"msrvtt_retrieval_mc_{split}.jsonl", f"msrvtt_mc_{split}.jsonl", f"*mc_{split}.jsonl"),
+    names = (
+        f"mc_{split}.jsonl",
+        f"msrvtt_retrieval_mc_{split}.jsonl",
+        f"msrvtt_mc_{split}.jsonl",
+        f"*mc_{split}.jsonl",
     )
-    library = Videos(video_root(annotations, videos, ("videos/all", "videos", "TrainValVideo")))
-    for row in read_rows(table):
-        name = _video_name(row, "clip_name" if row.has("clip_name") else "video_id")
-        choices = row.texts("options")
-        yield Example(
-            key=row.text("qid") if row.has("qid") else str(row.line),
-            video=name,
-            clip=library.clip(name),
-            question=row.text("question") if row.has("question") else None,
-            choices=choices,
-            label=right_choice(row, choices),
-            kind=row.text("kind") if row.has("kind") else None,
-        )
-
-
-def right_choice(row: Row, choices: tuple[str, ...]) -> int:
-    """The index in field ``answer``.
-
-    Raises:
-        AnnotationError: it is no index of a choice.
-    """
-    label = row.integer("answer")
-    if not 0 <= label < len(choices):
-        raise row.error(f"'answer' is {label}, outside the {len(choices)} choices (counted from 0)")
-    return label
-
-
-def _video_name(row: Row, field: str) -> str:
-    """``video7`` from 7, "7" or "video7"; the published files have all three."""
-    name = row.text(field)
-    return f"video{name}" if name.isdigit() else name
-
-
-def _question_kind(row: Row, question: str) -> str:
-    """The group of a question: the row's ``kind`` or ``answer_type``, else its first word."""
-    for field in ("kind", "answer_type"):
-        if row.has(field):
-            return row.text(field)
-    first = question.split(maxsplit=1)[0].lower().strip("?,.")
-    return first if first in _QUESTION_WORDS else "other"
+    library = Videos(video_root(annotations, videos, FOLDERS))
+    for row in read_rows(find(annotations, names)):
+        name = video_name(row.text("clip_name" if row.has("clip_name") else "video_id"))
+        yield choice(row, name, library.clip(name))

@@ -20,9 +20,5 @@ def webvid(annotations: Path, videos: Path | None, split: str) -> Iterator[Examp
     for row in read_rows(table):
         name = row.text("videoid")
         folder = row.text("page_dir") if row.has("page_dir") else ""
-        yield Example(
-            key=name,
-            video=name,
-            clip=Clip(library.path(f"{folder}/{name}", name) if folder else library.path(name)),
-            captions=(row.text("name"),),
-        )
+        path = library.path(f"{folder}/{name}", name) if folder else library.path(name)
+        yield Example(key=name, video=name, clip=Clip(path), captions=(row.text("name"),))
