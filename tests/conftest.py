@@ -121,6 +121,8 @@ def make_recipe(
     def make(out: Path, task: dict[str, Any], reader: str = "msrvtt_retrieval", **rest: Any) -> Recipe:
         if task["name"] == "tokenizer":
             task = {"tokenizer": tiny_tokenizer.model_dump(), "frames": 2, "at_least": 4, **task}
+        elif task["name"] == "reconstruction":
+            task = {"tokenizer": tiny_tokenizer.model_dump(), "frames": 2, **task}
         elif "start" not in rest:
             rest = {"model": tiny.model_dump(), **rest}
         source = {"reader": reader, "annotations": str(small_world)}

@@ -10,12 +10,14 @@ import pytest
 
 from evilm import checkpoint, evaluation, recipe, trainer
 from evilm.errors import CheckpointError
+from evilm.tasks.reconstruction import ReconstructionTask
 from evilm.tasks.tokenizer import TokenizerTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from evilm.model.tokenizer import TokenizerConfig
     from evilm.recipe import Recipe
 
 PRETRAIN = {"name": "pretrain", "contrastive": 1.0, "labels": "cached", "words": 24, "embedding": 16}
@@ -87,6 +89,35 @@ def test_every_task_starts_from_it_and_is_evaluated(
     evaluation.save(tmp_path / "result", result.result, result.summary)
     assert json.loads((tmp_path / "result" / "metrics.json").read_text())["metrics"] == result.summary.metrics
     assert len((tmp_path / "result" / "predictions.jsonl").read_text().splitlines()) == len(result.summary.rows)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"target": "pixels", "tokenizer": {"codebook": "gumbel"}, "codebook_weight": 0.001},
+        {"target": "features", "teacher": {"backbone": "edgenext_xx_small"}},
+    ],
+    ids=lambda table: table["target"],
+)
+def test_other_tokenizers_label_pre_training_too(
+    make_recipe: Callable[..., Recipe], tiny_tokenizer: TokenizerConfig, tmp_path: Path, table: dict[str, Any]
+) -> None:
+    """Table 6: a tokenizer that learned without words is another checkpoint in `task.tokenizer`, and no more."""
+    shape = {**tiny_tokenizer.model_dump(), **table.get("tokenizer", {})}
+    made = make_recipe(tmp_path / "tokenizer", {"name": "reconstruction", **table, "tokenizer": shape})
+    run = trainer.train(made)
+    assert mean_loss(run, slice(-3, None), "reconstruction") < mean_loss(run, slice(3), "reconstruction")
+    found = evaluation.of_checkpoint(run, "test")
+    assert set(found.summary.metrics) == {"voc_rate", "perplexity", "explained"}
+    assert found.summary.metrics["voc_rate"] > 0
+    task = {**PRETRAIN, "tokenizer": str(run)}
+    trained = trainer.train(make_recipe(tmp_path / "pretrain", task, optim={"epochs": 0.5, "batch_size": 18}))
+    about = checkpoint.read_json(checkpoint.find(trained) / "config.json")
+    restored, _ = recipe.restore(run)
+    assert isinstance(restored, ReconstructionTask)
+    assert about["facts"] == {"codes": 24, "tokenizer": restored.tokenizer.fingerprint()}
+    with pytest.raises(CheckpointError, match="holds a video tokenizer, which cannot be evaluated as retrieval"):
+        evaluation.of_checkpoint(run, "test", task="retrieval")
 
 
 def test_zero_shot_takes_the_heads_of_pre_training_and_only_those_it_has(

@@ -12,6 +12,14 @@ from evilm import losses
 from evilm.masking import IGNORE
 
 
+def test_reconstruction_by_hand() -> None:
+    """Four numbers off by 0, 1, 2 and 3: (0 + 1 + 4 + 9) / 4."""
+    found = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    wanted = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    assert losses.reconstruction(found, wanted).item() == pytest.approx(3.5)
+    assert losses.reconstruction(found.bfloat16(), wanted).dtype == torch.float32
+
+
 def test_eq_3_is_the_mean_cross_entropy_of_hidden_positions() -> None:
     # Softmax of (log 1, log 2, log 5) is (1, 2, 5) / 8; of (log 3, log 1, log 4) it is (3, 1, 4) / 8.
     logits = torch.tensor([[[1.0, 2.0, 5.0], [3.0, 1.0, 4.0], [9.0, 9.0, 1.0]]]).log()

@@ -14,7 +14,7 @@ from evilm import recipe as recipes
 from evilm.data import world
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
 from evilm.progress import Meter
-from evilm.tasks import FINETUNE
+from evilm.tasks import FINETUNE, TOKENIZERS
 from evilm.tasks.retrieval import Retrieval
 from evilm.tasks.task import caption_of
 
@@ -152,7 +152,7 @@ def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> recip
     if task is not None and task != own.get("name"):
         if task not in FINETUNE:
             raise ConfigError(f"unknown task {task!r}: there are {', '.join(FINETUNE)}")
-        if own.get("name") == "tokenizer":
+        if own.get("name") in TOKENIZERS:
             raise CheckpointError(f"{folder}: holds a video tokenizer, which cannot be evaluated as {task}")
         shared = {"words", "embedding"} & own.keys() if task == "retrieval" else set[str]()
         table = {**table, "task": {"name": task, **{key: own[key] for key in shared}}}

@@ -57,6 +57,11 @@ def bce_words(logits: Tensor, words: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), words.float())
 
 
+def reconstruction(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of what codes were decoded to, where a tokenizer learns from pixels or features (Table 6)."""
+    return F.mse_loss(found.float(), wanted.float())
+
+
 def quantization(encoded: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Second and third term of Eq. 7: codes move to the encoder, the encoder commits to codes.
 

@@ -23,16 +23,17 @@ from evilm.model.presets import ModelConfig, build, preset
 from evilm.model.tokenizer import FrameEncoder
 from evilm.optim import OptimConfig
 from evilm.progress import Meter
-from evilm.tasks import FINETUNE, AnyTaskConfig, VideoTextTask
+from evilm.tasks import FINETUNE, TOKENIZERS, AnyTaskConfig, VideoTextTask
 from evilm.tasks.linear_probe import LinearProbeConfig
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
+from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
 from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from evilm.model.evilm import EViLM
-    from evilm.model.tokenizer import Tokenizer
+    from evilm.model.tokenizer import VideoTokenizer
     from evilm.tasks import Task
     from evilm.types import Example
 
@@ -76,7 +77,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _has_model(self) -> Recipe:
-        if self.model is None and self.start is None and self.task.name != "tokenizer":
+        if self.model is None and self.start is None and self.task.name not in TOKENIZERS:
             raise ValueError("name a model (model.preset) or a checkpoint to start from (start)")
         return self
 
@@ -147,9 +148,10 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
     """The task of a recipe, its facts, and what it started from."""
     torch.manual_seed(recipe.seed)
     task_config = recipe.task
-    if isinstance(task_config, TokenizerTaskConfig):
-        facts = TokenizerTask.learn_facts(task_config, rows)
-        return TokenizerTask(task_config, facts), facts, Start()
+    if isinstance(task_config, TokenizerTaskConfig | ReconstructionConfig):
+        trains = TOKENIZERS[task_config.name]
+        facts = trains.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
+        return trains(task_config, facts), facts, Start()  # pyright: ignore[reportArgumentType]
     origin = None if recipe.start is None else checkpoint.find(recipe.start)
     about = None if origin is None else checkpoint.read_json(origin / "config.json")
     if about is not None and about.get("model") is None:
@@ -184,12 +186,12 @@ def _vocabulary(recipe: Recipe, origin: Path | None) -> Vocabulary:
     return theirs
 
 
-def _tokenizer(task: PretrainConfig) -> tuple[Tokenizer | None, dict[str, Any]]:
+def _tokenizer(task: PretrainConfig) -> tuple[VideoTokenizer | None, dict[str, Any]]:
     """The trained video tokenizer that MVM takes its labels from."""
     if not task.mvm or task.tokenizer is None:
         return None, {}
     restored, about = restore(Path(task.tokenizer))
-    if not isinstance(restored, TokenizerTask):
+    if not isinstance(restored, TokenizerTask | ReconstructionTask):
         raise CheckpointError(f"{task.tokenizer}: is a {about['task']} checkpoint, not a video tokenizer's")
     tokenizer = restored.tokenizer.eval()
     tokenizer.check_alive()
@@ -198,7 +200,7 @@ def _tokenizer(task: PretrainConfig) -> tuple[Tokenizer | None, dict[str, Any]]:
     return tokenizer, {"codes": tokenizer.config.codes, "tokenizer": tokenizer.fingerprint()}
 
 
-def _share_backbone(model: EViLM, tokenizer: Tokenizer | None) -> None:
+def _share_backbone(model: EViLM, tokenizer: VideoTokenizer | None) -> None:
     """Start the model's backbone where the tokenizer's ended.
 
     Raises:
@@ -221,7 +223,7 @@ def _share_backbone(model: EViLM, tokenizer: Tokenizer | None) -> None:
         ) from None
 
 
-def _tokenizer_at_hand(task: PretrainConfig, facts: dict[str, Any]) -> Tokenizer | None:
+def _tokenizer_at_hand(task: PretrainConfig, facts: dict[str, Any]) -> VideoTokenizer | None:
     """The tokenizer of a pre-trained checkpoint, where its run is still there and still the same."""
     if not task.mvm or task.tokenizer is None or not Path(task.tokenizer).exists():
         return None
@@ -263,9 +265,9 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
         facts = about["facts"]
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
-    if isinstance(recipe.task, TokenizerTaskConfig):
-        plain = recipe.task.tokenizer.model_copy(update={"encoder_weights": "none"})
-        restored: Task = TokenizerTask(recipe.task.model_copy(update={"tokenizer": plain}), facts)
+    if isinstance(recipe.task, TokenizerTaskConfig | ReconstructionConfig):
+        trained = TOKENIZERS[recipe.task.name]
+        restored: Task = trained(recipe.task.at_random(), facts)  # pyright: ignore[reportArgumentType]
     else:
         table: Any = about.get("model")
         shape = config.check(ModelConfig, table, f"{folder / 'config.json'}: model").model_copy(
@@ -276,7 +278,7 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
         wanted = task or recipe.task
         if isinstance(wanted, PretrainConfig):
             restored = Pretrain(model, vocabulary, wanted, facts, _tokenizer_at_hand(wanted, facts))
-        elif isinstance(wanted, TokenizerTaskConfig):
+        elif isinstance(wanted, TokenizerTaskConfig | ReconstructionConfig):
             raise CheckpointError(f"{folder}: holds no video tokenizer")
         else:
             try:
@@ -303,7 +305,7 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
 
 def frames_of(recipe: Recipe, task: Task) -> tuple[int, int]:
     """(T, size) of the clips that a task is fed."""
-    if isinstance(recipe.task, TokenizerTaskConfig):
+    if isinstance(recipe.task, TokenizerTaskConfig | ReconstructionConfig):
         return recipe.task.frames, recipe.task.tokenizer.size
     assert isinstance(task, VideoTextTask)
     return task.model.config.frames, task.model.config.size

@@ -211,7 +211,8 @@ class Quantized:
     Attributes:
         codes: (..., d) the chosen codes; the gradient passes straight through to the encoder.
         labels: (...) int64 index of each chosen code.
-        loss_codebook: scalar, second term of Eq. 7 (zero where an EMA moves the codes instead).
+        loss_codebook: scalar, second term of Eq. 7 (zero where an EMA moves the codes instead, and the divergence from
+            even use where codes are drawn).
         loss_commitment: scalar, third term of Eq. 7.
     """
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from vector_quantize_pytorch import VectorQuantize
 
-from evilm.model.quantizer import Quantizer
+from evilm.model.quantizer import GumbelQuantizer, Quantizer
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -229,3 +231,56 @@ def test_state_survives_a_round_trip() -> None:
     batch = torch.randn(50, 4)
     assert torch.equal(one(batch).labels, two(batch).labels)
     assert torch.equal(one.codes, two.codes)
+
+
+# Drawn codes
+
+
+def test_drawn_codes_and_their_divergence_by_hand() -> None:
+    """Two codes at a right angle and an encoding along the first, sharpness ln 3: shares 3/4 and 1/4."""
+    quantizer = GumbelQuantizer(2, 2).eval()
+    with torch.no_grad():
+        quantizer.codes.copy_(torch.eye(2))
+        quantizer.log_sharpness.fill_(math.log(math.log(3)))
+    x = torch.tensor([[7.0, 0.0]])
+    found = quantizer(x)
+    assert found.labels.tolist() == [0]
+    assert found.codes.tolist() == [[1.0, 0.0]]
+    wanted = 0.75 * math.log(0.75 * 2) + 0.25 * math.log(0.25 * 2)
+    assert found.loss_codebook.item() == pytest.approx(wanted, rel=1e-5)
+    assert found.loss_commitment == 0
+    # In training each is drawn with its share: 4000 draws are within 3 % of it (more than four standard deviations).
+    drawn = quantizer.train()(x.expand(4000, 2))
+    assert (drawn.labels == 0).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    torch.testing.assert_close(drawn.codes, torch.eye(2)[drawn.labels])
+
+
+def test_drawn_codes_teach_encoder_and_codebook() -> None:
+    quantizer = GumbelQuantizer(9, 4)
+    x = torch.randn(3, 5, 4, requires_grad=True)
+    found = quantizer(x)
+    assert found.codes.shape == x.shape
+    assert found.labels.shape == (3, 5)
+    ((found.codes * torch.randn(3, 5, 4)).sum() + found.loss_codebook).backward()
+    for moved in (x, quantizer.codes, quantizer.log_sharpness):
+        assert moved.grad is not None
+        assert moved.grad.any()
+
+
+def test_even_shares_have_no_divergence() -> None:
+    quantizer = GumbelQuantizer(8, 3).eval()
+    with torch.no_grad():
+        quantizer.log_sharpness.fill_(-30.0)
+    assert quantizer(torch.randn(6, 3)).loss_codebook.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_drawn_codes_that_died_are_re_seeded_and_labels_do_not_depend_on_chance() -> None:
+    quantizer = GumbelQuantizer(64, 4, decay=0.5, restart_below=0.3)
+    batch = torch.randn(20, 4)
+    before = quantizer.codes.detach().clone()
+    for _ in range(2):
+        quantizer(batch)
+    assert (quantizer.codes.detach() != before).any()
+    quantizer.eval()
+    assert torch.equal(quantizer(batch).labels, quantizer(batch).labels)
+    assert torch.equal(quantizer(batch).labels, quantizer.nearest(batch))

@@ -30,7 +30,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest ch
 
 
 def tokenizer(recipe: RecipeName, changes: Changes = None, resume: Resume = False) -> None:
-    """Train a semantic vector-quantized video tokenizer."""
+    """Train a video tokenizer: the semantic one, or one to compare it with."""
     _train("tokenizer", recipe, changes, resume)
 
 
@@ -48,11 +48,12 @@ def _train(command: str, name: str, changes: list[str] | None, resume: bool) -> 
     """Carry out a recipe whose task is of the kind of ``command``."""
     from evilm import recipe as recipes
     from evilm import trainer
+    from evilm.tasks import TOKENIZERS
 
     path = recipes.find(name)
     recipe = recipes.load(path, changes or ())
     task = recipe.task.name
-    right = task if task in ("tokenizer", "pretrain") else "finetune"
+    right = "tokenizer" if task in TOKENIZERS else task if task == "pretrain" else "finetune"
     if command != right:
         raise ConfigError(f"{path}: its task is {task}: carry it out with `evilm {right} {name}`")
     try:

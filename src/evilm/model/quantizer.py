@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,7 +15,9 @@ from evilm.types import Quantized
 if TYPE_CHECKING:
     from torch import Tensor
 
-Codebook = Literal["gradient", "ema"]
+SHARPNESS = 10.0  # of a gumbel codebook before training: scores are this times the cosine
+
+Codebook = Literal["gradient", "ema", "gumbel"]
 
 
 class Quantizer(nn.Module):
@@ -26,7 +29,7 @@ class Quantizer(nn.Module):
         codes: M; the paper's is 9,420.
         width: d; the paper's is 32.
         codebook: ``gradient`` moves codes by the second term of Eq. 7 (the paper); ``ema`` by a running mean of
-            the encodings they are chosen for.
+            the encodings they are chosen for; ``gumbel`` is ``GumbelQuantizer``'s.
         decay: of the running mean, and of the running count of use.
         restart_below: a code whose running count of use per batch falls below this is put on a random encoding
             of the batch; 0 never does (the paper).
@@ -121,3 +124,51 @@ class Quantizer(nn.Module):
 def _drawn(encoded: Tensor, count: int) -> Tensor:
     """That many rows at random, the same in all processes; a copy."""
     return encoded[distributed.same(torch.randint(len(encoded), (count,), device=encoded.device))]
+
+
+class GumbelQuantizer(Quantizer):
+    """Codes that are drawn in training, not looked up: how DALL-E's discrete VAE learns its codebook (Table 6).
+
+    An encoding scores each code by its cosine times a learned sharpness. Training draws a code from the softmax of the
+    scores by the Gumbel-max trick, with the gradient of the relaxed draw (straight through, temperature 1). The decoder
+    sees one whole code from the first step, so no temperature has to fall, as DALL-E's does. ``loss_codebook`` is the
+    divergence of these softmaxes from even use of all codes, ``KL(q || 1 / M)`` in nats, as in its bound on the
+    likelihood; nothing commits, and ``loss_commitment`` is 0. Labels are the likeliest code, which is Eq. 4 again.
+
+    It holds R x M scores of a batch at once.
+
+    Args:
+        codes, width, decay, restart_below, kmeans: see ``Quantizer``.
+        codebook: there is one kind, ``gumbel``.
+    """
+
+    def __init__(
+        self, codes: int, width: int, *, codebook: Codebook = "gumbel", decay: float = 0.99,
+        restart_below: float = 0.0, kmeans: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(codes, width, codebook=codebook, decay=decay, restart_below=restart_below, kmeans=kmeans)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
+
+    def forward(self, encoded: Tensor) -> Quantized:
+        """A code for each encoding (..., d): drawn in training, the nearest otherwise."""
+        flat = F.normalize(encoded.float(), dim=-1).reshape(-1, encoded.shape[-1])
+        if self.training and not self.started:
+            self._start(flat.detach())
+        codes = F.normalize(self.codes.float().clone(), dim=-1)
+        with torch.autocast(encoded.device.type, enabled=False):  # sharp softmaxes want all their digits
+            scores = self.log_sharpness.exp() * flat @ codes.T
+            if self.training:
+                drawn = F.gumbel_softmax(scores, hard=True)
+                labels, chosen = drawn.argmax(-1), drawn @ codes
+                self._keep_alive(flat.detach(), labels)
+            else:
+                labels = self.nearest(flat)
+                chosen = codes[labels]
+        share = scores.log_softmax(-1)
+        divergence = (share.exp() * (share + math.log(len(codes)))).sum(-1).mean()
+        return Quantized(
+            codes=chosen.view(encoded.shape),
+            labels=labels.view(encoded.shape[:-1]),
+            loss_codebook=divergence,
+            loss_commitment=divergence * 0,
+        )

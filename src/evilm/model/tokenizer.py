@@ -1,7 +1,8 @@
 """The semantic vector-quantized video tokenizer (paper 3.3, Figure 4, Eq. 4, 5).
 
 It learns to say which words the caption of a clip has, through a bottleneck of one code a region. After training only
-the encoder and the codebook remain: they label the regions that pre-training hides.
+the encoder and the codebook remain: they label the regions that pre-training hides. ``VideoTokenizer`` is what it
+shares with the tokenizers that it is compared with (``reconstruction``, Table 6).
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from evilm import metrics
 from evilm.config import Config
 from evilm.errors import CodebookError, ConfigError, GridError
 from evilm.model.blocks import Block, Normalise, initialise
-from evilm.model.quantizer import Codebook, Quantizer
+from evilm.model.quantizer import Codebook, GumbelQuantizer, Quantizer
 from evilm.model.video_encoder import Options, backbone, keep_frozen, statistics
 from evilm.types import Grid
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from evilm.types import Quantized
@@ -130,17 +134,16 @@ class VideoSwinEncoder(nn.Module):
         return states.repeat_interleave(2, 1)[:, :count] if self.share else states
 
 
-class Tokenizer(nn.Module):
-    """Frames to codes to caption words.
+class VideoTokenizer(nn.Module):
+    """Frames to one code a region: what all tokenizers of Table 6 share. What the codes must tell is a subclass's.
 
     Args:
         config: see ``TokenizerConfig``.
-        words: K of Eq. 5, the size of the caption-word vocabulary.
     """
 
     perplexity: Tensor
 
-    def __init__(self, config: TokenizerConfig, words: int) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = VideoSwinEncoder(config) if config.encoder == "swin3d_t" else FrameEncoder(config)
@@ -148,7 +151,8 @@ class Tokenizer(nn.Module):
         # An untrained encoder gives all regions next to the same direction, and one code then serves them all. Centred
         # and scaled, its encodings lie all over the sphere from the first step (docs/decisions.md).
         self.centre = nn.BatchNorm1d(config.code_width, affine=False) if config.centre else nn.Identity()
-        self.quantizer = Quantizer(
+        kind = GumbelQuantizer if config.codebook == "gumbel" else Quantizer
+        self.quantizer = kind(
             config.codes,
             config.code_width,
             codebook=config.codebook,
@@ -161,11 +165,13 @@ class Tokenizer(nn.Module):
         self.places = nn.Parameter(torch.zeros(1, 1, cells * cells, config.width))
         self.decoder = nn.ModuleList(Block(config.width, config.heads, config.hidden) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
-        self.words = nn.Linear(config.width, words)
-        for part in (self.from_code, self.decoder, self.words):
-            initialise(part)
         # Written by the evaluation that ends training; NaN says that nobody has looked yet.
         self.register_buffer("perplexity", torch.tensor(float("nan")))
+
+    def start_decoder(self, head: nn.Linear) -> None:
+        """Give the decoder and a subclass's head their first weights."""
+        for part in (self.from_code, self.decoder, head):
+            initialise(part)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """The regions that this tokenizer labels in a clip of this size.
@@ -205,14 +211,19 @@ class Tokenizer(nn.Module):
         states = self.to_code(self.encoder(frames))
         return self.centre(states.flatten(0, -2)).view(states.shape)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
-        """Word logits (B, K) of Eq. 5 and the codes of Eq. 4, from frames (B, T, 3, H, W) uint8."""
-        quantized = self.quantizer(self.encode(frames))
-        states = self.from_code(quantized.codes).flatten(2, 3) + self.places  # (B, T, h*w, width)
-        states = states.flatten(1, 2)
+    def decode(self, codes: Tensor, *, together: bool) -> Tensor:
+        """D of Eq. 5: codes (B, T, h, w, d) to (B, T, h*w, width).
+
+        Args:
+            codes: as the quantizer gives them.
+            together: whether regions attend to those of the clip's other frames, or to those of their own alone.
+        """
+        states = self.from_code(codes).flatten(2, 3) + self.places  # (B, T, h*w, width)
+        shape = states.shape
+        states = states.flatten(1, 2) if together else states.flatten(0, 1)
         for block in self.decoder:
             states = block(states)
-        return self.words(self.norm(states).mean(1)), quantized
+        return self.norm(states).view(shape)
 
     @torch.no_grad()
     def labels(self, frames: Tensor) -> Tensor:
@@ -227,6 +238,16 @@ class Tokenizer(nn.Module):
         with torch.autocast(frames.device.type, enabled=False):
             encoded = self.encode(frames)
             return self.quantizer.nearest(encoded.flatten(0, -2)).view(encoded.shape[:-1])
+
+    def measure(self, labels: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.int64]]:
+        """VOC. RATE (Table 6, percent) and perplexity of the labels of a whole split, and how often each code occurs.
+
+        The perplexity is kept, so that a collapsed codebook is known for one.
+        """
+        counts = np.bincount(labels.ravel(), minlength=self.config.codes)
+        perplexity = metrics.perplexity(counts)
+        self.perplexity.fill_(perplexity)
+        return {"voc_rate": 100 * metrics.usage(counts), "perplexity": perplexity}, counts
 
     @property
     def collapsed(self) -> bool:
@@ -250,3 +271,23 @@ class Tokenizer(nn.Module):
                 if name not in ("use", "sums", "started"):
                     digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class Tokenizer(VideoTokenizer):
+    """The paper's: its codes must say the words of the clip's caption.
+
+    Args:
+        config: see ``TokenizerConfig``.
+        words: K of Eq. 5, the size of the caption-word vocabulary.
+    """
+
+    def __init__(self, config: TokenizerConfig, words: int) -> None:
+        super().__init__(config)
+        self.words = nn.Linear(config.width, words)
+        self.start_decoder(self.words)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
+        """Word logits (B, K) of Eq. 5 and the codes of Eq. 4, from frames (B, T, 3, H, W) uint8."""
+        quantized = self.quantizer(self.encode(frames))
+        states = self.decode(quantized.codes, together=True)
+        return self.words(states.flatten(1, 2).mean(1)), quantized

@@ -10,12 +10,14 @@ from evilm.tasks.linear_probe import LinearProbe, LinearProbeConfig
 from evilm.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
 from evilm.tasks.task import Prediction, Summary, Task, TaskConfig, VideoTextTask
 from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 AnyTaskConfig = Annotated[
     TokenizerTaskConfig
+    | ReconstructionConfig
     | PretrainConfig
     | RetrievalConfig
     | QuestionAnsweringConfig
@@ -24,18 +26,24 @@ AnyTaskConfig = Annotated[
     Field(discriminator="name"),
 ]
 
-# Tasks that are built as Task(model, vocabulary, config, facts); the tokenizer has no E-ViLM, pre-training a tokenizer.
+# Tasks that train a video tokenizer and are built as Task(config, facts): they have no E-ViLM.
+TOKENIZERS: dict[str, type[TokenizerTask] | type[ReconstructionTask]] = {
+    "tokenizer": TokenizerTask,
+    "reconstruction": ReconstructionTask,
+}
+# Tasks that are built as Task(model, vocabulary, config, facts); pre-training also takes a tokenizer.
 FINETUNE: dict[str, type[Retrieval] | type[QuestionAnswering] | type[MultipleChoice] | type[LinearProbe]] = {
     "retrieval": Retrieval,
     "question_answering": QuestionAnswering,
     "multiple_choice": MultipleChoice,
     "linear_probe": LinearProbe,
 }
-TASKS: dict[str, type[Task]] = {"tokenizer": TokenizerTask, "pretrain": Pretrain, **FINETUNE}
+TASKS: dict[str, type[Task]] = {**TOKENIZERS, "pretrain": Pretrain, **FINETUNE}
 
 __all__ = [
     "FINETUNE",
     "TASKS",
+    "TOKENIZERS",
     "AnyTaskConfig",
     "Prediction",
     "Summary",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
-    from evilm.model.tokenizer import Tokenizer
+    from evilm.model.tokenizer import VideoTokenizer
     from evilm.types import Batch, Encoded, Fused, Text
 
 
@@ -80,7 +80,12 @@ class Pretrain(VideoTextTask):
     headline: ClassVar[str] = "score"
 
     def __init__(
-        self, model: EViLM, vocabulary: Vocabulary, config: PretrainConfig, facts: Facts, tokenizer: Tokenizer | None
+        self,
+        model: EViLM,
+        vocabulary: Vocabulary,
+        config: PretrainConfig,
+        facts: Facts,
+        tokenizer: VideoTokenizer | None,
     ) -> None:
         super().__init__(model, vocabulary, config.words)
         self.config = config
@@ -103,7 +108,7 @@ class Pretrain(VideoTextTask):
             self.embed = EmbeddingHead(width, config.embedding)
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> VideoTokenizer | None:
         """The video tokenizer that labels regions online, where one was given."""
         return self._tokenizer[0] if self._tokenizer else None
 

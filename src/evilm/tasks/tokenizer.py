@@ -39,6 +39,10 @@ class TokenizerTaskConfig(TaskConfig):
     at_least: int = Field(default=5, gt=0, description="captions that a word must occur in")
     most: int | None = Field(default=None, gt=0, description="keep this many of the most frequent words")
 
+    def at_random(self) -> TokenizerTaskConfig:
+        """The same without weights to start from: what a checkpoint is read into."""
+        return self.model_copy(update={"tokenizer": self.tokenizer.model_copy(update={"encoder_weights": "none"})})
+
 
 class TokenizerTask(Task):
     """Caption words through one code a region."""
@@ -94,23 +98,16 @@ class TokenizerTask(Task):
         seen = [p for p in predictions if p.readable] or list(predictions)
         scores = np.stack([p.values["scores"] for p in seen])
         targets = np.stack([p.values["targets"] for p in seen]).astype(bool)
-        codes = self.config.tokenizer.codes
-        counts = np.bincount(np.concatenate([p.values["labels"] for p in seen]), minlength=codes)
-        perplexity = metrics.perplexity(counts)
-        self.tokenizer.perplexity.fill_(perplexity)
+        use, counts = self.tokenizer.measure(np.concatenate([p.values["labels"] for p in seen]))
         found = targets.any(axis=0)
         precision = [
             metrics.mean_average_precision(s[None].T, t[None].T) if t.any() else 0.0
             for s, t in zip(scores, targets, strict=True)
         ]
         return Summary(
-            metrics={
-                "voc_rate": 100 * metrics.usage(counts),
-                "perplexity": perplexity,
-                "word_mAP": 100 * metrics.mean_average_precision(scores, targets),
-            },
+            metrics={**use, "word_mAP": 100 * metrics.mean_average_precision(scores, targets)},
             chance={"word_mAP": 100 * float(targets[:, found].mean()) if found.any() else 0.0},
-            rule=f"{codes} codes counted over {len(seen)} clips; word mAP over {int(found.sum())} caption words",
+            rule=f"{len(counts)} codes counted over {len(seen)} clips; word mAP over {int(found.sum())} caption words",
             rows=scored_rows(seen, precision, {}),
             details={"counts": counts.tolist(), "collapsed": self.tokenizer.collapsed},
         )
