@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import making, training
+from evilm.commands import making, training, videos
 from evilm.commands.speech import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": training.finetune,
     "evaluate": training.evaluate,
     "demo": training.demo,
+    "check-videos": videos.check_videos,
     "doctor": making.doctor,
 }
 

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from evilm.data.video import Mode, VideoReader, read_clip
+from evilm.data.video import Limits, Mode, VideoReader, read_clip
 from evilm.errors import VideoError
 from evilm.types import Clip
 
@@ -296,11 +296,11 @@ def test_bad_input_is_named_by_its_status(regular: Path, tmp_path: Path, what: s
 
 def test_too_large_a_picture(regular: Path, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="64x64 pixels") as caught:
-        VideoReader(regular, max_pixels=64 * 64 - 1)
+        VideoReader(regular, limits=Limits(max_pixels=64 * 64 - 1))
     assert caught.value.status == "too_large"
     (tmp_path / "x.png").write_bytes(png(numbered(1)))
     with pytest.raises(VideoError) as caught:
-        read_clip(Clip(tmp_path, frames=("x.png",)), 1, 32, max_pixels=1000)
+        read_clip(Clip(tmp_path, frames=("x.png",)), 1, 32, limits=Limits(max_pixels=1000))
     assert caught.value.status == "too_large"
 
 

@@ -14,25 +14,41 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def segments(
-    count: int, duration: float, rng: np.random.Generator | None = None, start: float = 0.0
-) -> NDArray[np.float64]:
-    """One moment from each of ``count`` equal segments of [start, start + duration).
+def draw(count: int, rng: np.random.Generator | None = None) -> NDArray[np.float64]:
+    """Where in each of ``count`` segments to look, as shares of a segment: all that is random about the rule.
 
     Args:
         count: T, at least 1.
+        rng: draws uniformly (training); None takes each middle (evaluation).
+
+    Returns:
+        (T,) numbers in [0, 1).
+    """
+    _check(count)
+    return np.full(count, 0.5) if rng is None else rng.random(count)
+
+
+def moments(within: NDArray[np.float64], duration: float, start: float = 0.0) -> NDArray[np.float64]:
+    """The moments that ``draw`` chose, one from each of T equal segments of [start, start + duration).
+
+    Args:
+        within: (T,) what ``draw`` answered.
         duration: seconds, not negative (0 for a single picture: every moment is ``start``).
-        rng: draws uniformly within each segment (training); None takes each middle (evaluation).
         start: seconds at which the first segment begins.
 
     Returns:
         (T,) increasing moments in seconds.
     """
-    _check(count)
     if not duration >= 0 or not np.isfinite(duration):
         raise ValueError(f"duration {duration!r} is no length in seconds")
-    within = np.full(count, 0.5) if rng is None else rng.random(count)
-    return start + (np.arange(count, dtype=np.float64) + within) * (duration / count)
+    return start + (np.arange(len(within), dtype=np.float64) + within) * (duration / len(within))
+
+
+def segments(
+    count: int, duration: float, rng: np.random.Generator | None = None, start: float = 0.0
+) -> NDArray[np.float64]:
+    """One moment from each of ``count`` equal segments: ``draw`` and ``moments`` in one."""
+    return moments(draw(count, rng), duration, start)
 
 
 def pick(candidates: int, count: int, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
@@ -48,12 +64,17 @@ def pick(candidates: int, count: int, rng: np.random.Generator | None = None) ->
     Returns:
         (T,) non-decreasing indices below ``candidates``.
     """
-    _check(count)
+    return chosen(candidates, draw(count, rng))
+
+
+def chosen(candidates: int, within: NDArray[np.float64]) -> NDArray[np.int64]:
+    """``pick`` for what ``draw`` answered: (T,) non-decreasing indices below ``candidates``."""
     if candidates < 1:
         raise ValueError(f"cannot pick from {candidates} frames")
-    if rng is None:  # whole numbers, so that a middle that falls between two candidates is never a matter of rounding
+    count = len(within)
+    if (within == 0.5).all():  # whole numbers: a middle that falls between two candidates is no matter of rounding
         return (2 * np.arange(count, dtype=np.int64) + 1) * candidates // (2 * count)
-    drawn = np.floor(segments(count, candidates, rng)).astype(np.int64)
+    drawn = np.floor(moments(within, candidates)).astype(np.int64)
     return np.minimum(drawn, candidates - 1)
 
 
