@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from evilm.data.world.language import COUNTS, article, is_true, verb
 from evilm.data.world.scene import (
+    CAST,
     COLOURS,
     HELD_COLOUR_SHAPE,
     JUMPS,
@@ -81,7 +82,7 @@ class Choice:
 def questions(scene: Scene, count: int, rng: random.Random) -> list[Question]:
     """Up to ``count`` different questions, of as many kinds as the scene allows."""
     main = scene.main
-    found = [_about_count(scene, rng), *_about_action(main, rng)]
+    found = [*_about_count(scene, rng), *_about_action(main, rng)]
     found += [_about_looks(scene, kind, rng) for kind in ("colour", "shape")]
     placed = [thing for thing in scene.things if len(thing.places) == 1]
     if placed:
@@ -97,14 +98,19 @@ def _name(thing: Thing) -> str:
     return f"{thing.colour} {thing.shape}"
 
 
-def _about_count(scene: Scene, rng: random.Random) -> Question:
-    """How many shapes there are, or how often the main actor jumps."""
-    name = _name(scene.main)
+def _about_count(scene: Scene, rng: random.Random) -> list[Question]:
+    """How many shapes there are, or how often the main actor jumps.
+
+    Scenes of few shapes are more frequent, so they are asked about less often: each answer is equally likely.
+    """
+    name, number = _name(scene.main), len(scene.things)
     if scene.main.action in JUMPS:
         text = rng.choice((f"how many times does the {name} jump?", f"how often does the {name} hop?"))
-        return Question(text, COUNTS[JUMPS.index(scene.main.action) + 1], "count", temporal=True)
+        return [Question(text, COUNTS[JUMPS.index(scene.main.action) + 1], "count", temporal=True)]
+    if rng.random() >= min(CAST) / CAST[number - 1]:
+        return []
     text = rng.choice(("how many shapes are there?", "how many things can be seen?"))
-    return Question(text, COUNTS[len(scene.things)], "count", temporal=False)
+    return [Question(text, COUNTS[number], "count", temporal=False)]
 
 
 def _about_action(thing: Thing, rng: random.Random) -> list[Question]:

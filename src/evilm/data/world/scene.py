@@ -47,7 +47,7 @@ HELD_SHAPE_ACTION = {
 #: Colours and shapes that occur together in train; bystanders are always of these.
 KNOWN_PAIRS = tuple(pair for pair in product(COLOURS, SHAPES) if pair not in HELD_COLOUR_SHAPE)
 _SEQUENCE_SHARE = 0.2
-COUNTS = (6, 3, 1)  # weights of one, two and three things in a scene
+CAST = (6, 3, 1)  # weights of one, two and three things in a scene
 _SECOND_ACTOR_SHARE = 0.15
 _ANCHORS = {"left": (21, 48), "right": (75, 48), "top": (48, 21), "bottom": (48, 75), "middle": (48, 48)}
 
@@ -121,7 +121,7 @@ def compose(seed: int, index: int, novelty: Novelty | None = None) -> Scene:
     """
     rng = random.Random(f"evilm world {seed} {index}")
     background = rng.choice(BACKGROUNDS)
-    count = rng.choices((1, 2, 3), weights=COUNTS)[0]
+    count = rng.choices((1, 2, 3), weights=CAST)[0]
     colour, shape, action = _main_actor(rng, novelty)
     cast = [(colour, shape, action)]
     while len(cast) < count:
