@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import making, training, videos
+from evilm.commands import making, report, training, videos
 from evilm.commands.speech import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -37,6 +37,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 # A group's name to what it is about and its commands.
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "vocabulary": ("Make word pieces of captions.", {"build": making.vocabulary_build}),
+    "report": (
+        "The paper's tables and figures, our own runs beside.",
+        {"table": report.table, "figure": report.figure},
+    ),
 }
 
 

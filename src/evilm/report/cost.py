@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
     from evilm.model.evilm import EViLM
+    from evilm.model.presets import ModelConfig
 
 # What belongs to which part of Figure 3: names of modules and parameters within an ``EViLM``.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -102,15 +103,26 @@ def cost_of(
         ConfigError: no such preset, or fewer than one frame or word, or more words than the text encoder reads.
         GridError: a size that is no multiple of the encoder's stride.
     """
+    from evilm.model.presets import preset as shape
+
+    return cost_of_shape(preset, shape(preset), frames, size, words, vocabulary, codes)
+
+
+def cost_of_shape(
+    name: str, config: ModelConfig, frames: int, size: int, words: int, vocabulary: int, codes: int = 9420
+) -> Cost:
+    """What a model of any shape costs under ``name``; see ``cost_of``.
+
+    Raises:
+        ConfigError, GridError: as for ``cost_of``.
+    """
     import torch
 
     from evilm.model.presets import build
-    from evilm.model.presets import preset as shape
 
-    config = shape(preset)
     if frames < 1 or not 1 <= words <= config.text_positions:
         raise ConfigError(
-            f"{frames} frames and {words} words: preset {preset!r} takes 1 frame or more and 1 to "
+            f"{frames} frames and {words} words: preset {name!r} takes 1 frame or more and 1 to "
             f"{config.text_positions} words"
         )
     # Only the shape matters, so weights are drawn, not read, and the caller's random numbers are left as they were.
@@ -122,7 +134,7 @@ def cost_of(
     parameters = sum(part.parameters for part in parts.values())
     macs = sum(part.macs for part in parts.values())
     return Cost(
-        preset=preset,
+        preset=name,
         frames=frames,
         size=size,
         words=words,

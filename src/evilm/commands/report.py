@@ -1,0 +1,49 @@
+"""Commands that print the paper's tables and figures with our own runs in them.
+
+Typer reads the annotations at run time, so they are evaluated here and not postponed.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evilm.commands.speech import AsJson
+
+Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders with evaluated runs in them.")]
+
+
+def table(
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="1 to 6.")], runs: Runs = None, as_json: AsJson = False
+) -> None:
+    """Print a table of the paper, our own numbers and their data beside."""
+    from evilm.report import measured, paper_tables
+
+    evaluations, unusable = measured.read(runs or ())
+    found = paper_tables.compare(number, evaluations)
+    found = paper_tables.Comparison(found.table, found.lines, (*found.left_out, *unusable))
+    if as_json:
+        typer.echo(json.dumps(paper_tables.as_json(found), indent=2))
+    else:
+        typer.echo(paper_tables.as_markdown(found))
+
+
+def figure(
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="1 or 2.")],
+    runs: Runs = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the numbers of a figure of the paper, ours beside; draw it."""
+    from evilm.report import measured, paper_figures
+
+    evaluations, unusable = measured.read(runs or ())
+    about, points, left_out = paper_figures.points(number, evaluations)
+    left_out = [*left_out, *unusable]
+    if out is not None:
+        paper_figures.draw(about, points, out)
+    if as_json:
+        typer.echo(json.dumps(paper_figures.as_json(about, points, left_out), indent=2))
+    else:
+        typer.echo(paper_figures.as_markdown(about, points, left_out))
