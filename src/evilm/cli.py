@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import making, report, training, videos
+from evilm.commands import data, making, report, training, videos
 from evilm.commands.speech import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 # A group's name to what it is about and its commands.
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "data": ("Look into data sets.", {"check": data.check}),
     "vocabulary": ("Make word pieces of captions.", {"build": making.vocabulary_build}),
     "report": (
         "The paper's tables and figures, our own runs beside.",

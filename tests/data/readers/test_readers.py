@@ -252,30 +252,3 @@ def test_frames(tmp_path: Path) -> None:
     assert "video1.json is not a json table" in complaint("frames", tmp_path, "test")
     tar(path, {"x.txt": b""})
     assert "no frames named" in complaint("frames", path)
-
-
-@pytest.mark.parametrize(
-    ("name", "folder", "split", "count", "videos"),
-    [
-        ("msrvtt_retrieval", "annotations/msrvtt", "test", 1000, 1000),
-        ("tgif_action", "annotations/tgif-qa", "train", 20471, None),
-        ("tgif_action", "annotations/tgif-qa", "test", 2274, None),
-        ("tgif_frame", "annotations/tgif-qa", "test", 13691, None),
-        ("hmdb51", "annotations/hmdb51", "train", 3570, 3570),
-        ("hmdb51", "annotations/hmdb51", "test", 1530, 1530),
-        ("hmdb51", "annotations/hmdb51", "test.3", 1530, 1530),
-        ("frames", "msrvtt-frames", "train", 956, 956),
-        ("frames", "msrvtt-frames", "test", 476, 476),
-        ("captions", "clips", "train", 355, 165),
-    ],
-)
-def test_published_files(shared_data: Path, name: str, folder: str, split: str, count: int, videos: int | None) -> None:
-    examples = read(name, shared_data / folder, None, split)
-    assert len(examples) == count
-    assert videos is None or len({e.video for e in examples}) == videos
-    if name == "hmdb51":
-        assert {e.label for e in examples} == set(range(51))
-    if name == "captions":
-        assert all(e.clip.path.is_file() for e in examples)
-    if name == "tgif_action":
-        assert all(len(e.choices) == 5 and e.label is not None for e in examples)

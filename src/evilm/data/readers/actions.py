@@ -222,9 +222,9 @@ def _within(annotations: Path, names: Sequence[str]) -> Path:
     """A folder of splits inside the annotations, else the annotations themselves.
 
     Raises:
-        AnnotationError: they do not exist.
+        AnnotationError: they do not exist, or are neither a file nor a folder.
     """
-    if not annotations.exists():
+    if not annotations.is_file() and not annotations.is_dir():
         raise AnnotationError(annotations, "no such folder of split files")
     return next((annotations / name for name in names if (annotations / name).is_dir()), annotations)
 

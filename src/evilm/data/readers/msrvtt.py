@@ -53,7 +53,8 @@ def msrvtt_retrieval(annotations: Path, videos: Path | None, split: str) -> Iter
             yield Example(key=name, video=name, clip=library.clip(name))
         return
     captions, facts = _captions(source)
-    for name in names or _of_split(source, captions, facts, split):
+    whole = source.name.startswith("msrvtt_caption_") or (annotations.is_file() and not _knows_splits(facts))
+    for name in names or (list(captions) if whole else _of_split(source, facts, split)):
         if name not in captions:
             raise AnnotationError(listing or source, f"{source.name} has no caption for {name!r} of split {split!r}")
         label = facts[name].integer("category") if name in facts and facts[name].has("category") else None
@@ -104,15 +105,17 @@ def _listed(annotations: Path, split: str) -> tuple[list[str], Path | None]:
     return [video_name(name) for name in listed(path)], path
 
 
-def _of_split(source: Path, captions: dict[str, list[str]], facts: dict[str, Row], split: str) -> list[str]:
-    """The videos that the json itself gives a split; all of a json that knows no splits and is of this one."""
+def _knows_splits(facts: dict[str, Row]) -> bool:
+    return any(row.has("split") for row in facts.values())
+
+
+def _of_split(source: Path, facts: dict[str, Row], split: str) -> list[str]:
+    """The videos that the json itself gives a split."""
     base = split.partition(".")[0]
     wanted = _JSON_SPLITS.get(base, (base,))
-    known = sorted({row.text("split") for row in facts.values() if row.has("split")})
     names = [name for name, row in facts.items() if row.has("split") and row.text("split") in wanted]
-    if not known and (base in source.stem.lower() or (len(captions) and source.name.startswith("msrvtt_caption_"))):
-        return list(captions)
     if not names:
+        known = sorted({row.text("split") for row in facts.values() if row.has("split")})
         raise SplitError(source, f"has no videos of split {split!r}; its splits: {', '.join(known) or 'none'}")
     return names
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from evilm.errors import AnnotationError
@@ -51,13 +52,14 @@ def read_text(path: Path) -> str:
         AnnotationError: the file is missing, unreadable, larger than ``MAX_WHOLE``, or no such text (with the line).
     """
     with open_binary(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_WHOLE:
+            raise AnnotationError(
+                path,
+                f"is larger than {MAX_WHOLE} bytes, too large to be read at once: save it as jsonl, csv or parquet",
+            )
         mark = encoding(file)
         file.seek(0)
-        data = file.read(MAX_WHOLE + 1)
-    if len(data) > MAX_WHOLE:
-        raise AnnotationError(
-            path, f"is larger than {MAX_WHOLE} bytes, too large to be read at once: save it as jsonl, csv or parquet"
-        )
+        data = file.read(MAX_WHOLE)
     try:
         return data.decode(mark)
     except UnicodeDecodeError as error:
