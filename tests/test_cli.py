@@ -237,6 +237,15 @@ def test_evaluate_zero_shot_and_every_kind_of_run(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("run", "rule"), [("pre", "zero-shot: softmax"), ("ret", "retrieval-tuned: softmax")])
+def test_multiple_choice_names_its_protocol(capsys: pytest.CaptureFixture[str], run: str, rule: str) -> None:
+    choice = ["--task", "multiple_choice", "data.validation.reader=msrvtt_mc", "--json", "--out", f"mc-{run}"]
+    assert cli.run(["evaluate", run, *choice]) == 0
+    assert json.loads(capsys.readouterr().out)["rule"].startswith(rule)
+    shutil.rmtree(f"mc-{run}")
+
+
+@pytest.mark.usefixtures("here")
 def test_changes_reach_the_recipe_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["evaluate", "ret", "data.validation.limit=5", "--json", "--out", "five"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 5

@@ -19,7 +19,7 @@ from evilm.tasks.retrieval import Retrieval
 from evilm.tasks.task import caption_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -155,8 +155,23 @@ def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> recip
         if own.get("name") in TOKENIZERS:
             raise CheckpointError(f"{folder}: holds a video tokenizer, which cannot be evaluated as {task}")
         shared = {"words", "embedding"} & own.keys() if task == "retrieval" else set[str]()
-        table = {**table, "task": {"name": task, **{key: own[key] for key in shared}}}
+        told = _choosing(own) if task == "multiple_choice" else {}
+        table = {**table, "task": {"name": task, **{key: own[key] for key in shared}, **told}}
     return config.check(recipes.Recipe, config.override(table, assignments), f"{folder}: its recipe")
+
+
+def _choosing(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol and head of multiple choice for a checkpoint that was trained for another task.
+
+    A pre-trained model scores options zero-shot by matching, or by its embeddings where matching was not learned; a
+    retrieval model as it ranks.
+    """
+    if own.get("name") == "retrieval":
+        embeds = own.get("protocol", "dual-encoder") == "dual-encoder"
+    else:
+        embeds = own.get("vtm") == 0 and bool(own.get("contrastive"))
+    told: dict[str, Any] = {"protocol": "retrieval-tuned" if own.get("name") == "retrieval" else "zero-shot"}
+    return told | ({"head": "embed", "embedding": own.get("embedding", 512)} if embeds else {})
 
 
 def _check_rows(task: str, rows: Sequence[Example], split: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from evilm.errors import DataError
+from evilm.errors import ConfigError, DataError
 from evilm.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from evilm.tasks.task import Prediction
 from evilm.types import Clip, Example
@@ -123,3 +123,36 @@ def test_a_row_that_does_not_say_what_is_right(
         build().losses(random_batch([replace(ROWS[0], label=label)]))
     with pytest.raises(DataError, match="no options"):
         MultipleChoice.learn_facts(MultipleChoiceConfig(), [replace(ROWS[0], choices=())])
+
+
+def test_a_retrieval_model_scores_options_by_its_embeddings(
+    model: EViLM, vocabulary: Vocabulary, random_batch: Callable[..., Batch]
+) -> None:
+    from evilm.tasks.retrieval import Retrieval, RetrievalConfig
+
+    torch.manual_seed(1)
+    retrieval = Retrieval(model, vocabulary, RetrievalConfig(embedding=16, words=40), {}).eval()
+    settings = {"protocol": "retrieval-tuned", "head": "embed", "embedding": 16}
+    task = MultipleChoice(model, vocabulary, MultipleChoiceConfig.model_validate(settings), {}).eval()
+    task.embed.load_state_dict(retrieval.embed.state_dict())
+    batch = random_batch(ROWS)
+    with torch.no_grad():
+        scores = task._scores(batch)
+        for i, example in enumerate(ROWS):
+            video = model.encode_video(model.normalise(batch.frames[i : i + 1]))
+            for k, option in enumerate(example.choices):
+                words = f"{example.question} {option}" if example.question else option
+                v, t = retrieval.embed_encoded(video, model.encode_text(vocabulary.encode([words], 40)))
+                assert scores[i, k].item() == pytest.approx((v @ t.T / 0.05).item(), abs=1e-4)
+    assert task.summarise(task.predict(batch)).rule == "retrieval-tuned: softmax over the cosine of video and option"
+
+
+def test_protocols_that_train_nothing_refuse_to_train(
+    build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch]
+) -> None:
+    for protocol in ("zero-shot", "retrieval-tuned"):
+        with pytest.raises(ConfigError, match=f"task.protocol = '{protocol}' trains nothing"):
+            build(protocol=protocol).losses(random_batch(ROWS))
+    assert build().summarise(build().predict(random_batch(ROWS))).rule == "trained: softmax over one fusion an option"
+    with pytest.raises(ConfigError, match=r"task.blind needs task.head=match"):
+        build(head="embed", blind=True)

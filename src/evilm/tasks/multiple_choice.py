@@ -1,4 +1,9 @@
-"""Multiple choice: as many joint fusions as there are options, softmax over them (paper 4.1, Tables 1 and 4)."""
+"""Multiple choice: as many joint fusions as there are options, softmax over them (paper 4.1, Tables 1 and 4).
+
+What is reported as MSRVTT-MC goes by three protocols, which differ in what was trained: ``trained`` on options of that
+kind, as TGIF-QA is; ``zero-shot``, by what pre-training learned; ``retrieval-tuned``, by a fine-tuned retrieval model
+that scores the options. The last two have nothing to train, and are for ``evaluate --task multiple_choice``.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,8 @@ import torch
 from pydantic import Field
 
 from evilm import losses
-from evilm.errors import DataError
-from evilm.model.heads import MatchHead
+from evilm.errors import ConfigError, DataError
+from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
 from evilm.types import Losses
 
@@ -29,6 +34,11 @@ class MultipleChoiceConfig(TaskConfig):
     """How options are scored."""
 
     name: Literal["multiple_choice"] = "multiple_choice"
+    protocol: Literal["trained", "zero-shot", "retrieval-tuned"] = Field(
+        default="trained", description="what the scores come from; evaluation sets it by the checkpoint it is given"
+    )
+    head: Literal["match", "embed"] = Field(default="match", description="score by fusion, or by cosine of embeddings")
+    embedding: int = Field(default=512, gt=0, description="width of the embeddings, where they score")
     blind: bool = Field(default=False, description="the baseline that cannot see: options alone")
     words: int = Field(default=40, gt=2, description="longest question and option together, in word pieces")
 
@@ -42,7 +52,12 @@ class MultipleChoice(VideoTextTask):
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: MultipleChoiceConfig, facts: Facts) -> None:
         super().__init__(model, vocabulary, config.words)
         self.config = config
-        self.match = MatchHead(model.width)
+        if config.head == "match":
+            self.match = MatchHead(model.width)
+        elif config.blind:
+            raise ConfigError("task.blind needs task.head=match: a cosine is of a video and a text")
+        else:
+            self.embed = EmbeddingHead(model.width, config.embedding)
 
     @classmethod
     def learn_facts(cls, config: MultipleChoiceConfig, examples: Sequence[Example]) -> Facts:
@@ -51,6 +66,11 @@ class MultipleChoice(VideoTextTask):
         return {}
 
     def losses(self, batch: Batch) -> Losses:
+        if self.config.protocol != "trained":
+            raise ConfigError(
+                f"task.protocol = {self.config.protocol!r} trains nothing: set task.protocol=trained, or take "
+                "`evilm evaluate CHECKPOINT --task multiple_choice`"
+            )
         scores = self._scores(batch)
         right = torch.tensor([_right(example) for example in batch.examples], device=scores.device)
         loss = losses.matching(scores, right)
@@ -65,8 +85,12 @@ class MultipleChoice(VideoTextTask):
         device = batch.frames.device
         rows = torch.tensor([i for i, group in enumerate(options) for _ in group], device=device)
         columns = torch.tensor([k for group in options for k in range(len(group))], device=device)
-        video = None if self.config.blind else self.encode(batch)[rows]
-        found = self.match(self.model.fuse(video, text).cls).float()
+        if self.config.head == "embed":
+            v = self.embed.video(self.model.fuse(video=self.encode(batch)).cls)[rows]
+            found = (v * self.embed.text(self.model.fuse(text=text).cls)).sum(-1) / self.embed.temperature
+        else:
+            video = None if self.config.blind else self.encode(batch)[rows]
+            found = self.match(self.model.fuse(video, text).cls).float()
         scores = found.new_full((len(options), count), float("-inf"))
         return scores.index_put((rows, columns), found)
 
@@ -93,9 +117,14 @@ class MultipleChoice(VideoTextTask):
         return Summary(
             metrics={"accuracy": 100 * float(scores.mean()), **by_kind},
             chance={"accuracy": 100 * float(np.mean([1 / len(p.example.choices) for p in predictions]))},
-            rule="softmax over one fusion an option" + ("; options alone" if self.config.blind else ""),
+            rule=self._rule(),
             rows=scored_rows(predictions, scores.tolist(), columns),
         )
+
+    def _rule(self) -> str:
+        """What stands beside the number."""
+        scored = "one fusion an option" if self.config.head == "match" else "the cosine of video and option"
+        return f"{self.config.protocol}: softmax over {scored}" + ("; options alone" if self.config.blind else "")
 
 
 def _right(example: Example) -> int:
