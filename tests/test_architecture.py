@@ -36,7 +36,7 @@ SEPARATE: dict[str, frozenset[str]] = {"tasks": frozenset({"task"})}
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 # Sorted as Python sorts: capitals, then underscores, then small letters.
-PUBLIC = ["Embedder", "EvilmError", "__version__", "load"]
+PUBLIC = ["Embedder", "EvilmError", "VideoIndex", "__version__", "load"]
 
 
 def module_name(file: Path, source: Path) -> str:

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evilm.errors import EvilmError
     from evilm.inference import Embedder, load
+    from evilm.search.index import VideoIndex
 
 __version__ = "0.1.0"
 
-__all__ = ["Embedder", "EvilmError", "__version__", "load"]
+__all__ = ["Embedder", "EvilmError", "VideoIndex", "__version__", "load"]
 
 # Where each public name lives.
-_HOMES = {"Embedder": "evilm.inference", "EvilmError": "evilm.errors", "load": "evilm.inference"}
+_HOMES = {
+    "Embedder": "evilm.inference",
+    "EvilmError": "evilm.errors",
+    "VideoIndex": "evilm.search.index",
+    "load": "evilm.inference",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import data, making, report, training, videos
+from evilm.commands import data, making, report, search, training, videos
 from evilm.commands.speech import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -30,6 +30,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": training.finetune,
     "evaluate": training.evaluate,
     "demo": training.demo,
+    "index": search.index,
+    "search": search.search,
     "check-videos": videos.check_videos,
     "doctor": making.doctor,
 }

@@ -12,6 +12,8 @@
     ├── CodebookError               a collapsed codebook asked for labels
     ├── CheckpointError             a checkpoint that is missing, damaged or of another model
     ├── OutputError                 an output folder that holds something else
+    ├── VideoIndexError             an index of videos: missing, damaged, in use, or of another model
+    ├── QueryError                  a query that cannot be searched for
     ├── DeviceError                 a device that this machine does not have
     ├── DependencyError             an optional package that is not installed
     └── TrainingError               a loss that is no longer a number
@@ -103,6 +105,14 @@ class CheckpointError(EvilmError):
 
 class OutputError(EvilmError):
     """An output folder that already holds something else."""
+
+
+class VideoIndexError(EvilmError):
+    """An index of videos that is missing, damaged, in use by another process, or made by another model."""
+
+
+class QueryError(EvilmError):
+    """A query that cannot be searched for: empty, endless, or in words that the model does not know."""
 
 
 class DeviceError(EvilmError):

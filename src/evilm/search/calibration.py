@@ -1,0 +1,121 @@
+"""What a cosine is worth: a score between 0 and 1, of which one half is the line to "no good match".
+
+Cosines of one model say nothing beside those of another, and the best of many wrong ones is high. So the question is:
+is this hit better than the best that a wrong search would bring?
+
+* With labels (``fit``), the cosines of right clips stand against the best cosine of the wrong ones for the same texts;
+  a logistic curve between them is the probability that a hit is right and not merely the best of the wrong.
+* Without (``background``), sentences about unlike things are searched for. Half is where a hit beats the best hits of
+  nearly all of them: far above their median, measured in their spread, so that a few that really occur do no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+GOOD = 0.5  # the score below which a best hit is no good match
+_ROWS = 100_000  # of an index that backgrounds are searched in
+_SPREADS = 3.0  # above the median of unrelated searches lies one half
+_FEWEST = 8  # moments without which a background says nothing
+
+# Things that seldom occur together: whatever a folder holds, most of these are not in it.
+UNRELATED = tuple(
+    (
+        "a man plays the piano; a cat sleeps on a sofa; snow falls on a mountain; two women cook in a kitchen; a red "
+        "car drives down the street; a child blows out candles on a cake; a surfer rides a big wave; people dance at "
+        "a wedding; a plane lands on a runway; a dog runs through a field; a doctor speaks to a patient; fish swim "
+        "around a coral reef; a football player scores a goal; a chef slices onions; a band plays on a stage; a horse "
+        "jumps over a fence; a man fixes a bicycle; a woman paints a picture; fireworks over a city at night; a baby "
+        "laughs in a high chair; a train crosses a bridge; a boxer hits a heavy bag; a teacher writes on a board; a "
+        "close up of a flower; a cartoon character sings; a girl plays a video game; soldiers march in a parade; a "
+        "potter shapes clay on a wheel; a skateboarder does a trick; an old man reads a newspaper; a rocket lifts "
+        "off; a monkey eats a banana; a news anchor talks about the weather; a boat on a calm lake; a barber cuts "
+        "hair; bees fly around a hive; a robot arm moves a box; a judge speaks in a court room; an empty corridor; a "
+        "crowd cheers in a stadium"
+    ).split("; ")
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A logistic curve over cosines.
+
+    Attributes:
+        centre: the cosine that is worth one half.
+        slope: how fast worth grows with the cosine.
+        origin: ``labels``, ``background`` or ``none`` (too few moments to tell).
+        samples: how many texts it was made from.
+        right: with labels, the share of texts for which the line decides rightly, on the texts that it was made from.
+    """
+
+    centre: float
+    slope: float
+    origin: Literal["labels", "background", "none"]
+    samples: int = 0
+    right: float | None = None
+
+    def score(self, cosines: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n,) cosines to scores in [0, 1]."""
+        return 0.5 * (1 + np.tanh(0.5 * self.slope * (np.asarray(cosines, dtype=np.float64) - self.centre)))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**value)
+
+
+UNKNOWN = Calibration(0.25, 12.0, "none")  # what cosines of contrastive models are like; a guess that says so
+
+
+def fit(right: NDArray[np.floating], wrong: NDArray[np.floating]) -> Calibration:
+    """The curve between cosines of right hits and the best cosines of wrong ones, both (n,).
+
+    Logistic regression of balanced classes by Newton's method, with Platt's targets, which keep it finite where the two
+    do not overlap.
+    """
+    values = np.concatenate([right.astype(np.float64), wrong.astype(np.float64)])
+    targets = np.concatenate([
+        np.full(len(right), (len(right) + 1) / (len(right) + 2)), np.full(len(wrong), 1 / (len(wrong) + 2)),
+    ])  # fmt: skip
+    weights = np.concatenate([np.full(len(right), 0.5 / len(right)), np.full(len(wrong), 0.5 / len(wrong))])
+    mean, scale = float(values.mean()), float(values.std()) or 1.0
+    design = np.stack([(values - mean) / scale, np.ones_like(values)], 1)
+    theta = np.zeros(2)
+    for _ in range(50):
+        p: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * (design @ theta)))
+        gradient = design.T @ (weights * (p - targets)) + 1e-6 * theta
+        hessian = (design * (weights * p * (1 - p))[:, None]).T @ design + 1e-6 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        theta -= step
+        if np.abs(step).max() < 1e-9:
+            break
+    slope = max(theta[0] / scale, 1e-3)  # right hits with lower cosines than wrong ones: nothing can be told
+    centre = mean - float(theta[1]) / slope
+    decided = 0.5 * (float((right >= centre).mean()) + float((wrong < centre).mean()))
+    return Calibration(centre, float(slope), "labels", len(right), decided)
+
+
+def background(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> Calibration:
+    """The curve from the best cosines that unrelated queries (m, D) find among an index's vectors (n, D)."""
+    if len(vectors) < _FEWEST or len(queries) < 2:
+        return UNKNOWN
+    rows = vectors if len(vectors) <= _ROWS else vectors[np.linspace(0, len(vectors) - 1, _ROWS).astype(np.int64)]
+    parts = np.array_split(rows, max(1, len(rows) // 16384))
+    highest: NDArray[np.float64] = np.stack([(some @ queries.T).max(0) for some in parts]).max(0).astype(np.float64)
+    middle = float(np.median(highest))
+    spread = max(1.4826 * float(np.median(np.abs(highest - middle))), 1e-3)
+    # Half lies _SPREADS above the middle, though never beyond what a good hit can reach; the slope is that of a
+    # logistic curve with this spread for a standard deviation.
+    centre = min(middle + _SPREADS * spread, (middle + 1) / 2)
+    return Calibration(centre, math.pi / math.sqrt(3) / spread, "background", len(queries))

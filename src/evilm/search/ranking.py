@@ -1,0 +1,109 @@
+"""The nearest moments of a query: one method wide, so that another store can stand behind it.
+
+``Exact`` looks at every vector. ``ranking_faiss`` and ``ranking_lance`` hold the same method for more of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from evilm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from evilm.search.catalogue import Catalogue
+    from evilm.search.matrix import Matrix
+
+Store = Literal["exact", "faiss", "lance"]
+STORES: tuple[Store, ...] = ("exact", "faiss", "lance")
+_BLOCK = 64  # scores of which the best is looked at before all of them are
+
+
+class Ranking(Protocol):
+    """The seam."""
+
+    def nearest(
+        self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The rows most similar to a query.
+
+        Args:
+            query: (D,) of length one.
+            k: how many.
+            allowed: (n,) rows that may be found; None: all.
+
+        Returns:
+            rows and their cosines, best first, equal ones in order of rows; fewer than ``k`` where there are no more.
+        """
+        ...
+
+
+class Exact:
+    """Every vector is looked at.
+
+    Args:
+        vectors: (n, D) float32 of length one.
+    """
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self.vectors = vectors
+
+    def nearest(
+        self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        scores = np.asarray(self.vectors @ query)
+        if allowed is not None:
+            scores[~allowed] = -np.inf
+        rows = best(scores, k)
+        rows = rows[np.isfinite(scores[rows])]
+        return rows, scores[rows]
+
+
+def best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Rows of the ``k`` highest scores, best first, equal ones in order of rows.
+
+    The k-th highest of the blocks' maxima is a bar that at least k scores reach, so only what reaches it is sorted.
+    """
+    k = min(k, len(scores))
+    if k <= 0:
+        return np.zeros(0, dtype=np.int64)
+    blocks = len(scores) // _BLOCK
+    candidates = np.arange(len(scores))
+    if blocks > 2 * k:
+        tops = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
+        bar = np.partition(tops, blocks - k)[blocks - k]
+        candidates = np.flatnonzero(scores >= bar)
+    order = np.lexsort((candidates, -scores[candidates]))[:k]
+    return candidates[order]
+
+
+def store_named(name: str) -> Store:
+    """A store's name, checked.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    for store in STORES:
+        if store == name:
+            return store
+    raise ConfigError(f"store {name!r}: there are {', '.join(STORES)}")
+
+
+def ranking(store: Store, matrix: Matrix, catalogue: Catalogue) -> Ranking:
+    """The store of that name over the vectors of an index.
+
+    Raises:
+        DependencyError: its package is not installed.
+    """
+    if store == "faiss":
+        from evilm.search.ranking_faiss import Faiss
+
+        return Faiss.over(matrix, catalogue.folder, catalogue.fact("identity"))
+    if store == "lance":
+        from evilm.search.ranking_lance import Lance
+
+        return Lance.over(matrix, catalogue.folder, catalogue.fact("identity"))
+    return Exact(matrix.vectors)
