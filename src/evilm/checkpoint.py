@@ -30,6 +30,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 POINTER = "latest"
 MARK = ".evilm"
+_UNFINISHED = MARK + ".tmp"
 KEPT = 2
 _REMEDY = "take another checkpoint, or copy this one anew"
 
@@ -192,7 +193,10 @@ def claim(folder: Path, kind: str) -> None:
     check_free(folder, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARK).write_text(kind + "\n")
+        mark = folder / MARK
+        if not mark.is_file():  # written at once: a mark that a kill left empty would close the folder for ever
+            (folder / _UNFINISHED).write_text(kind + "\n")
+            os.replace(folder / _UNFINISHED, mark)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}; name another folder") from None
 
@@ -206,7 +210,7 @@ def check_free(folder: Path, kind: str) -> None:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; name a folder for the {kind}")
-        if not folder.is_dir() or not any(folder.iterdir()):
+        if not folder.is_dir() or all(path.name == _UNFINISHED for path in folder.iterdir()):
             return
         mark = folder / MARK
         found = mark.read_text(encoding="utf-8").strip() if mark.is_file() else "something else"

@@ -17,7 +17,7 @@ COLOURS = {
     "red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "yellow": (230, 220, 50),
     "black": (10, 10, 10), "white": (245, 245, 245), "cyan": (40, 220, 220), "magenta": (220, 40, 220),
 }  # fmt: skip
-WIDTH = 24
+WIDTH = 32
 
 
 class Fake:
@@ -42,8 +42,7 @@ class Fake:
         return self._space(means / 127.5 - 1.0)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = [self._colour(text) for text in texts]
-        return self._space(np.tile(np.array(rows) / 127.5 - 1.0, (1, 4 * self.frames)))
+        return self._space(np.stack([self._meaning(text) for text in texts]))
 
     def match(self, videos: Sequence[tuple[Path, float, float]], texts: Sequence[str]) -> NDArray[np.float32]:
         """Earlier moments fit better, whatever the text: an order that cosines would not give."""
@@ -55,15 +54,16 @@ class Fake:
 
     def _space(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
         padded = np.zeros((len(values), WIDTH))
-        padded[:, : values.shape[1]] = values + 1e-3
+        padded[:, : values.shape[1]] = values + 1e-3  # black and white too have a direction
         turned = padded @ self._turn
         return (turned / np.linalg.norm(turned, axis=1, keepdims=True)).astype(np.float32)
 
-    @staticmethod
-    def _colour(text: str) -> tuple[float, float, float]:
+    def _meaning(self, text: str) -> NDArray[np.floating]:
+        """The colour that a text names; a text without one lies mostly where no picture does."""
         for word in text.lower().split():
             if word in COLOURS:
-                return COLOURS[word]
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-        red, green, blue = np.random.default_rng(seed).uniform(110, 145, 3)
-        return float(red), float(green), float(blue)
+                seen = np.tile(np.array(COLOURS[word]) / 127.5 - 1.0, 4 * self.frames)
+                return np.pad(seen, (0, WIDTH - len(seen)))
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
+        seen, unseen = rng.standard_normal(12 * self.frames), rng.standard_normal(WIDTH - 12 * self.frames)
+        return np.concatenate([0.4 * seen / np.linalg.norm(seen), unseen / np.linalg.norm(unseen)])

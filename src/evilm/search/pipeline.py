@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evilm.search.records import Entry
 from evilm.data.video import DecoderPool, Limits
 from evilm.search.decoding import PATIENCE, Outcome, Piece, moments_of
 from evilm.search.embedder import unit
+from evilm.search.records import Entry
 from evilm.search.scan import Found, content_print
 
 if TYPE_CHECKING:

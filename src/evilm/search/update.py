@@ -15,16 +15,16 @@ import numpy as np
 
 from evilm.errors import OutputError, VideoIndexError, VocabularyError
 from evilm.search import calibration, matrix, scan
-from evilm.search.records import Entry
 from evilm.search.decoding import PATIENCE
 from evilm.search.pipeline import Pipeline
+from evilm.search.records import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
-    from evilm.search.catalogue import Catalogue
     from evilm.data.video import Limits
+    from evilm.search.catalogue import Catalogue
     from evilm.search.decoding import DecodeConfig
     from evilm.search.embedder import Embedder
     from evilm.search.scan import Changes, Found, Walk

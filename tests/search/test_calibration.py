@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evilm.search.calibration import UNKNOWN, UNRELATED, background, fit
+
+
+def test_labels_put_half_between_right_and_wrong() -> None:
+    rng = np.random.default_rng(0)
+    right, wrong = rng.normal(0.7, 0.05, 200), rng.normal(0.4, 0.05, 200)
+    found = fit(right, wrong)
+    assert found.centre == pytest.approx(0.55, abs=0.02)
+    assert found.right is not None
+    assert found.right > 0.98
+    assert found.origin == "labels"
+
+
+def test_scores_are_probabilities() -> None:
+    """Cosines of two normal distributions: of the hits with a score near p, a share p is right."""
+    rng = np.random.default_rng(1)
+    right, wrong = rng.normal(0.5, 0.1, 20_000), rng.normal(0.4, 0.1, 20_000)
+    found = fit(right[:10_000], wrong[:10_000])
+    held_out, truth = np.concatenate([right[10_000:], wrong[10_000:]]), np.repeat([1.0, 0.0], 10_000)
+    scores = found.score(held_out)
+    for low in (0.2, 0.4, 0.6, 0.8):
+        some = (scores >= low) & (scores < low + 0.1)
+        assert truth[some].mean() == pytest.approx(scores[some].mean(), abs=0.04)
+
+
+def test_labels_that_do_not_overlap_stay_finite() -> None:
+    found = fit(np.full(3, 0.9), np.full(3, 0.1))
+    assert np.isfinite([found.centre, found.slope]).all()
+    assert 0.1 < found.centre < 0.9
+
+
+def test_labels_that_say_nothing_tell_nothing_apart() -> None:
+    rng = np.random.default_rng(2)
+    found = fit(rng.normal(0.3, 0.1, 500), rng.normal(0.6, 0.1, 500))
+    assert found.slope == pytest.approx(1e-3)
+
+
+def test_background_bears_that_some_of_it_is_there() -> None:
+    """Queries in their own directions find little; a tenth of them that really occur move the line hardly at all."""
+    rng = np.random.default_rng(3)
+    vectors, queries = rng.standard_normal((2000, 64)), rng.standard_normal((40, 64))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    plain = background(queries.astype(np.float32), vectors.astype(np.float32))
+    vectors[:4] = queries[:4]
+    mixed = background(queries.astype(np.float32), vectors.astype(np.float32))
+    assert mixed.centre == pytest.approx(plain.centre, abs=0.05)
+    assert plain.score(np.array([1.0]))[0] > 0.99  # one that is there
+    assert plain.score((vectors[4:] @ queries[5]).max(keepdims=True))[0] < 0.5  # the best of what is not
+
+
+def test_too_few_moments_say_so() -> None:
+    assert background(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)) == UNKNOWN
+    assert UNKNOWN.origin == "none"
+
+
+def test_the_unrelated_are_many_and_different() -> None:
+    assert len(set(UNRELATED)) == len(UNRELATED) == 40
+    assert all(len(each.split()) >= 3 for each in UNRELATED)

@@ -1,0 +1,378 @@
+"""An index as people use it: built, kept up to date, searched; and what they may do wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import resource
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+import pytest
+
+from evilm.data.video import Limits
+from evilm.errors import OutputError, QueryError, VideoIndexError
+from evilm.search import matrix, update
+from evilm.search.binding import IndexConfig
+from evilm.search.catalogue import Catalogue
+from evilm.search.index import VideoIndex
+from evilm.search.moments import CutConfig
+from evilm.search.query import Filter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from evilm.search.update import Report
+
+
+def build(folder: Path, model: Any, at: Path, **options: Any) -> tuple[VideoIndex, Report]:
+    reports: list[Report] = []
+    return VideoIndex.build(folder, model, at, reported=reports.append, **options), reports[0]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory, painted: Callable[..., Path]) -> Path:
+    """Eight colours of a second, one video of three colours of six seconds, one that is none, and pictures."""
+    home = tmp_path_factory.mktemp("library")
+    for colour in ("red", "green", "blue", "yellow", "black", "white", "cyan", "magenta"):
+        painted(home / "videos" / ("dark" if colour in ("black", "blue") else "bright") / f"{colour}.mp4", [colour])
+    painted(home / "videos" / "long.mp4", ["red", "green", "blue"], seconds=6)
+    (home / "videos" / "broken.mp4").write_bytes(b"not a video at all" * 10)
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:] = (40, 200, 60)
+    with av.open(str(home / "green.png"), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 60, 40, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return home
+
+
+@pytest.fixture(scope="module")
+def indexed(library: Path, make_model: Callable[..., Any]) -> Iterator[VideoIndex]:
+    index, report = build(library / "videos", make_model(0), library / "index")
+    assert (report.new, report.files, report.moments) == (10, 9, 11)
+    assert [each["status"] for each in report.unreadable] == ["corrupt"]
+    with index:
+        yield index
+
+
+def test_a_text_finds_its_moments(indexed: VideoIndex) -> None:
+    hits = indexed.search("something red", k=3)
+    found = {(hit.path.name, round(hit.start), round(hit.end)) for hit in hits.hits[:2]}
+    assert found == {("red.mp4", 0, 1), ("long.mp4", 0, 6)}
+    assert not hits.no_good_match
+    assert hits[0].score >= hits[1].score > 0.5
+    assert hits[1].cosine > 0.95 > hits[2].cosine
+    row = hits.as_json()
+    assert list(row) == ["query", "hits", "no_good_match"]
+    assert list(row["hits"][0]) == ["path", "start", "end", "score"]
+
+
+def test_what_is_not_there_is_no_good_match(indexed: VideoIndex) -> None:
+    assert indexed.search("nothing that has a colour").no_good_match
+
+
+def test_a_video_or_a_picture_finds_what_looks_like_it(indexed: VideoIndex, library: Path) -> None:
+    assert {hit.path.name for hit in indexed.search_like(library / "green.png", k=2)} == {"green.mp4", "long.mp4"}
+    found = indexed.search_like(library / "videos" / "long.mp4", k=2, start=12, end=18)
+    assert {(hit.path.name, round(hit.start)) for hit in found} == {("blue.mp4", 0), ("long.mp4", 12)}
+
+
+def test_filters(indexed: VideoIndex, library: Path) -> None:
+    def names(**options: Any) -> set[str]:
+        return {hit.path.name for hit in indexed.search("red", k=20, where=Filter(**options))}
+
+    assert names(folder=library / "videos" / "dark") == {"black.mp4", "blue.mp4"}
+    assert names(longer=5) == {"long.mp4"}
+    assert "long.mp4" not in names(shorter=5)
+    changed = (library / "videos" / "long.mp4").stat().st_mtime
+    today = dt.datetime.fromtimestamp(changed).astimezone().date()
+    assert len(names(after=today, before=today + dt.timedelta(days=1))) == 9
+    assert names(before=today) == set()
+
+
+def test_re_ranking_is_the_fusion_decoders_order(indexed: VideoIndex) -> None:
+    plain, again = indexed.search("blue", k=3), indexed.search("blue", k=3, rerank=3)
+    assert {hit.path for hit in plain} == {hit.path for hit in again}
+    assert [hit.start for hit in again] == sorted(hit.start for hit in plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "empty"), ("  ?! ", "empty"), ("\x00", "empty"), ("word " * 10_000, "10,000 words"),
+     ("a" * 9999, "characters"), ("собака ловит мяч", "does not know the words")],
+)  # fmt: skip
+def test_queries_that_cannot_be_searched_for(indexed: VideoIndex, text: str, said: str) -> None:
+    with pytest.raises(QueryError, match=said):
+        indexed.search(text)
+
+
+def test_labels_set_the_line(library: Path, tmp_path: Path, model: Any) -> None:
+    shutil.copytree(library / "index", tmp_path / "index")
+    bright = library / "videos" / "bright"
+    with VideoIndex.open(tmp_path / "index", model) as index:
+        pairs = [("red", bright / "red.mp4"), ("white", bright / "white.mp4"), ("yellow", bright / "yellow.mp4")]
+        made = index.calibrate([*pairs, ("lost", bright / "nowhere.mp4")])
+        assert (made.origin, made.samples) == ("labels", 3)
+        assert index.search("red").calibration == made
+        with pytest.raises(VideoIndexError, match="at least two"):
+            index.calibrate([("red", "nowhere.mp4")])
+
+
+# Keeping up to date
+
+
+def test_only_what_changed_is_encoded_again(
+    clips: Path, tmp_path: Path, model: Any, painted: Callable[..., Path]
+) -> None:
+    at = tmp_path / "index"
+    build(clips, model, at)[0].close()
+    assert model.encoded == 4
+    index, report = build(clips, model, at)
+    with index:
+        assert (report.same, model.encoded) == (4, 4)
+        painted(clips / "new.mp4", ["cyan"])
+        painted(clips / "red.mp4", ["magenta"])
+        shutil.move(clips / "green.mp4", clips / "deep" / "grass.mp4")
+        (clips / "deep" / "blue.mkv").unlink()
+        again, report = build(clips, model, at)
+        again.close()
+        assert (report.new, report.changed, report.moved, report.deleted, report.same) == (1, 1, 1, 1, 1)
+        assert model.encoded == 6
+        # The reader that was open all the time sees it too.
+        assert {hit.path.name for hit in index.search("red", k=20)} == {
+            "new.mp4", "red.mp4", "grass.mp4", "yellow.webm.mp4"
+        }  # fmt: skip
+        assert index.search("magenta", k=1)[0].path.name == "red.mp4"
+
+
+def test_a_video_that_turned_unreadable_is_no_longer_found(clips: Path, tmp_path: Path, model: Any) -> None:
+    at = tmp_path / "index"
+    build(clips, model, at)[0].close()
+    (clips / "red.mp4").write_bytes(b"gone bad")
+    index, report = build(clips, model, at)
+    with index:
+        assert report.changed == 1
+        assert [Path(row["path"]).name for row in report.unreadable] == ["red.mp4"]
+        assert json.loads((at / update.UNREADABLE).read_text())["status"] == "corrupt"
+        assert [(path.name, status) for path, status, _ in index.unreadable()] == [("red.mp4", "corrupt")]
+        assert "red.mp4" not in {hit.path.name for hit in index.search("red", k=9)}
+
+
+def test_a_file_that_vanishes_during_the_scan(
+    clips: Path, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanishing(*arguments: Any, **options: Any) -> Any:
+        found = walk(*arguments, **options)
+        (clips / "red.mp4").unlink()
+        return found
+
+    walk = update.scan.walk
+    monkeypatch.setattr(update.scan, "walk", vanishing)
+    index, report = build(clips, model, tmp_path / "index")
+    index.close()
+    assert (report.vanished, report.files, report.unreadable) == (1, 3, [])
+
+
+def test_a_hanging_file_costs_itself_only(clips: Path, tmp_path: Path, model: Any) -> None:
+    """A limit that nothing keeps, so that each file counts as hanging; then all of them are tried again."""
+    at = tmp_path / "index"
+    at.mkdir()
+    (at / ".evilm").write_text("index of videos\n")
+    reports: list[Report] = []
+    original = update.Update.__init__.__defaults__
+    with contextlib.suppress(VideoIndexError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update.Update.__init__, "__defaults__", tuple(
+            Limits(timeout=1e-6) if isinstance(each, Limits) else each for each in original or ()
+        ))  # fmt: skip
+        build(clips, model, at)
+    with Catalogue(at) as catalogue:
+        assert {each.status for each in catalogue.files()} == {"timeout"}
+    index, report = build(clips, model, at)
+    reports.append(report)
+    index.close()
+    assert (report.changed, report.files) == (4, 4)
+
+
+def test_an_empty_mount_point_does_not_empty_the_index(clips: Path, tmp_path: Path, model: Any) -> None:
+    at = tmp_path / "index"
+    build(clips, model, at)[0].close()
+    clips.rename(tmp_path / "away")
+    clips.mkdir()
+    with pytest.raises(VideoIndexError, match=r"knows 4: is a disk missing\? --forget"):
+        build(clips, model, at)
+    index, report = build(clips, model, at, forget=True)
+    assert (report.deleted, len(index)) == (4, 0)
+    assert index.search("red").no_good_match
+    index.close()
+
+
+# Careless use
+
+
+def test_an_index_of_another_model(clips: Path, tmp_path: Path, model: Any, make_model: Callable[..., Any]) -> None:
+    at = tmp_path / "index"
+    build(clips, model, at)[0].close()
+    for act in (lambda: build(clips, make_model(1), at), lambda: VideoIndex.open(at, make_model(1)).search("red")):
+        with pytest.raises(VideoIndexError, match="made by another model"):
+            act()
+    with VideoIndex.open(at) as index, pytest.raises(VideoIndexError, match="does not know where its model is"):
+        index.search("red")
+    with VideoIndex.open(at, model) as index:
+        assert len(index.search("red")) == 4
+
+
+def test_settings_are_of_the_index(clips: Path, tmp_path: Path, model: Any) -> None:
+    build(clips, model, tmp_path / "index", config=IndexConfig(cut=CutConfig(seconds=0.4)))[0].close()
+    index, report = build(clips, model, tmp_path / "index")
+    index.close()
+    assert (report.same, report.moments) == (4, 12)
+    with pytest.raises(VideoIndexError, match=r"was made with .*seconds=0\.4"):
+        build(clips, model, tmp_path / "index", config=IndexConfig())
+
+
+def test_a_folder_of_something_else(clips: Path, tmp_path: Path, model: Any) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="holds something else"):
+        build(clips, model, tmp_path / "other")
+    with pytest.raises(VideoIndexError, match="holds no index"):
+        VideoIndex.open(tmp_path / "other", model)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_without_videos_leaves_no_index(tmp_path: Path, model: Any) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    with pytest.raises(VideoIndexError, match=r"holds no videos \(1 files with other names\)"):
+        build(tmp_path / "texts", model, tmp_path / "index")
+    with pytest.raises(VideoIndexError, match="no such folder"):
+        build(tmp_path / "nowhere", model, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_no_video_readable(tmp_path: Path, model: Any) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.avi"):
+        (tmp_path / "videos" / name).write_bytes(b"nothing")
+    with pytest.raises(VideoIndexError, match=r"none of its 2 videos can be read \(2 corrupt\); .*unreadable.jsonl"):
+        build(tmp_path / "videos", model, tmp_path / "index")
+    assert len((tmp_path / "index" / update.UNREADABLE).read_text().splitlines()) == 2
+
+
+def test_a_full_disk_keeps_what_was_acknowledged(
+    clips: Path, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, painted: Callable[..., Path]
+) -> None:
+    at = tmp_path / "index"
+    build(clips, model, at)[0].close()
+    with VideoIndex.open(at, model) as index:
+        before = {hit.path.name for hit in index.search("red", k=9)}
+    one = painted(tmp_path / "one.mp4", ["cyan"])
+    for i in range(12):
+        shutil.copy(one, clips / f"{i}.mp4")
+    monkeypatch.setattr(update, "_GROUP", 1)
+    acknowledged: list[bytes] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))  # room for some commits, and then a write fails
+    try:
+        with pytest.raises(OutputError, match=r"cannot be written: .*; what was indexed is kept"):
+            VideoIndex.build(clips, model, at, acknowledged=lambda paths, *_: acknowledged.extend(paths))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 0 < len(acknowledged) < 12
+    with VideoIndex.open(at, model) as index:
+        after = {hit.path.name for hit in index.search("red", k=99)}
+    assert after == before | {Path(os.fsdecode(path)).name for path in acknowledged}
+    index, _ = build(clips, model, at)
+    assert len(index) == 16
+    index.close()
+
+
+def test_one_writer_at_a_time_and_readers_beside_it(clips: Path, tmp_path: Path, model: Any) -> None:
+    at = tmp_path / "index"
+    build(clips, model, at)[0].close()
+    with update.writing(at), Catalogue(at, write=True) as catalogue, catalogue.transaction():
+        catalogue.drop_paths([each.path for each in catalogue.files()])
+        with pytest.raises(VideoIndexError, match=f"process {os.getpid()} is writing to this index"):
+            build(clips, model, at)
+        with VideoIndex.open(at, model) as reader:
+            assert len(reader.search("red")) == 4  # what is not committed is not there
+            with pytest.raises(VideoIndexError, match="is writing"):
+                reader.compact()
+
+
+def test_a_damaged_catalogue_is_said(clips: Path, tmp_path: Path, model: Any) -> None:
+    at = tmp_path / "index"
+    build(clips, model, at)[0].close()
+    (at / "index.db").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 200)
+    for name in ("index.db-wal", "index.db-shm"):
+        (at / name).unlink(missing_ok=True)
+    with pytest.raises(VideoIndexError, match=r"damaged|something else"):
+        VideoIndex.open(at, model).search("red")
+    (at / "index.db").unlink()
+    with contextlib.closing(sqlite3.connect(at / "index.db")) as base:
+        base.execute("CREATE TABLE accounts (owner)")
+    with pytest.raises(VideoIndexError, match="a database of something else"):
+        VideoIndex.open(at, model)
+
+
+# The cache
+
+
+@pytest.mark.parametrize("harm", ["gone", "flipped", "short", "other"])
+def test_a_cache_that_does_not_fit_is_only_a_cache(indexed: VideoIndex, tmp_path: Path, model: Any, harm: str) -> None:
+    shutil.copytree(indexed.folder, tmp_path / "index")
+    path = tmp_path / "index" / matrix.NAME
+    data = bytearray(path.read_bytes())
+    if harm == "gone":
+        path.unlink()
+    elif harm == "flipped":
+        data[-5] ^= 64
+        path.write_bytes(data)
+    elif harm == "short":
+        path.write_bytes(data[:-7])
+    else:
+        path.write_bytes(data.replace(b'"identity": "', b'"identity": "0', 1))
+    with VideoIndex.open(tmp_path / "index", model) as index:
+        assert [hit.cosine for hit in index.search("red")] == [hit.cosine for hit in indexed.search("red")]
+
+
+def test_compacting_gives_space_back_and_loses_nothing(clips: Path, tmp_path: Path, model: Any) -> None:
+    at = tmp_path / "index"
+    index, _ = build(clips, model, at)
+    with update.writing(at), Catalogue(at, write=True) as catalogue:
+        vectors = np.ones((4000, 32), np.float32)
+        entry = next(catalogue.files())
+        with catalogue.transaction():
+            catalogue._base.executemany(
+                "INSERT INTO moments (file, start, end, vector) VALUES (?, 0, 1, ?)",
+                [(entry.id, each.tobytes()) for each in vectors],
+            )
+        with catalogue.transaction():
+            catalogue._base.execute("DELETE FROM moments WHERE id > 4")
+        catalogue._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = (at / "index.db").stat().st_size
+    with index:
+        index.compact()
+        assert (at / "index.db").stat().st_size < before / 2
+        assert len(index.search("red")) == 4
+
+
+def test_an_index_that_may_only_be_read(indexed: VideoIndex, tmp_path: Path, model: Any) -> None:
+    shutil.copytree(indexed.folder, tmp_path / "index")
+    with contextlib.closing(sqlite3.connect(tmp_path / "index" / "index.db")) as base:
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for name in ("index.db-wal", "index.db-shm"):
+        (tmp_path / "index" / name).unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+        with VideoIndex.open(tmp_path / "index", model) as index:
+            assert len(index.search("red")) == 10
+    assert not (tmp_path / "index" / "index.db-shm").exists()

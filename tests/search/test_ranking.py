@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from evilm.errors import ConfigError
+from evilm.search.matrix import Matrix
+from evilm.search.ranking import Exact, best, store_named
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def matrix(rows: int, width: int = 32, seed: int = 0) -> Matrix:
+    vectors = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    numbers = np.arange(rows, dtype=np.int64)
+    return Matrix(1, numbers + 1, numbers // 3, vectors)
+
+
+def oracle(vectors: Any, query: Any, k: int, allowed: Any = None) -> list[int]:
+    """One by one, in Python's own floats."""
+    scores = [(-sum(float(a) * float(b) for a, b in zip(row, query, strict=True)), i) for i, row in enumerate(vectors)]
+    return [i for _, i in sorted(scores) if allowed is None or allowed[i]][:k]
+
+
+@pytest.mark.parametrize(("rows", "k"), [(0, 3), (1, 3), (63, 10), (640, 1), (3000, 10), (3000, 200)])
+def test_exact_is_the_oracle(rows: int, k: int) -> None:
+    found = matrix(rows)
+    query = matrix(1, seed=9).vectors[0]
+    allowed = np.arange(rows) % 3 == 1
+    assert Exact(found.vectors).nearest(query, k)[0].tolist() == oracle(found.vectors, query, k)
+    assert Exact(found.vectors).nearest(query, k, allowed)[0].tolist() == oracle(found.vectors, query, k, allowed)
+
+
+def test_ties_come_in_order_of_rows() -> None:
+    scores = np.zeros(1000, np.float32)
+    scores[[700, 200]] = 1
+    assert best(scores, 4).tolist() == [200, 700, 0, 1]
+    assert best(scores, 0).tolist() == []
+
+
+@pytest.mark.parametrize("store", ["faiss", pytest.param("lance", marks=pytest.mark.slow)])
+def test_other_stores_agree_with_exact(store: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec({"faiss": "faiss", "lance": "lancedb"}[store]) is None:
+        pytest.skip(f"the extra [{store}] is not installed")
+    module = importlib.import_module(f"evilm.search.ranking_{store}")
+    kind = module.Faiss if store == "faiss" else module.Lance
+    found = matrix(2000)
+    exact = Exact(found.vectors)
+    allowed = np.arange(2000) % 7 == 0
+    for _ in range(2):  # made, then from its cache
+        other = kind.over(found, tmp_path, "identity")
+        for seed in range(3):
+            query = matrix(1, seed=100 + seed).vectors[0]
+            for only in (None, allowed):
+                rows, cosines = exact.nearest(query, 10, only)
+                theirs, their_cosines = other.nearest(query, 10, only)
+                assert theirs.tolist() == rows.tolist()
+                assert their_cosines == pytest.approx(cosines, abs=1e-5)
+    grown = matrix(2100, seed=5)
+    query = grown.vectors[2050]
+    assert kind.over(Matrix(2, *list(vars(grown).values())[1:]), tmp_path, "identity").nearest(query, 1)[0][0] == 2050
+
+
+def test_a_damaged_faiss_cache_is_made_anew(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    from evilm.search import ranking_faiss
+
+    found = matrix(500)
+    ranking_faiss.Faiss.over(found, tmp_path, "identity")
+    path = tmp_path / ranking_faiss.NAME
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    again = ranking_faiss.Faiss.over(found, tmp_path, "identity")
+    assert again.nearest(found.vectors[7], 1)[0].tolist() == [7]
+    assert path.read_bytes() != data
+
+
+def test_an_unknown_store_is_named() -> None:
+    with pytest.raises(ConfigError, match="there are exact, faiss, lance"):
+        store_named("pinecone")
