@@ -21,6 +21,7 @@ from evilm.config import Config
 from evilm.data import transforms
 from evilm.data.background import Background
 from evilm.data.pixels import FilePixels, Job, StoredPixels
+from evilm.data.table import distinct_clips
 from evilm.data.transforms import AugmentConfig
 from evilm.data.workers import TIMEOUT, Workers
 from evilm.errors import ConfigError, DataError, TooManyBadSamplesError, VideoError
@@ -300,7 +301,7 @@ class Loader:
         """Of the clips tried so far, or of the first thousand: who has millions need not wait for them all."""
         if not bad or not self.train:
             return
-        self._clips = self._clips or len({example.clip.id for example in self.examples})
+        self._clips = self._clips or distinct_clips(self.examples)
         tried = (epoch * len(self) + number + 1) * self.batch_size // self.ranks
         check_bad(list(bad.values()), min(self._clips, max(tried, _GRACE)), self.bad_share)
 

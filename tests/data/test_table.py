@@ -1,0 +1,85 @@
+"""Rows in columns are the rows that went in, and memory does not grow with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evilm.data import table
+from evilm.data.table import Table
+from evilm.errors import DataError
+from evilm.types import Clip, Example
+
+ROWS = [
+    Example("1", "v1", Clip(Path("a/b.mp4")), ("a cat", "eine Katze ist müde 🐈")),
+    Example("", "", Clip(Path("a.mp4"), 1.5, 2.25), (), "what?", "", ("x", "", "y"), 0, "who"),
+    Example("3", "v1", Clip(Path("x.tar"), frames=("p.00.jpg", "p.01.jpg")), ("\udc80 lone",), label=-3),
+    Example("4", "v4", Clip(Path("a/b.mp4")), answer="no\nline\0"),
+]
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    rows = Table.write(tmp_path, iter(ROWS))
+    assert len(rows) == 4
+    assert list(rows) == ROWS
+    assert [rows[i] for i in range(-4, 4)] == ROWS + ROWS
+    assert rows[1:] == ROWS[1:]
+    assert rows.clips == table.distinct_clips(ROWS) == table.distinct_clips(rows) == 3
+    assert list(Table(tmp_path)) == ROWS
+    with pytest.raises(IndexError):
+        rows[4]
+
+
+def test_columns_that_are_empty(tmp_path: Path) -> None:
+    bare = [Example(str(i), "v", Clip(Path("v.mp4"))) for i in range(3)]
+    assert list(Table.write(tmp_path, bare)) == bare
+
+
+def test_few_rows_stay_a_list_and_many_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(table.collect(iter(ROWS)), list)
+    monkeypatch.setattr(table, "KEEP", 3)
+    monkeypatch.setattr(table, "_RELEASE", 2)
+    rows = table.collect(iter(ROWS), tmp_path / "cache")
+    assert isinstance(rows, Table)
+    assert [*rows, rows[1]] == [*ROWS, ROWS[1]]
+    assert not list((tmp_path / "cache").iterdir()), "nothing is left behind, whatever ends the process"
+
+
+def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
+    Table.write(tmp_path, ROWS)
+    (tmp_path / "captions.ends").write_bytes(b"")
+    with pytest.raises(DataError, match="holds no whole table of rows"):
+        Table(tmp_path)
+    with pytest.raises(DataError, match="holds no whole table of rows"):
+        Table(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_ten_million_rows_in_less_than_a_gigabyte(tmp_path: Path) -> None:
+    """Written, read through in order, and read at random: the most that the process ever held."""
+    program = f"""
+import resource
+from pathlib import Path
+import numpy as np
+from evilm.data.table import collect
+from evilm.types import Clip, Example
+
+def rows():
+    for i in range(10_000_000):
+        name = f"{{i // 1000:06d}}/{{i:010d}}"
+        text = (f"a caption of sixty letters or so about the clip number {{i}}",)
+        yield Example(str(i), name, Clip(Path(f"/data/{{name}}.mp4")), text)
+
+table = collect(rows(), Path({str(tmp_path)!r}))
+assert table.clips == 10_000_000
+assert sum(len(row.captions[0]) for row in table) > 500_000_000
+order = np.random.default_rng(0).permutation(len(table))
+for i in order[:300_000].tolist():
+    assert table[i].key == str(i)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 1000
