@@ -198,11 +198,12 @@ def test_a_collapsed_tokenizer_is_refused(
         recipe.new_task(made, recipe.examples(made.data.train))
 
 
+@pytest.mark.parametrize("augment", [{}, {"scale": 0.5, "shift": 2, "flip": True, "views": 2}], ids=["", "augmented"])
 def test_cached_labels_are_those_of_the_frames_that_are_shown(
-    make_recipe: Callable[..., Recipe], tokenizer_run: Path, tmp_path: Path
+    make_recipe: Callable[..., Recipe], tokenizer_run: Path, tmp_path: Path, augment: dict[str, Any]
 ) -> None:
     task = {"name": "pretrain", "tokenizer": str(tokenizer_run), "labels": "cached", "words": 24}
-    made = make_recipe(tmp_path, task)
+    made = make_recipe(tmp_path, task, data={"augment": augment})
     rows = recipe.examples(made.data.train)
     built, _, _ = recipe.new_task(made, rows)
     assert isinstance(built, Pretrain)

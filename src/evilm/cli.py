@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import data, making, report, search, training, videos
+from evilm.commands import data, making, packing, report, search, training, videos
 from evilm.commands.speech import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -38,7 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 # A group's name to what it is about and its commands.
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "data": ("Look into data sets.", {"check": data.check}),
+    "data": ("Look into data sets, and pack their frames.", {"check": data.check, "pack": packing.pack}),
     "vocabulary": ("Make word pieces of captions.", {"build": making.vocabulary_build}),
     "report": (
         "The paper's tables and figures, our own runs beside.",

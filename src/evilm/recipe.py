@@ -15,7 +15,9 @@ from evilm.data import readers
 from evilm.data.frame_store import FrameStore
 from evilm.data.labels import LabelStore
 from evilm.data.loader import DataConfig, Loader, SourceConfig, check_bad
+from evilm.data.packed import packed_for
 from evilm.data.pixels import FilePixels, StoredPixels
+from evilm.data.table import collect
 from evilm.data.vocabulary import Vocabulary
 from evilm.distributed import DeviceName, Precision
 from evilm.errors import CheckpointError, ConfigError
@@ -32,6 +34,7 @@ from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from evilm.data.pixels import Store
     from evilm.model.evilm import EViLM
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.tasks import Task
@@ -136,9 +139,9 @@ class Start:
         return f"loaded: {parts(self.loaded)}; at random: {parts(self.fresh)}; left out: {parts(self.left)}"
 
 
-def examples(source: SourceConfig) -> list[Example]:
-    """The rows of one split, thinned evenly to ``limit``."""
-    rows = readers.read(source.reader, source.annotations, source.videos, source.split)
+def examples(source: SourceConfig) -> Sequence[Example]:
+    """The rows of one split, thinned evenly to ``limit``; a list, or a memory-mapped table where they are many."""
+    rows = collect(readers.stream(source.reader, source.annotations, source.videos, source.split))
     if source.limit is None or source.limit >= len(rows):
         return rows
     return [rows[i * len(rows) // source.limit] for i in range(source.limit)]
@@ -316,15 +319,8 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
     data = recipe.data
     count, size = frames_of(recipe, task)
     pixels: FilePixels | StoredPixels = FilePixels(size, data.fit)
-    store = None
-    if data.cache is not None:
-        store = FrameStore(data.cache, (row.clip for row in rows), size=size, candidates=data.candidates, fit=data.fit)
-        with Meter("decoding", len(store.clips), "clips") as meter:
-            problems = store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
-        for problem in problems[:5]:
-            meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
-        if train:
-            check_bad(problems, len(store.clips), data.bad_share)
+    store = _store(recipe, rows, size, train=train)
+    if store is not None:
         pixels = StoredPixels(store)
     return Loader(
         examples=rows,
@@ -345,12 +341,33 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
     )
 
 
-def _cached_labels(recipe: Recipe, task: Task, store: FrameStore | None) -> LabelStore | None:
+def _store(recipe: Recipe, rows: Sequence[Example], size: int, *, train: bool) -> Store | None:
+    """The frames of some rows that were decoded before, or are now where the recipe names a cache."""
+    data = recipe.data
+    if data.packed is not None and rows:
+        pack = packed_for(data.packed, rows[0].clip, size, data.fit)
+        if train:
+            problems = [f"{clip}: {status}: {reason}" for clip, (status, reason) in pack.problems.items()]
+            check_bad(problems, len(pack), data.bad_share)
+        return pack
+    if data.cache is None:
+        return None
+    store = FrameStore(data.cache, (row.clip for row in rows), size=size, candidates=data.candidates, fit=data.fit)
+    with Meter("decoding", len(store), "clips") as meter:
+        problems = store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
+    for problem in problems[:5]:
+        meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
+    if train:
+        check_bad(problems, len(store), data.bad_share)
+    return store
+
+
+def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> LabelStore | None:
     """Token labels of a store, made now where they lack."""
     if not isinstance(recipe.task, PretrainConfig) or not recipe.task.mvm or recipe.task.labels == "online":
         return None
     if store is None:
-        raise ConfigError("task.labels = 'cached' needs cached frames: set data.cache to a folder")
+        raise ConfigError("task.labels = 'cached' needs cached frames: set data.cache to a folder, or data.packed")
     assert isinstance(task, Pretrain)
     tokenizer = task.tokenizer
     if tokenizer is None:
@@ -359,6 +376,6 @@ def _cached_labels(recipe: Recipe, task: Task, store: FrameStore | None) -> Labe
         raise ConfigError("task.labels: Video Swin labels depend on the frames beside them; take task.labels=online")
     grid = tokenizer.grid(1, store.size, store.size)
     labels = LabelStore(store, tokenizer.fingerprint(), grid, recipe.data.augment, recipe.seed)
-    with Meter("labelling", len(store.clips), "clips") as meter:
+    with Meter("labelling", len(store), "clips") as meter:
         labels.fill(tokenizer.labels, progress=lambda done, _: meter.update(done))
     return labels

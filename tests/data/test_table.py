@@ -42,6 +42,7 @@ def test_few_rows_stay_a_list_and_many_become_a_table(tmp_path: Path, monkeypatc
     assert isinstance(table.collect(iter(ROWS)), list)
     monkeypatch.setattr(table, "KEEP", 3)
     monkeypatch.setattr(table, "_RELEASE", 2)
+    monkeypatch.setattr(table, "_CHUNK", 2)
     rows = table.collect(iter(ROWS), tmp_path / "cache")
     assert isinstance(rows, Table)
     assert [*rows, rows[1]] == [*ROWS, ROWS[1]]

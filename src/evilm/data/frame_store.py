@@ -22,7 +22,7 @@ from evilm.data.workers import TIMEOUT, Workers
 from evilm.errors import DataError, OutputError, VideoError, VideoStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class FrameStore:
     def _name(self) -> str:
         digest = hashlib.sha256(f"{self.size} {self.candidates} {self.fit}".encode())
         for clip in self.clips:
-            digest.update(f"\n{clip.id} {_age(clip.path)}".encode())
+            digest.update(f"\n{clip.id} {age(clip.path)}".encode())
         return f"frames-{digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
@@ -88,7 +88,9 @@ class FrameStore:
         with alone(self.folder):  # of several ranks the first decodes, and the others find it done
             self.problems = _read_problems(self.folder / "problems.json")
             todo = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._worth_trying(row)]
-            results = decoded([Job(self.clips[row]) for row in todo], self._decoding, workers, timeout)
+            # A process takes longer to start than a few clips to decode.
+            processes = min(workers, -(-len(todo) // 4))
+            results = decoded((Job(self.clips[row]) for row in todo), self._decoding, processes, timeout)
             try:
                 for done, (row, found) in enumerate(zip(todo, results, strict=True), 1):
                     self._keep(row, found)
@@ -143,22 +145,26 @@ class FrameStore:
             raise self._problem(clip)
         return self.frames[row] if chosen is None else self.frames[row, chosen]
 
+    @property
+    def encoded(self) -> bool:
+        return False
+
     def frames_of(self, row: int) -> NDArray[np.uint8] | None:
         return self.frames[row] if self.state[row] == DONE else None
 
 
 def decoded(
-    jobs: Sequence[Job], decoding: Decoding, workers: int, timeout: float = TIMEOUT
+    jobs: Iterable[Job], decoding: Decoding, workers: int, timeout: float = TIMEOUT
 ) -> Iterator[NDArray[np.uint8] | VideoError]:
     """The frames of each job or why there are none, in order, by other processes or by this one."""
-    if not workers or not jobs:
+    if not workers:
         for job in jobs:
             try:
                 yield decoding.frames(job)
             except VideoError as error:
                 yield error
         return
-    pool = Workers(min(workers, len(jobs)), decoding, timeout)
+    pool = Workers(workers, decoding, timeout)
     try:
         yield from pool.map(jobs)
     finally:
@@ -198,7 +204,7 @@ def _array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
 
 
-def _age(path: Path) -> str:
+def age(path: Path) -> str:
     """Size and time of change; nothing for a file that is not there."""
     try:
         status = path.stat()

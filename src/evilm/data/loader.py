@@ -54,6 +54,7 @@ class DataConfig(Config):
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
     cache: Path | None = Field(default=None, description="folder for frames decoded once; none decodes in every epoch")
+    packed: Path | None = Field(default=None, description="folder that `evilm data pack` wrote, in place of a cache")
     candidates: int = Field(default=8, gt=0, description="frames kept of each clip in the cache")
     fit: Literal["crop", "squash"] = "crop"
     augment: AugmentConfig = AugmentConfig()
@@ -199,7 +200,7 @@ class Loader:
         self, epoch: int, parts: list[NDArray[np.int64]], bad: dict[str, str]
     ) -> Generator[NDArray[np.uint8] | VideoError]:
         """The frames of every row of every batch, in order, or why there are none."""
-        if isinstance(self.pixels, StoredPixels) or not self.workers:
+        if not (self.pixels.heavy and self.workers):
             for rows in parts:
                 for row in rows.tolist():
                     example, job = self._sample(epoch, row)
@@ -227,7 +228,7 @@ class Loader:
 
     def _read(self, job: Job) -> NDArray[np.uint8] | VideoError:
         try:
-            if isinstance(self.pixels, StoredPixels) or not self.workers:
+            if not (self.pixels.heavy and self.workers):
                 return self.pixels.read(job, self.frames)
             pool = self._processes()
             return pool.take(pool.submit(job, first=True))
@@ -235,7 +236,6 @@ class Loader:
             return error
 
     def _processes(self) -> Workers:
-        assert isinstance(self.pixels, FilePixels)
         if self._pool is None:
             self._pool = Workers(self.workers, self.pixels.decoding(self.frames), self.timeout)
         return self._pool

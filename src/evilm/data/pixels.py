@@ -65,6 +65,19 @@ class Decoding:
         return transforms.apply(read_clip(job.clip, self.count, self.size, job.rng, fit=self.fit), job.plan)
 
 
+class Work(Protocol):
+    """What a process does for a sample."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3) of the frames."""
+        ...
+
+    def frames(self, job: Job) -> NDArray[np.uint8]:
+        """(T, H, W, 3) uint8; raises VideoError."""
+        ...
+
+
 class Store(Protocol):
     """Frames decoded once: ``FrameStore`` and ``PackedFrames``.
 
@@ -80,6 +93,11 @@ class Store(Protocol):
 
     def __len__(self) -> int:
         """How many clips there are."""
+        ...
+
+    @property
+    def encoded(self) -> bool:
+        """Whether frames have to be decoded once more, which is work for other processes."""
         ...
 
     def row(self, clip: Clip) -> int:
@@ -106,6 +124,11 @@ class FilePixels:
     size: int
     fit: Fit = "crop"
 
+    @property
+    def heavy(self) -> bool:
+        """Whether reading is work for other processes."""
+        return True
+
     def decoding(self, count: int) -> Decoding:
         """How ``count`` frames come about, here or in another process."""
         return Decoding(count, self.size, self.fit)
@@ -120,8 +143,33 @@ class StoredPixels:
 
     store: Store
 
+    @property
+    def heavy(self) -> bool:
+        """Whether reading is work for other processes."""
+        return self.store.encoded
+
+    def decoding(self, count: int) -> StoredDecoding:
+        """How ``count`` frames come about, here or in another process."""
+        return StoredDecoding(self, count)
+
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:
         return transforms.apply(self.store.read(job.clip, self.choose(job, count)), job.plan)
 
     def choose(self, job: Job, count: int) -> NDArray[np.int64]:
         return pick(self.store.candidates, count, job.rng)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDecoding:
+    """How kept frames become frames."""
+
+    pixels: StoredPixels
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        size = self.pixels.store.size
+        return self.count, size, size, 3
+
+    def frames(self, job: Job) -> NDArray[np.uint8]:
+        return self.pixels.read(job, self.count)

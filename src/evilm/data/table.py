@@ -18,7 +18,7 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self, overload
+from typing import TYPE_CHECKING, Self, overload
 
 import numpy as np
 
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEEP = 50_000  # rows below which a plain list is smaller and faster
-_BUFFER = 1 << 20  # bytes of a column that wait to be written
+_CHUNK = 4096  # rows written or read at a time
 _RELEASE = 100_000  # rows read between two returns of their pages
 _NO_LABEL = np.iinfo(np.int64).min
 _TEXTS = ("key", "video", "path", "frames", "captions", "question", "answer", "choices", "kind")
+_FIELDS = np.dtype([("start", "<f8"), ("end", "<f8"), ("label", "<i8")])
 _ABOUT = "rows.json"
 
 
@@ -86,7 +87,7 @@ class Table(Sequence[Example]):
             self._numbers = _Mapped(folder / "numbers", 24 * self._count)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: holds no whole table of rows ({error}); write it anew") from None
-        fields = np.frombuffer(self._numbers.memory, dtype=[("start", "f8"), ("end", "f8"), ("label", "i8")])
+        fields = np.frombuffer(self._numbers.memory, dtype=_FIELDS)
         self._fields: NDArray[np.void] = fields[: self._count]
         self._read = 0
 
@@ -98,23 +99,16 @@ class Table(Sequence[Example]):
             OSError: the disk is full or the folder cannot be written.
         """
         writers = {name: _Writer(folder, name) for name in _TEXTS}
-        hashes, count = array("Q"), 0
-        with (folder / "numbers").open("wb", _BUFFER) as numbers:
-            for example in examples:
-                clip = example.clip
-                for name, texts in (
-                    ("key", (example.key,)), ("video", (example.video,)), ("path", (os.fspath(clip.path),)),
-                    ("frames", clip.frames), ("captions", example.captions), ("choices", example.choices),
-                    ("question", _optional(example.question)), ("answer", _optional(example.answer)),
-                    ("kind", _optional(example.kind)),
-                ):  # fmt: skip
+        hashes, count, source = array("Q"), 0, iter(examples)
+        with (folder / "numbers").open("wb") as numbers:
+            while rows := list(itertools.islice(source, _CHUNK)):
+                for name, texts in _columns(rows).items():
                     writers[name].add(texts)
-                end = math.nan if clip.end is None else clip.end
-                numbers.write(array("d", (clip.start, end)).tobytes())
-                numbers.write(array("q", (_NO_LABEL if example.label is None else example.label,)).tobytes())
-                digest = hashlib.blake2b(clip.id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-                hashes.append(int.from_bytes(digest, "little"))
-                count += 1
+                numbers.write(_numbers(rows).tobytes())
+                for example in rows:
+                    identity = example.clip.id.encode("utf-8", "surrogatepass")
+                    hashes.frombytes(hashlib.blake2b(identity, digest_size=8).digest())
+                count += len(rows)
         named = [name for name, writer in writers.items() if writer.close()]
         clips = len(np.unique(np.frombuffer(hashes, dtype=np.uint64))) if count else 0
         (folder / _ABOUT).write_text(json.dumps({"rows": count, "clips": clips, "texts": named}), encoding="utf-8")
@@ -129,63 +123,96 @@ class Table(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
-            return [self._row(row) for row in range(*index.indices(self._count))]
+            return [self[row] for row in range(*index.indices(self._count))]
         row = index + self._count if index < 0 else index
         if not 0 <= row < self._count:
             raise IndexError(f"row {index} of {self._count}")
-        return self._row(row)
+        return self._rows(row, row + 1)[0]
 
     def __iter__(self) -> Iterator[Example]:
-        return (self._row(row) for row in range(self._count))
+        for start in range(0, self._count, _CHUNK):
+            yield from self._rows(start, min(start + _CHUNK, self._count))
 
-    def _row(self, row: int) -> Example:
-        self._read += 1
-        if self._read % _RELEASE == 0:
+    def _rows(self, start: int, stop: int) -> list[Example]:
+        """Rows ``start`` to ``stop``, at most a chunk of them."""
+        self._read += stop - start
+        if self._read >= _RELEASE:
             self._release()
-        texts: dict[str, tuple[str, ...]] = {
-            name: () if column is None else column[row] for name, column in self._texts.items()
-        }
-        start, end, label = self._fields[row].tolist()
-        return Example(
-            key=texts["key"][0],
-            video=texts["video"][0],
-            clip=Clip(Path(texts["path"][0]), start, None if math.isnan(end) else end, texts["frames"]),
-            captions=texts["captions"],
-            question=next(iter(texts["question"]), None),
-            answer=next(iter(texts["answer"]), None),
-            choices=texts["choices"],
-            label=None if label == _NO_LABEL else label,
-            kind=next(iter(texts["kind"]), None),
-        )
+        none: list[tuple[str, ...]] = [()] * (stop - start)
+        texts = {name: none if each is None else each.rows(start, stop) for name, each in self._texts.items()}
+        numbers = self._fields[start:stop].tolist()
+        found: list[Example] = []
+        for i, (begin, end, label) in enumerate(numbers):
+            path = Path(texts["path"][i][0])
+            found.append(
+                Example(
+                    key=texts["key"][i][0],
+                    video=texts["video"][i][0],
+                    clip=Clip(path, begin, None if math.isnan(end) else end, texts["frames"][i]),
+                    captions=texts["captions"][i],
+                    question=next(iter(texts["question"][i]), None),
+                    answer=next(iter(texts["answer"][i]), None),
+                    choices=texts["choices"][i],
+                    label=None if label == _NO_LABEL else label,
+                    kind=next(iter(texts["kind"][i]), None),
+                )
+            )
+        return found
 
     def _release(self) -> None:
         """Give pages that were read back to the kernel, which still has them."""
+        self._read = 0
         self._numbers.release()
         for column in self._texts.values():
             if column is not None:
                 column.release()
 
 
+def _columns(rows: Sequence[Example]) -> dict[str, list[Sequence[str]]]:
+    """The texts of some rows by column; what may be missing is a text or none."""
+    return {
+        "key": [(row.key,) for row in rows],
+        "video": [(row.video,) for row in rows],
+        "path": [(os.fspath(row.clip.path),) for row in rows],
+        "frames": [row.clip.frames for row in rows],
+        "captions": [row.captions for row in rows],
+        "choices": [row.choices for row in rows],
+        "question": [() if row.question is None else (row.question,) for row in rows],
+        "answer": [() if row.answer is None else (row.answer,) for row in rows],
+        "kind": [() if row.kind is None else (row.kind,) for row in rows],
+    }
+
+
+def _numbers(rows: Sequence[Example]) -> NDArray[np.void]:
+    table = np.empty(len(rows), dtype=_FIELDS)
+    table["start"] = [row.clip.start for row in rows]
+    table["end"] = [math.nan if row.clip.end is None else row.clip.end for row in rows]
+    table["label"] = [_NO_LABEL if row.label is None else row.label for row in rows]
+    return table
+
+
 class _Writer:
-    """One column of texts, any number a row: bytes, the end of each text, and the end of each row where it differs."""
+    """One column of texts, any number a row: their bytes, the end of each text, and the end of each row's texts."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._files: list[BinaryIO] = [
-            (folder / f"{name}.{kind}").open("wb", _BUFFER) for kind in ("utf8", "ends", "rows")
-        ]
+        self._data, self._ends, self._rows = (
+            (folder / f"{name}.{kind}").open("wb") for kind in ("utf8", "ends", "rows")
+        )
         self._bytes = self._items = 0
 
-    def add(self, texts: tuple[str, ...]) -> None:
-        data, ends, rows = self._files
-        for text in texts:
-            self._bytes += data.write(text.encode("utf-8", "surrogatepass"))
-            ends.write(self._bytes.to_bytes(8, "little"))
-        self._items += len(texts)
-        rows.write(self._items.to_bytes(8, "little"))
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        encoded = [text.encode("utf-8", "surrogatepass") for texts in rows for text in texts]
+        self._data.write(b"".join(encoded))
+        ends = self._bytes + np.cumsum(np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded)))
+        counts = self._items + np.cumsum(np.fromiter(map(len, rows), dtype="<i8", count=len(rows)))
+        self._ends.write(ends.tobytes())
+        self._rows.write(counts.tobytes())
+        self._items += len(encoded)
+        self._bytes = int(ends[-1]) if encoded else self._bytes
 
     def close(self) -> bool:
         """Whether there is anything in the column."""
-        for file in self._files:
+        for file in (self._data, self._ends, self._rows):
             file.close()
         return self._items > 0
 
@@ -194,22 +221,25 @@ class _Texts:
     """A column that ``_Writer`` wrote."""
 
     def __init__(self, folder: Path, name: str, count: int) -> None:
-        self._rows = _Mapped(folder / f"{name}.rows", 8 * count)
-        self._row_ends: NDArray[np.int64] = np.frombuffer(self._rows.memory, dtype="<i8")
+        self._counts = _Mapped(folder / f"{name}.rows", 8 * count)
+        self._row_ends: NDArray[np.int64] = np.frombuffer(self._counts.memory, dtype="<i8")
         items = int(self._row_ends[-1])
         self._ends = _Mapped(folder / f"{name}.ends", 8 * items)
         self._item_ends: NDArray[np.int64] = np.frombuffer(self._ends.memory, dtype="<i8")
         self._data = _Mapped(folder / f"{name}.utf8", int(self._item_ends[-1]))
 
-    def __getitem__(self, row: int) -> tuple[str, ...]:
-        first = int(self._row_ends[row - 1]) if row else 0
-        ends = self._item_ends[max(0, first - 1) : int(self._row_ends[row])].tolist()
-        bounds = ends if first else [0, *ends]
-        data = self._data.memory
-        return tuple(data[a:b].decode("utf-8", "surrogatepass") for a, b in itertools.pairwise(bounds))
+    def rows(self, start: int, stop: int) -> list[tuple[str, ...]]:
+        """The texts of some rows."""
+        first = int(self._row_ends[start - 1]) if start else 0
+        counts = [first, *self._row_ends[start:stop].tolist()]
+        begin = int(self._item_ends[first - 1]) if first else 0
+        bounds = [begin, *self._item_ends[first : counts[-1]].tolist()]
+        data = self._data.memory[begin : bounds[-1]]
+        texts = [data[a - begin : b - begin].decode("utf-8", "surrogatepass") for a, b in itertools.pairwise(bounds)]
+        return [tuple(texts[a - first : b - first]) for a, b in itertools.pairwise(counts)]
 
     def release(self) -> None:
-        for part in (self._rows, self._ends, self._data):
+        for part in (self._counts, self._ends, self._data):
             part.release()
 
 
@@ -225,7 +255,3 @@ class _Mapped:
     def release(self) -> None:
         if hasattr(mmap, "MADV_DONTNEED"):
             self.memory.madvise(mmap.MADV_DONTNEED)
-
-
-def _optional(text: str | None) -> tuple[str, ...]:
-    return () if text is None else (text,)

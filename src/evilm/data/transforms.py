@@ -141,5 +141,5 @@ def _scaled(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     scaled = np.empty((len(frames), height, width, 3), dtype=np.uint8)
     for i, frame in enumerate(frames):
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        scaled[i] = scale.reformat(picture, width, height, "rgb24", interpolation=kind).to_ndarray()
+        scaled[i] = scale.reformat(picture, width, height, "rgb24", interpolation=kind, threads=1).to_ndarray()
     return scaled

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from evilm.errors import DataError, VideoError
+from evilm.data.video import LIMITS
+from evilm.data.video.confine import confine
+from evilm.errors import DataError, EvilmError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.data.pixels import Decoding, Job
+    from evilm.data.pixels import Job, Work
 
 TIMEOUT = 9.0  # seconds for one sample
 _START = 60.0  # seconds for a process to begin
@@ -57,16 +59,16 @@ class Workers:
 
     Args:
         count: processes, at least 1.
-        decoding: how files become frames.
+        decoding: how samples become frames.
         timeout: seconds that one sample may take.
     """
 
-    def __init__(self, count: int, decoding: Decoding, timeout: float = TIMEOUT) -> None:
+    def __init__(self, count: int, decoding: Work, timeout: float = TIMEOUT) -> None:
         self.decoding, self.timeout = decoding, timeout
         self._workers: list[_Worker] = []
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[int] = deque()
-        self._done: dict[int, NDArray[np.uint8] | VideoError] = {}
+        self._done: dict[int, NDArray[np.uint8] | EvilmError] = {}
         self._forgotten: set[int] = set()
         self._next, self._stillborn = 0, 0
         self._finalizer = weakref.finalize(self, _stop, self._workers)
@@ -95,12 +97,12 @@ class Workers:
 
         Raises:
             VideoError: they could not be decoded, or the process died (``crashed``) or hung (``timeout``) over them.
-            DataError: processes cannot even be started.
+            EvilmError: processes cannot even be started, or the sample is none that there could be frames of.
         """
         while ticket not in self._done:
             self._attend()
         found = self._done.pop(ticket)
-        if isinstance(found, VideoError):
+        if isinstance(found, EvilmError):
             raise found
         return found
 
@@ -165,7 +167,7 @@ class Workers:
 
     def _listen(self, worker: _Worker) -> None:
         try:
-            said: VideoError | str | None = worker.pipe.recv()
+            said: EvilmError | str | None = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(1.0)
             code = worker.process.exitcode
@@ -177,12 +179,12 @@ class Workers:
             return
         ticket, slot = worker.held.popleft()
         worker.deadline = time.monotonic() + self.timeout
-        if not isinstance(said, VideoError):
+        if not isinstance(said, EvilmError):
             self._finish(ticket, worker.memory[slot].copy())
         else:
             self._finish(ticket, said)
 
-    def _finish(self, ticket: int, outcome: NDArray[np.uint8] | VideoError) -> None:
+    def _finish(self, ticket: int, outcome: NDArray[np.uint8] | EvilmError) -> None:
         del self._jobs[ticket]
         if ticket not in self._forgotten:
             self._done[ticket] = outcome
@@ -252,21 +254,22 @@ def _stop(workers: list[_Worker]) -> None:
         worker.process.join(5.0)
 
 
-def _serve(pipe: Connection, memory: int, decoding: Decoding, parent: int) -> None:
+def _serve(pipe: Connection, memory: int, decoding: Work, parent: int) -> None:
     """The life of a process: a slot and a job in, the job's frames into the slot, None or the error out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loader's process, which then ends this one
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     slots = _shared(memory, (_SLOTS, *decoding.shape))
+    confine(LIMITS)
     pipe.send("ready")
     while True:
         try:
             slot, job = pipe.recv()
         except (EOFError, OSError):
             return
-        outcome: VideoError | None = None
+        outcome: EvilmError | None = None
         try:
             slots[slot] = decoding.frames(job)
-        except VideoError as error:
+        except EvilmError as error:
             outcome = error
         except Exception as error:  # noqa: BLE001, whatever a video does to the decoder costs this one sample
             outcome = VideoError(job.clip.path, "crashed", f"{type(error).__name__}: {str(error)[:200]}")

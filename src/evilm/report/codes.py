@@ -80,7 +80,7 @@ def _predictions(recipe: recipes.Recipe, task: Pretrain, rows: list[Example]) ->
         return [prediction for batch in loader for prediction in task.predict(batch)]
 
 
-def _codes_of(recipe: recipes.Recipe, task: Pretrain, rows: list[Example]) -> list[tuple[set[int], Sequence[str]]]:
+def _codes_of(recipe: recipes.Recipe, task: Pretrain, rows: Sequence[Example]) -> list[tuple[set[int], Sequence[str]]]:
     """The codes in each training clip's middle frames; what the tokenizer says of 1,000 clips is enough."""
     assert task.tokenizer is not None
     some = rows[:1000]

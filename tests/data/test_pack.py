@@ -1,0 +1,198 @@
+"""Packed frames are the frames; a pack that was stopped ends in the same bytes; what was unreadable stays so."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from evilm.data import readers, shards
+from evilm.data.frame_store import FrameStore
+from evilm.data.loader import Loader
+from evilm.data.pack import Packed, jpeg, pack
+from evilm.data.packed import PackConfig, PackedFrames, packed_for
+from evilm.data.pixels import FilePixels, Job, StoredPixels
+from evilm.errors import ConfigError, DataError, OutputError, TooManyBadSamplesError, VideoError
+from evilm.types import Clip, Example
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    """Ten clips of six still frames, smooth so that JPEG keeps them; rows 3 and 7 share one, row 5 has none."""
+    path = tmp_path_factory.mktemp("clips") / "all.tar"
+    y, x = np.mgrid[:SIZE, :SIZE]
+    frames = {
+        f"{i}.{t:02d}": jpeg(np.stack([y * 4 + 10 * i, x * 4 + 15 * t, y + x + 20], -1).clip(0, 255).astype(np.uint8))
+        for i in range(10)
+        for t in range(6)
+    }
+    shards.write(path, [(str(i), {f"{t:02d}.jpg": frames[f"{i}.{t:02d}"] for t in range(6)}) for i in range(10)])
+    rows = []
+    for i in range(10):
+        name = {7: 3, 5: "gone"}.get(i, i)
+        clip = Clip(path, frames=tuple(f"{name}.{t:02d}.jpg" for t in range(6)))
+        rows.append(Example(str(i), f"v{name}", clip, (f"caption {i}",), label=i % 2))
+    return rows
+
+
+def packed(clips: list[Example], out: Path, frames: str = "raw", **rest: Any) -> Packed:
+    config = PackConfig(size=SIZE, candidates=4, frames=frames, per_shard=4)
+    return pack(clips, out, "train", config, **rest)
+
+
+def test_packed_frames_are_the_frames(clips: list[Example], tmp_path: Path) -> None:
+    done = packed(clips, tmp_path)
+    assert (done.clips, done.unreadable, done.written, done.shards) == (9, 1, 3, 3)
+    store = PackedFrames(done.folder)
+    small = packed(clips, tmp_path / "small", "jpeg")
+    lossy = PackedFrames(small.folder)
+    for i, row in enumerate(clips):
+        if i == 5:
+            continue
+        expected = FilePixels(SIZE).read(Job(row.clip), 4)
+        assert np.array_equal(store.read(row.clip), expected)
+        assert np.abs(lossy.read(row.clip).astype(int) - expected).mean() < 4
+        chosen = np.array([0, 2, 2])
+        assert np.array_equal(store.read(row.clip, chosen), expected[chosen])
+        assert np.array_equal(lossy.read(row.clip, chosen), lossy.read(row.clip)[chosen])
+        assert store.clip_id(store.row(row.clip)) == row.clip.id
+    assert not packed(clips, tmp_path).written
+
+
+def test_what_could_not_be_read_says_so_from_every_store(clips: list[Example], tmp_path: Path) -> None:
+    said = []
+    fresh = FilePixels(SIZE)
+    store = FrameStore(tmp_path, [row.clip for row in clips], size=SIZE, candidates=4)
+    assert len(store.fill()) == 1
+    again = FrameStore(tmp_path, [row.clip for row in clips], size=SIZE, candidates=4)
+    folder = packed(clips, tmp_path / "packed").folder
+    for pixels in (fresh, StoredPixels(store), StoredPixels(again), StoredPixels(PackedFrames(folder))):
+        with pytest.raises(VideoError) as caught:
+            pixels.read(Job(clips[5].clip), 4)
+        said.append((caught.value.status, str(caught.value)))
+        loader = Loader(clips, pixels, 4, SIZE, 5)
+        assert [bool(ok) for batch in loader for ok in batch.readable] == [i != 5 for i in range(10)]
+        assert loader.bad == {clips[5].clip.id: said[0][1]}
+    assert set(said) == {("not_a_file", said[0][1])}
+    assert "holds no frame 'gone.00.jpg'" in said[0][1]
+
+
+class PowerCutError(Exception):
+    """The power goes out."""
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 9])
+def test_a_stopped_pack_ends_in_the_same_bytes(clips: list[Example], tmp_path: Path, at: int) -> None:
+    whole = packed(clips, tmp_path / "whole", "jpeg").folder
+
+    def blow(done: int, _: int) -> None:
+        if done == at:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        packed(clips, tmp_path / "cut", "jpeg", progress=blow)
+    with pytest.raises(DataError, match=r"holds no finished pack of frames"):
+        PackedFrames(tmp_path / "cut" / "train")
+    done = packed(clips, tmp_path / "cut", "jpeg")
+    assert done.written == 3 - (at - 1) // 4
+    assert files(done.folder) == files(whole)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".tmp"
+    }
+
+
+def test_other_processes_read_packed_jpegs_alike(clips: list[Example], tmp_path: Path) -> None:
+    rows = [row for row in clips if row.key != "5"]
+    store = PackedFrames(packed(clips, tmp_path, "jpeg").folder)
+    assert store.encoded
+    assert len(pickle.loads(pickle.dumps(store))) == 9  # noqa: S301 - it goes to processes of our own
+
+    def shown(workers: int) -> list[bytes]:
+        loader = Loader(rows, StoredPixels(store), 3, SIZE, 3, train=True, workers=workers)
+        found = [batch.frames.numpy().tobytes() for batch in loader.epoch(1)]
+        loader.close()
+        return found
+
+    assert shown(2) == shown(0)
+
+
+def test_packs_are_web_data_sets_and_rows_of_the_frames_reader(clips: list[Example], tmp_path: Path) -> None:
+    folder = packed(clips, tmp_path, "jpeg").folder
+    found = readers.read("frames", folder)
+    assert [row.captions for row in found[3:5]] == [("caption 3", "caption 7"), ("caption 4",)]
+    assert [row.label for row in found[:3]] == [0, 1, 0]
+    assert len(found) == 8
+    for sample in shards.samples(sorted(folder.glob("*.tar"))):
+        assert set(sample.members) == {"json", "00.jpg", "01.jpg", "02.jpg", "03.jpg"}
+        assert json.loads(sample.members["json"])["clip"]
+
+
+def test_the_pack_that_fits_is_found(clips: list[Example], tmp_path: Path) -> None:
+    config = PackConfig(size=SIZE, candidates=2, per_shard=4)
+    pack(clips[:4], tmp_path, "train", config)
+    pack(clips[8:], tmp_path, "val", config)
+    assert packed_for(tmp_path, clips[9].clip, SIZE, "crop").split == "val"
+    assert packed_for(tmp_path / "train", clips[0].clip, SIZE, "crop").split == "train"
+    for place, clip, size, fit, error, complaint in (
+        (tmp_path, clips[6].clip, SIZE, "crop", DataError, r"has no frames of .*all\.tar.* \(in train, val\)"),
+        (tmp_path, clips[0].clip, 32, "crop", ConfigError, r"this run needs 32x32, crop: pack with --size 32"),
+        (tmp_path, clips[0].clip, SIZE, "squash", ConfigError, "--fit squash"),
+        (tmp_path / "none", clips[0].clip, SIZE, "crop", DataError, "`evilm data pack` writes one"),
+    ):
+        with pytest.raises(error, match=complaint):
+            packed_for(place, clip, size, fit)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match="is not among the clips packed"):
+        PackedFrames(tmp_path / "train").row(clips[6].clip)
+
+
+def test_what_lies_in_the_way(clips: list[Example], tmp_path: Path) -> None:
+    packed(clips, tmp_path)
+    for change in (lambda: packed(clips[:5], tmp_path), lambda: packed(clips, tmp_path, "jpeg")):
+        with pytest.raises(OutputError, match="holds frames of other clips, or packed otherwise"):
+            change()
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    (tmp_path / "photos" / "train" / "cat.jpg").touch()
+    with pytest.raises(OutputError, match=r"holds something else \(cat\.jpg\)"):
+        packed(clips, tmp_path / "photos")
+
+
+def test_a_damaged_shard_costs_its_samples(clips: list[Example], tmp_path: Path) -> None:
+    folder = packed(clips, tmp_path).folder
+    shard = folder / "train-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    loader = Loader(clips, StoredPixels(PackedFrames(folder)), 2, SIZE, 2, train=True, bad_share=0.9)
+    assert all(bool(batch.readable.all()) for batch in loader.epoch(0))
+    assert any("ends too soon: pack it anew" in reason for reason in loader.bad.values())
+    with pytest.raises(TooManyBadSamplesError):
+        list(Loader(clips, StoredPixels(PackedFrames(folder)), 2, SIZE, 2, train=True).epoch(0))
+
+
+def test_a_recipe_trains_on_packed_frames_as_on_a_cache(
+    make_recipe: Callable[..., Any], small_world: Path, tmp_path: Path
+) -> None:
+    """Raw packed frames, a cache, and files give the same batches where files show the same moments."""
+    from evilm import recipe
+
+    rows = readers.read("msrvtt_retrieval", small_world, split="val")
+    pack(rows, tmp_path, "val", PackConfig(size=64, candidates=4, frames="raw"))
+    found = []
+    for data in ({"packed": str(tmp_path)}, {}):
+        made = make_recipe(tmp_path / "run", {"name": "retrieval"}, data=data, optim={"batch_size": 4})
+        task, _, _ = recipe.new_task(made, rows)
+        loader = recipe.loader(made, task, rows, train=True)
+        found.append([batch.frames.numpy().tobytes() for batch in loader.epoch(2)])
+    assert found[0] == found[1]

@@ -1,0 +1,115 @@
+"""A plan is a function of its seeds, says all that is done, and does the same to any selection of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evilm.data import transforms
+from evilm.data.transforms import IDENTITY, AugmentConfig, Plan, apply, draw, sided, view
+from evilm.types import Clip, Example
+
+ALL = AugmentConfig(scale=0.4, shift=3, flip=True)
+
+
+def example(*captions: str, number: int = 0) -> Example:
+    return Example("0", "v", Clip(Path(f"{number}.mp4")), captions)
+
+
+def frames(count: int = 5, size: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def test_shift_and_flip_by_hand() -> None:
+    pixels = frames(1, 3)
+    moved = apply(pixels, Plan(shift=(1, -1)))
+    assert np.array_equal(moved[0], pixels[0][[0, 0, 1]][:, [1, 2, 2]])
+    assert np.array_equal(apply(pixels, Plan(flip=True))[0], pixels[0][:, [2, 1, 0]])
+    both = apply(pixels, Plan(shift=(1, -1), flip=True))
+    assert np.array_equal(both, moved[:, :, ::-1])
+    assert apply(pixels, IDENTITY) is pixels
+
+
+def test_a_crop_is_the_box_scaled_up() -> None:
+    ramp = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(32)[:, None] * 8, np.arange(32) * 8
+    found = apply(ramp, Plan(box=(8, 4, 16, 16)))
+    assert found.shape == ramp.shape
+    assert np.abs(found[0, 4:-4, 16, 0].astype(int) - (64 + np.arange(4, 28) * 4)).max() <= 4
+    assert np.abs(found[0, 16, 4:-4, 1].astype(int) - (32 + np.arange(4, 28) * 4)).max() <= 4
+
+
+def test_any_selection_of_frames_agrees() -> None:
+    pixels = frames()
+    for seed in range(20):
+        plan = draw(ALL, example("a cat"), 20, 0, seed)
+        whole = apply(pixels, plan)
+        assert np.array_equal(whole[[3, 1, 1]], apply(pixels[[3, 1, 1]], plan))
+
+
+def test_a_plan_follows_from_its_seed() -> None:
+    plans = [draw(ALL, example("a cat"), 64, 0, seed) for seed in range(200)]
+    assert plans == [draw(ALL, example("a cat"), 64, 0, seed) for seed in range(200)]
+    assert len(set(plans)) > 190
+    assert 70 < sum(plan.flip for plan in plans) < 130
+    for plan in plans:
+        assert plan.box is not None
+        top, left, tall, wide = plan.box
+        assert 0 <= top <= 64 - tall
+        assert 0 <= left <= 64 - wide
+        assert 0.36 < tall * wide / 64**2 <= 1
+        assert 0.85 < tall / wide < 1.18
+    shares = [plan.box[2] * plan.box[3] / 64**2 for plan in plans if plan.box]
+    assert min(shares) < 0.5
+    assert max(shares) > 0.9
+
+
+def test_nothing_asked_for_is_nothing_done() -> None:
+    assert draw(AugmentConfig(), example(), 64, 0, 1) is IDENTITY
+
+
+def test_views_are_few_and_the_clips_own() -> None:
+    config = AugmentConfig(scale=0.4, shift=2, flip=True, views=3)
+    plans = {draw(config, example("a cat"), 64, 5, seed) for seed in range(200)}
+    expected = {view(config, "0.mp4", 64, 5, number) for number in range(3)}
+    assert {(p.box, p.shift, p.view) for p in plans} == {(p.box, p.shift, p.view) for p in expected}
+    assert len(plans) == 6  # each mirrored as well
+    other = {draw(config, example("a cat", number=1), 64, 5, seed) for seed in range(50)}
+    assert not {p.box for p in plans} & {p.box for p in other}
+    assert not {p.box for p in plans} & {draw(config, example("a cat"), 64, 6, seed).box for seed in range(50)}
+    assert (config.crops, ALL.crops, AugmentConfig(flip=True).crops, AugmentConfig().crops) == (3, None, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a man turns Left", True),
+        ("to the right-hand side", True),
+        ("the leftmost cup", True),
+        ("moves rightwards, then stops", True),
+        ("he left", True),  # which "left" is meant nobody can tell by the word
+        ("a bright cleft", False),
+        ("copyright", False),
+    ],
+)
+def test_texts_that_tell_left_from_right(text: str, found: bool) -> None:
+    assert sided(example("a cat", text)) is found
+    assert sided(Example("0", "v", Clip(Path("v")), question=text)) is found
+    assert sided(Example("0", "v", Clip(Path("v")), choices=("up", text))) is found
+
+
+def test_clips_whose_texts_say_left_or_right_are_not_mirrored() -> None:
+    told = example("a cat goes left")
+    plain = [draw(ALL, example("a cat goes"), 64, 0, seed) for seed in range(60)]
+    found = [draw(ALL, told, 64, 0, seed) for seed in range(60)]
+    assert not any(plan.flip for plan in found)
+    assert [plan.box for plan in found] == [plan.box for plan in plain]
+    forced = ALL.model_copy(update={"flip_sided": True})
+    assert [draw(forced, told, 64, 0, seed) for seed in range(60)] == plain
+
+
+def test_the_scaler_is_not_told_what_others_scaled() -> None:
+    assert transforms.apply(frames(), Plan(box=(0, 0, 20, 20))).shape == (5, 20, 20, 3)
+    assert np.abs(transforms.apply(frames(), Plan(box=(0, 0, 20, 20))).astype(int) - frames()).max() <= 1
