@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from evilm.config import Config
 from evilm.data import stills
 from evilm.data.table import Table
-from evilm.data.video import Fit, fitted
+from evilm.data.video import Fit
 from evilm.errors import ConfigError, DataError, VideoError, VideoStatus
 
 if TYPE_CHECKING:
@@ -161,7 +161,8 @@ class PackedFrames:
         for i in different:
             data = file.read(int(entry["offset"][i]), int(entry["size"][i]))
             picture = stills.decode(file.path, f"{row}.{i}", data, _MAX_PIXELS)
-            pictures[i] = fitted(picture, self.size, self.config.fit, scale)
+            square = scale.reformat(picture, self.size, self.size, "rgb24", threads=1)
+            pictures[i] = square.to_ndarray().astype(np.uint8, copy=False)
         return np.stack([pictures[i] for i in chosen])
 
 

@@ -1,0 +1,173 @@
+"""What a sample costs: files decoded anew, a cache of frames, packed raw and packed JPEG frames, side by side.
+
+    python benchmarks/load.py VIDEOS [--size 256] [--frames 4] [--clips 64] [--rounds 3] [--workers 2] [--out FILE]
+
+``VIDEOS`` is a csv of the reader ``captions`` (paths and captions). Every path gives the same clips; their rounds are
+interleaved, so that whatever else the machine does falls on all alike, and the median of the rounds is printed.
+
+* **by stage**, in one process: CPU milliseconds a sample for getting its frames, for a random crop and flip, and for
+  putting a batch together.
+* **through the loader**: samples a second, with its worker processes for what is heavy, and its prefetching thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evilm.data import readers, transforms
+from evilm.data.frame_store import FrameStore
+from evilm.data.loader import Loader
+from evilm.data.pack import pack
+from evilm.data.packed import PackConfig, PackedFrames
+from evilm.data.pixels import FilePixels, Job, StoredPixels
+from evilm.data.transforms import AugmentConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evilm.types import Example
+
+AUGMENT = AugmentConfig(scale=0.5, flip=True)
+
+
+def main() -> None:
+    """Measure and print a table; JSON where ``--out`` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", type=Path)
+    for name, default in (
+        ("size", 256),
+        ("frames", 4),
+        ("clips", 64),
+        ("candidates", 8),
+        ("rounds", 3),
+        ("workers", 2),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rows = distinct(readers.read("captions", options.videos))[: options.clips]
+    with tempfile.TemporaryDirectory() as folder:
+        sources, once = make(rows, Path(folder), options)
+        stages = measure({name: stage_timer(rows, pixels, options) for name, pixels in sources.items()}, options.rounds)
+        loaders = {name: loader(rows, pixels, options) for name, pixels in sources.items()}
+        for each in loaders.values():
+            sum(len(batch) for batch in each.epoch(0))  # processes begin, files are in memory
+        speeds = measure({name: speed_timer(each) for name, each in loaders.items()}, options.rounds)
+        for each in loaders.values():
+            each.close()
+    found = {
+        "clips": len(rows),
+        "size": options.size,
+        "frames": options.frames,
+        "workers": options.workers,
+        "cores": os.cpu_count(),
+        "making, CPU s": once,
+        "stages, CPU ms a sample": stages,
+        "loader": speeds,
+    }
+    show(found)
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1))
+
+
+def distinct(rows: list[Example]) -> list[Example]:
+    """One row a clip."""
+    return list({row.clip.id: row for row in rows}.values())
+
+
+def make(rows: list[Example], folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float]]:
+    """The four sources of frames, and the CPU seconds that each took to make."""
+    once: dict[str, float] = {"files": 0.0}
+    size, candidates = options.size, options.candidates
+    began = time.process_time()
+    store = FrameStore(folder, [row.clip for row in rows], size=size, candidates=candidates)
+    store.fill()
+    once["cache"] = time.process_time() - began
+    sources: dict[str, Any] = {"files": FilePixels(size), "cache": StoredPixels(store)}
+    for kind in ("raw", "jpeg"):
+        began = time.process_time()
+        done = pack(rows, folder / kind, "train", PackConfig(size=size, candidates=candidates, frames=kind))
+        once[f"packed {kind}"] = time.process_time() - began
+        sources[f"packed {kind}"] = StoredPixels(PackedFrames(done.folder))
+    return sources, once
+
+
+def stage_timer(rows: list[Example], pixels: Any, options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
+    """CPU ms a sample of one source, by stage, for the epoch that it is called with."""
+
+    def timed(epoch: int) -> dict[str, float]:
+        spent = {"frames": 0.0, "crop and flip": 0.0, "batch": 0.0}
+        batch = np.zeros((len(rows), options.frames, options.size, options.size, 3), dtype=np.uint8)
+        for i, row in enumerate(rows):
+            seed = epoch * len(rows) + i
+            a = time.process_time()
+            frames = pixels.read(Job(row.clip, seed), options.frames)
+            b = time.process_time()
+            changed = transforms.apply(frames, transforms.draw(AUGMENT, row, options.size, 0, seed))
+            c = time.process_time()
+            batch[i] = changed
+            for name, seconds in zip(spent, (b - a, c - b, time.process_time() - c), strict=True):
+                spent[name] += 1000 * seconds / len(rows)
+        return spent
+
+    return timed
+
+
+def loader(rows: list[Example], pixels: Any, options: argparse.Namespace) -> Loader:
+    """A training loader of one source, as a recipe would make it."""
+    return Loader(
+        rows, pixels, options.frames, options.size, min(32, len(rows)), train=True, workers=options.workers, prefetch=2
+    )
+
+
+def speed_timer(each: Loader) -> Callable[[int], dict[str, float]]:
+    """Samples a second of wall time over one epoch."""
+
+    def timed(epoch: int) -> dict[str, float]:
+        began = time.perf_counter()
+        count = sum(len(batch) for batch in each.epoch(epoch + 1))
+        return {"samples/s": count / (time.perf_counter() - began)}
+
+    return timed
+
+
+def measure(timers: dict[str, Callable[[int], dict[str, float]]], rounds: int) -> dict[str, dict[str, float]]:
+    """The median of some rounds of each timer, rounds of all taking turns."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in timers}
+    for number in range(rounds):
+        for name, timer in timers.items():
+            found[name].append(timer(number))
+    return {
+        name: {key: round(statistics.median(each[key] for each in taken), 3) for key in taken[0]}
+        for name, taken in found.items()
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table."""
+    stages, speeds = found["stages, CPU ms a sample"], found["loader"]
+    lines = [
+        f"{found['clips']} clips, {found['frames']} frames of {found['size']} pixels, {found['workers']} workers",
+        f"{'':<12} {'frames':>9} {'crop+flip':>10} {'batch':>7}  {'vs files':>8}  {'samples/s':>9}  once, CPU s",
+    ]
+    for name, spent in stages.items():
+        times = stages["files"]["frames"] / spent["frames"]
+        lines.append(
+            f"{name:<12} {spent['frames']:>6.2f} ms {spent['crop and flip']:>7.2f} ms {spent['batch']:>4.2f} ms "
+            f"{times:>8.1f}x {speeds[name]['samples/s']:>10.0f}  {found['making, CPU s'][name]:.1f}"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
