@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evilm import checkpoint, evaluation, recipe, trainer
-from evilm.errors import CheckpointError
+from evilm.errors import CheckpointError, ConfigError
 from evilm.tasks.reconstruction import ReconstructionTask
 from evilm.tasks.tokenizer import TokenizerTask
 
@@ -127,6 +127,17 @@ def test_zero_shot_takes_the_heads_of_pre_training_and_only_those_it_has(
     assert found.result["samples"] == 16
     assert set(found.summary.metrics) >= {"R@1", "R@5", "R@10", "MdR"}
     short = {"optim": {"epochs": 0.25, "batch_size": 18}}
+    # VTM alone: pairs can be ranked, and there is no dual encoder to rank by.
+    vtm = trainer.train(make_recipe(tmp_path / "vtm", {"name": "pretrain", "mvm": 0, "mlm": 0, "words": 24}, **short))
+    pairs = evaluation.of_checkpoint(vtm, "test", ["task.protocol=pairwise"], task="retrieval")
+    assert "every pair fused; 16 texts x 16 videos" in pairs.result["rule"]
+    with pytest.raises(CheckpointError, match="has no trained 'embed' head"):
+        evaluation.of_checkpoint(vtm, "test", task="retrieval")
+    # And a tuned one that would rank by a head that nothing trains is refused before it begins.
+    ranked = {"name": "retrieval", "protocol": "re-rank", "words": 24}
+    with pytest.raises(ConfigError, match="ranks by the 'match' head, which is random"):
+        trainer.train(make_recipe(tmp_path / "random", ranked, **short))
+    assert not (tmp_path / "random").exists()
     without = trainer.train(
         make_recipe(tmp_path / "mlm", {"name": "pretrain", "mvm": 0, "vtm": 0, "words": 24}, **short)
     )

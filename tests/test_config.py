@@ -54,6 +54,18 @@ def complaint(folder: Path, text: str, *overrides: str) -> str:
     return message.removeprefix(f"{path}: ")
 
 
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = written(tmp_path, 'out = "~/runs/a"\n[task]\nname = "paint"\ncolour = "~/b"\n')
+    found = config.load(Job, path)
+    assert found.out == tmp_path / "runs" / "a"
+    assert isinstance(found.task, Paint)
+    assert found.task.colour == str(tmp_path / "b")  # a text that stands for a path, as task.tokenizer does
+    assert config.load(Job, path, ["out=~/c", "task.colour=a~/b"]).out == tmp_path / "c"
+    assert config.load(Job, path, ["task.colour=a~/b"]).task == Paint(colour="a~/b")
+    assert config.load(Job, path, ["out=~nobody-of-that-name/x"]).out == Path("~nobody-of-that-name/x")
+
+
 def test_a_recipe_is_read(tmp_path: Path) -> None:
     path = written(
         tmp_path, 'rate = 1e-4\nout = "there"\n[task]\nname = "carve"\ntool = "chisel"\n[shape]\nwidth = 3\n'

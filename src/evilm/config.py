@@ -8,15 +8,15 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from evilm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from pydantic_core import ErrorDetails
 
@@ -25,6 +25,22 @@ class Config(BaseModel):
     """The base of every group of settings: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        """``~/runs`` is a folder in the user's home, in a path and in a text that stands for one."""
+        if isinstance(value, Path):
+            return _expanded(value)
+        return str(_expanded(Path(value))) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def _expanded(path: Path) -> Path:
+    """``path`` with ``~`` written out; as it is where there is no such home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 C = TypeVar("C", bound=Config)

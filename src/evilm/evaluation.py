@@ -155,8 +155,10 @@ def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> recip
         if own.get("name") in TOKENIZERS:
             raise CheckpointError(f"{folder}: holds a video tokenizer, which cannot be evaluated as {task}")
         shared = {"words", "embedding"} & own.keys() if task == "retrieval" else set[str]()
+        # Nothing is trained, so only the heads that the protocol ranks by are asked of the checkpoint.
+        weights = {"contrastive": 0.0, "vtm": 0.0} if task == "retrieval" else dict[str, float]()
         told = _choosing(own) if task == "multiple_choice" else {}
-        table = {**table, "task": {"name": task, **{key: own[key] for key in shared}, **told}}
+        table = {**table, "task": {"name": task, **weights, **{key: own[key] for key in shared}, **told}}
     return config.check(recipes.Recipe, config.override(table, assignments), f"{folder}: its recipe")
 
 

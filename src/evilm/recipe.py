@@ -29,6 +29,7 @@ from evilm.tasks import FINETUNE, TOKENIZERS, AnyTaskConfig, VideoTextTask
 from evilm.tasks.linear_probe import LinearProbeConfig
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
+from evilm.tasks.retrieval import Retrieval
 from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 if TYPE_CHECKING:
@@ -173,7 +174,10 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
         kind = FINETUNE[task_config.name]
         facts = kind.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
         task = kind(model, vocabulary, task_config, facts)  # pyright: ignore[reportArgumentType]
-    return task, facts, Start() if origin is None else _load_start(task, origin)
+    start = Start() if origin is None else _load_start(task, origin)
+    if isinstance(task, Retrieval):
+        task.check_start(start.loaded)
+    return task, facts, start
 
 
 def _vocabulary(recipe: Recipe, origin: Path | None) -> Vocabulary:

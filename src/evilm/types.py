@@ -71,6 +71,7 @@ class Example:
         choices: the options of a choice row, else empty.
         label: the index of the right choice, or of the class, else None.
         kind: a group to report separately (question type, class name), else None.
+        temporal: whether the answer hangs on the order of the frames; None where the annotations do not say.
     """
 
     key: str
@@ -82,6 +83,7 @@ class Example:
     choices: tuple[str, ...] = ()
     label: int | None = None
     kind: str | None = None
+    temporal: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

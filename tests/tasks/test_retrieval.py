@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from evilm.errors import ConfigError
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
 from evilm.tasks.task import Prediction
 
@@ -124,7 +125,7 @@ def all_protocols(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
 ) -> tuple[Callable[..., Retrieval], list[Prediction]]:
     """A maker of tasks with equal weights, and the predictions of one that keeps what fusion needs."""
-    task = build(protocol="pairwise").eval()
+    task = build(protocol="re-rank").eval()
     batches = [random_batch(captioned[i : i + 2], seed=i) for i in range(0, 6, 2)]
     return build, [p for batch in batches for p in task.predict(batch)]
 
@@ -171,3 +172,44 @@ def test_re_ranking_reorders_the_first_and_leaves_the_rest(
     for row in range(6):
         wanted = sorted(dual[row, :3], key=lambda column: -fused[row, column])
         assert found[row, :3].tolist() == wanted
+
+
+def test_ranking_by_pairs_needs_no_dual_encoder(
+    build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example],
+    without_gradient: Callable[..., list[str]],
+) -> None:  # fmt: skip
+    task = build(protocol="pairwise", contrastive=0.0, vtm=1.0)
+    assert not any(name.startswith("embed.") for name in task.state_dict())
+    batch = random_batch(captioned)
+    losses = task.train().losses(batch)
+    assert set(losses.parts) == {"vtm"}
+    assert without_gradient(task, losses) == []
+    summary = task.eval().summarise(task.predict(batch))
+    assert "every pair fused" in summary.rule
+    # With the same matching weights and a dual encoder beside them, the ranking is the same.
+    other = build(protocol="pairwise", vtm=1.0).eval()
+    other.load_state_dict({**other.state_dict(), **task.state_dict()})
+    assert other.summarise(other.predict(batch)).metrics == summary.metrics
+
+
+@pytest.mark.parametrize(
+    ("settings", "loaded", "complaint"),
+    [
+        ({"protocol": "re-rank"}, (), r"'re-rank' ranks by the 'match' head, which is random.*set task\.vtm=1"),
+        ({"protocol": "pairwise"}, ("embed.text_out.weight",), "ranks by the 'match' head, which is random"),
+        ({"protocol": "re-rank", "contrastive": 0.0, "vtm": 1.0}, (), r"by the 'embed' head.*set task\.contrastive=1"),
+        ({"contrastive": 0.0}, ("embed.text_out.weight",), "both 0: nothing would be learned"),
+        ({"protocol": "re-rank"}, ("match.layers.0.weight",), None),
+        ({"protocol": "re-rank", "vtm": 1.0}, (), None),
+        ({}, (), None),
+    ],
+)
+def test_a_random_head_does_not_rank(
+    build: Callable[..., Retrieval], settings: dict[str, object], loaded: tuple[str, ...], complaint: str | None
+) -> None:
+    task = build(**settings)
+    if complaint is None:
+        task.check_start(loaded)
+    else:
+        with pytest.raises(ConfigError, match=complaint):
+            task.check_start(loaded)

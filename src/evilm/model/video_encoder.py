@@ -39,12 +39,16 @@ def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:8]
         raise ConfigError(f"unknown backbone {name!r}: timm has {', '.join(near) or 'nothing of that name'}")
+    depth = options.get("depth")
+    # timm offers the last three blocks of a ViT, and stumbles over one that has fewer.
+    last = {"out_indices": depth} if isinstance(depth, int) and depth in (1, 2) else {}
     try:
-        probe: Any = timm.create_model(name, features_only=True, **options)
+        probe: Any = timm.create_model(name, features_only=True, **last, **options)
         strides: list[int] = probe.feature_info.reduction()
         if stride not in strides:
             raise ConfigError(f"backbone {name!r} has no feature map of stride {stride}: it has {sorted(set(strides))}")
-        level = len(strides) - 1 - strides[::-1].index(stride)
+        # The last of that stride, by its number in the whole backbone: timm shows a ViT's last blocks alone.
+        level: int = probe.feature_info.out_indices[len(strides) - 1 - strides[::-1].index(stride)]
         file = _checked(name, Path(weights), options) if weights not in ("none", "hub") else None
         model: Any = timm.create_model(
             name,

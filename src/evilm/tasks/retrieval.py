@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
+from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.task import (
     Facts,
@@ -25,7 +26,7 @@ from evilm.tasks.task import (
 from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -39,7 +40,9 @@ class RetrievalConfig(TaskConfig):
     """How retrieval is tuned and ranked."""
 
     name: Literal["retrieval"] = "retrieval"
-    contrastive: float = Field(default=1.0, ge=0, description="weight of the dual encoder's loss")
+    contrastive: float = Field(
+        default=1.0, ge=0, description="weight of the dual encoder's loss; 0 has none, where every pair is fused"
+    )
     vtm: float = Field(
         default=0.0, ge=0, description="weight of matching against the hardest other texts, for re-ranking"
     )
@@ -59,24 +62,55 @@ class Retrieval(VideoTextTask):
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: RetrievalConfig, facts: Facts) -> None:
         super().__init__(model, vocabulary, config.words)
         self.config = config
-        self.embed = EmbeddingHead(model.width, config.embedding, config.temperature)
+        # A model that was only taught to match has no dual encoder, and ranking by pairs asks for none.
+        self.embeds = config.contrastive > 0 or config.protocol != "pairwise"
+        if self.embeds:
+            self.embed = EmbeddingHead(model.width, config.embedding, config.temperature)
         if config.vtm or config.protocol != "dual-encoder":
             self.match = MatchHead(model.width)
         # Which candidates are right for which query; a row's own video, until someone knows better.
         self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
 
+    def check_start(self, loaded: Collection[str]) -> None:
+        """Refuse to rank by a head that nothing has trained and nothing will.
+
+        Args:
+            loaded: names of the tensors that came from the checkpoint that the run starts from.
+
+        Raises:
+            ConfigError: naming the head and what would train it.
+        """
+        for head, weight, used in (
+            ("match", self.config.vtm, self.config.protocol != "dual-encoder"),
+            ("embed", self.config.contrastive, self.config.protocol != "pairwise"),
+        ):
+            if used and not weight and not any(name.startswith(f"{head}.") for name in loaded):
+                setting = "vtm" if head == "match" else "contrastive"
+                raise ConfigError(
+                    f"task.protocol = {self.config.protocol!r} ranks by the {head!r} head, which is random: `start` "
+                    f"has none and task.{setting} = 0 does not train it; set task.{setting}=1, or start from a model "
+                    f"pre-trained with {setting}"
+                )
+        if not (self.config.vtm or self.config.contrastive):
+            raise ConfigError("task.vtm and task.contrastive are both 0: nothing would be learned")
+
     def losses(self, batch: Batch) -> Losses:
         video, text = self.encode(batch), self.model.encode_text(self.text(self.captions(batch), batch))
-        v, t = self.embed_encoded(video, text)
-        v, t, same = distributed.gather(v), distributed.gather(t), same_video(batch)
-        parts = {"contrastive": losses.contrastive(v, t, self.embed.temperature, same)}
+        parts: dict[str, Tensor] = {}
+        same = same_video(batch)
+        if self.embeds:
+            v, t = (distributed.gather(each) for each in self.embed_encoded(video, text))
+            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same)
+            closeness = (v @ t.T).detach()
+        else:  # nothing can tell which texts are hard: any
+            closeness = distributed.same(torch.rand(same.shape, device=same.device))
         if self.config.vtm:
-            cosine = (v @ t.T).detach().masked_fill(same, -2.0)
-            hardest = own_rows(cosine, batch).argmax(1)
+            hardest = own_rows(closeness.masked_fill(same, -2.0), batch).argmax(1)
             right = self.match(self.model.fuse(video, text).cls)
             wrong = self.match(self.model.fuse(video, everyone(text)[hardest]).cls)
             parts["vtm"] = losses.binary_matching(torch.stack([right, wrong], 1))
-        total = self.config.contrastive * parts["contrastive"] + self.config.vtm * parts.get("vtm", v.new_zeros(()))
+        weights = {"contrastive": self.config.contrastive, "vtm": self.config.vtm}
+        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
     def embed_encoded(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
@@ -87,8 +121,10 @@ class Retrieval(VideoTextTask):
     def predict(self, batch: Batch) -> list[Prediction]:
         video = self.encode(batch)
         text = self.model.encode_text(self.text(self.captions(batch), batch))
-        v, t = self.embed_encoded(video, text)
-        values = [{"video": v[i].cpu().numpy(), "text": t[i].cpu().numpy()} for i in range(len(batch))]
+        values: list[dict[str, Any]] = [{} for _ in range(len(batch))]
+        if self.config.protocol != "pairwise":
+            v, t = self.embed_encoded(video, text)
+            values = [{"video": v[i].cpu().numpy(), "text": t[i].cpu().numpy()} for i in range(len(batch))]
         if self.config.protocol != "dual-encoder":
             assert video.grid is not None
             assert text.mask is not None
@@ -130,11 +166,14 @@ class Retrieval(VideoTextTask):
 
     def _scores(self, predictions: Sequence[Prediction]) -> NDArray[np.float64]:
         """(texts, videos)."""
+        if self.config.protocol == "pairwise":
+            every = np.arange(len(predictions))
+            return np.stack([self._fused(predictions, row, every) for row in range(len(predictions))])
         video, text = (np.stack([p.values[name] for p in predictions]) for name in ("video", "text"))
         cosine = (text @ video.T).astype(np.float64)
         if self.config.protocol == "dual-encoder":
             return cosine
-        top = len(predictions) if self.config.protocol == "pairwise" else min(self.config.top, len(predictions))
+        top = min(self.config.top, len(predictions))
         # Fused scores go above every cosine; below them, the order of the dual encoder stays.
         scores = cosine - 1e6
         for row, columns in enumerate(np.argsort(-cosine, axis=1, kind="stable")[:, :top]):
@@ -144,7 +183,7 @@ class Retrieval(VideoTextTask):
     @torch.no_grad()
     def _fused(self, predictions: Sequence[Prediction], row: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
         """The match head's scores of one text with some videos."""
-        device = self.embed.log_temperature.device
+        device = next(self.match.parameters()).device
         pieces = torch.from_numpy(predictions[row].values["pieces"]).float().to(device)
         found: list[NDArray[np.float64]] = []
         for some in np.array_split(columns, max(1, len(columns) // 64)):

@@ -160,6 +160,18 @@ def test_msrvtt_qa(tmp_path: Path) -> None:
     assert "is not a list of rows" in complaint("msrvtt_qa", tmp_path)
 
 
+def test_what_hangs_on_order_is_told_where_the_annotations_do(tmp_path: Path) -> None:
+    row = {"question": "what first", "answer": "a", "video_id": 1}
+    flags = (True, False, "true", None)
+    put(tmp_path / "train_qa.json", [row if flag is None else {**row, "temporal": flag} for flag in flags])
+    assert [example.temporal for example in read("msrvtt_qa", tmp_path)] == [True, False, True, None]
+    put(tmp_path / "train_qa.json", [{**row, "temporal": 1}])
+    assert "train_qa.json:1: 'temporal' is 1, true or false is needed" in complaint("msrvtt_qa", tmp_path)
+    option = {"qid": 1, "clip_name": "video1", "options": ["a", "b"], "answer": 1, "temporal": True}
+    put(tmp_path / "mc_train.jsonl", json.dumps(option) + "\n")
+    assert [example.temporal for example in read("msrvtt_mc", tmp_path)] == [True]
+
+
 def test_msrvtt_mc(tmp_path: Path) -> None:
     row = {"qid": 3, "clip_name": "video7010", "options": ["a", "b", "c", "d", "e"], "answer": 4}
     for name in ("mc_test.jsonl", "msrvtt_retrieval_mc_test.jsonl"):

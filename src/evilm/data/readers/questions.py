@@ -29,6 +29,7 @@ def question(row: Row, video: str, clip: Clip, kind: str | None = None) -> Examp
         question=asked,
         answer=row.text("answer"),
         kind=kind or row.first("kind", "answer_type") or first_word(asked),
+        temporal=row.flag("temporal"),
     )
 
 
@@ -47,6 +48,7 @@ def choice(row: Row, video: str, clip: Clip) -> Example:
         choices=options,
         label=right_choice(row, options),
         kind=row.first("kind"),
+        temporal=row.flag("temporal"),
     )
 
 

@@ -72,6 +72,20 @@ class Row:
             raise self.error(f"{name!r} is {value!r:.60}, a list of texts is needed")
         return tuple(self._clean(name, item) for item in items)
 
+    def flag(self, name: str) -> bool | None:
+        """A field as yes or no; None where it is absent.
+
+        Raises:
+            AnnotationError: it is neither; a csv's ``true`` and ``false`` are.
+        """
+        if not self.has(name):
+            return None
+        value = self.values[name]
+        found = {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else value
+        if not isinstance(found, bool):
+            raise self.error(f"{name!r} is {value!r:.60}, true or false is needed")
+        return found
+
     def integer(self, name: str) -> int:
         """A field as a whole number.
 

@@ -1,0 +1,86 @@
+"""The backbone: the right block of a ViT, however many it has, and statistics that stay when it is frozen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from evilm.model.presets import ModelConfig, build
+from evilm.model.tokenizer import FrameEncoder, TokenizerConfig
+from evilm.model.video_encoder import backbone, keep_frozen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SMALL = {"img_size": 64, "embed_dim": 32, "num_heads": 2}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+def test_a_vit_answers_its_last_block(depth: int) -> None:
+    """Not its third, of which timm's list of three is easily taken to be the number."""
+    model, width = backbone("vit_tiny_patch16_224", 16, {**SMALL, "depth": depth})
+    assert width == 32
+    frames = torch.rand(2, 3, 64, 64)
+    [found] = model.eval()(frames)
+    assert found.shape == (2, 32, 4, 4)
+    vit: nn.Module = model.model
+    assert len(vit.blocks) == depth
+    seen: list[torch.Tensor] = []
+    vit.blocks[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    model(frames)
+    assert len(seen) == 1
+
+
+def encoder() -> FrameEncoder:
+    return FrameEncoder(TokenizerConfig(encoder="resnet10t", stride=16, size=64))
+
+
+def running(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items() if "running" in name}
+
+
+def test_a_frozen_backbone_keeps_its_statistics_in_training() -> None:
+    frames = torch.randint(0, 256, (2, 1, 3, 64, 64), dtype=torch.uint8)
+    frozen = encoder()
+    for parameter in frozen.backbone.parameters():
+        parameter.requires_grad_(False)
+    frozen.train()
+    assert frozen.training
+    assert not any(part.training for part in frozen.backbone.modules())
+    before = running(frozen)
+    first = frozen(frames)
+    assert before
+    assert all(torch.equal(before[name], value) for name, value in running(frozen).items())
+    assert torch.equal(frozen(frames), first)
+    # One that is trained takes each batch's.
+    free = encoder().train()
+    before = running(free)
+    free(frames)
+    assert any(not torch.equal(before[name], value) for name, value in running(free).items())
+
+
+def test_the_model_s_own_encoder_does_too() -> None:
+    shape = ModelConfig(backbone="resnet10t", stride=16, size=64, frames=1, width=32, depth=1, heads=2, hidden=32,
+                        text_width=16, text_layers=1, text_heads=2, text_hidden=32, text_positions=16)  # fmt: skip
+    model = build(shape, 50)
+    video = model.video_encoder
+    for parameter in video.backbone.parameters():
+        parameter.requires_grad_(False)
+    model.train()
+    assert model.decoder.training
+    assert not video.backbone.training
+    next(video.backbone.parameters()).requires_grad_(True)
+    model.train()
+    assert video.backbone.training
+
+
+def test_one_trainable_weight_is_enough_to_be_trained() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).train()
+    keep_frozen(module)
+    assert module.training
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    keep_frozen(module)
+    assert not module[1].training
