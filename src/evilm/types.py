@@ -39,9 +39,10 @@ class Clip:
     """Where the pixels of a sample are: a video file, a part of one, or still frames.
 
     Attributes:
-        path: a video file; a folder of frames; or a tar file of frames.
+        path: a video file; a folder of frames; or a tar file of frames or videos.
         start, end: seconds within the file; ``end`` None means to its end.
-        frames: names of still images within ``path`` (a folder or a tar), in order of time; empty for a video file.
+        frames: names of still images within ``path`` (a folder or a tar), in order of time; of one video within a tar;
+            empty for a video file.
     """
 
     path: Path

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
 MAX_BYTES = 64 * 2**20  # no honest still is larger
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _CODECS = {b"\xff\xd8": "mjpeg", b"\x89P": "png", b"RI": "webp", b"BM": "bmp"}  # by the first two bytes
 
 

@@ -18,6 +18,7 @@ from evilm.data.readers.msrvtt import msrvtt_mc, msrvtt_qa, msrvtt_retrieval
 from evilm.data.readers.msvd import msvd_qa, msvd_retrieval
 from evilm.data.readers.still_frames import frames
 from evilm.data.readers.tgif import tgif_action, tgif_count, tgif_frame, tgif_transition
+from evilm.data.readers.webdataset import shards
 from evilm.data.readers.webvid import webvid
 from evilm.errors import AnnotationError, ConfigError, SplitError
 
@@ -57,6 +58,7 @@ READERS: dict[str, Reader] = {
     "msrvtt_retrieval": msrvtt_retrieval,
     "msvd_qa": msvd_qa,
     "msvd_retrieval": msvd_retrieval,
+    "shards": shards,
     "sidecars": sidecars,
     "tgif_action": tgif_action,
     "tgif_count": tgif_count,

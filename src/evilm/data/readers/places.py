@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evilm.data import stills
 from evilm.errors import AnnotationError, SplitError
 from evilm.types import Clip
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".gif", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv",
               ".3gp", ".3g2", ".mts", ".m2ts")  # fmt: skip
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PICTURES = stills.SUFFIXES
 _TRIED = EXTENSIONS[:5]
 
 

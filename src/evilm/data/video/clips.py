@@ -49,9 +49,10 @@ def frames_of(
     clip: Clip, within: NDArray[np.float64], size: int, mode: Mode, fit: Fit, limits: Limits
 ) -> NDArray[np.uint8]:
     """``read_clip`` where the random part of the rule is done: ``within`` (T,) is what ``frames.draw`` answered."""
-    if clip.frames:
+    member = clip.frames[0] if clip.frames and not clip.frames[0].lower().endswith(stills.SUFFIXES) else None
+    if clip.frames and member is None:
         return _stills(clip, [int(i) for i in sampling.chosen(len(clip.frames), within)], size, fit, limits)
-    with VideoReader(clip.path, limits) as reader:
+    with VideoReader(clip.path, limits, member) as reader:
         whole = reader.duration
         if clip.start and clip.start >= whole:
             raise VideoError(clip.path, "zero_frames", f"nothing from {clip.start:g} s on: it lasts {whole:g} s")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import av
 import av.error
 
+from evilm.data import stills
 from evilm.data.video import faults
 from evilm.data.video.limits import FORMATS
 from evilm.errors import VideoError
@@ -52,7 +53,9 @@ def open_video(path: Path, file: str, limits: Limits) -> tuple[InputContainer, V
     Raises:
         VideoError: with the status that fits.
     """
-    whitelists = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    # A part of a file is FFmpeg's `subfile`, which in turn may only read a file; no content can ask for one.
+    protocols = "file,subfile" if file.startswith("subfile,") else "file"
+    whitelists = {"protocol_whitelist": protocols, "format_whitelist": FORMATS}
     try:
         container = av.open(
             file,
@@ -127,10 +130,32 @@ def regular_file(path: Path) -> str:
             start = stream.read(2048).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise VideoError(path, "not_a_file", f"may not be read: {error.strerror}; check its permissions") from None
+    _refuse_disguises(path, start)
+    return "file:" + os.fspath(resolved)  # else a name with a colon would be read as a protocol
+
+
+def _refuse_disguises(path: Path, start: bytes) -> None:
     for pattern, what in _DISGUISES:
         if pattern.match(start):
             raise VideoError(path, "refused", f"is {what}")
-    return "file:" + os.fspath(resolved)  # else a name with a colon would be read as a protocol
+
+
+def member_of_tar(path: Path, name: str) -> str:
+    """A video within an uncompressed tar, as FFmpeg is to open it: nothing but these bytes of the file.
+
+    Raises:
+        VideoError: ``not_a_file`` (no such tar or member), ``corrupt`` (damaged, empty) or ``refused``.
+    """
+    file = regular_file(path)
+    offset, size = stills.members(path).get(name, (0, -1))
+    if size < 0:
+        raise VideoError(path, "not_a_file", f"holds no video {name!r}")
+    if not size:
+        raise VideoError(path, "corrupt", f"video {name!r} is empty (0 bytes)")
+    with _open_regular(path) as stream:
+        stream.seek(offset)
+        _refuse_disguises(path, stream.read(min(size, 2048)).removeprefix(b"\xef\xbb\xbf").lstrip())
+    return f"subfile,,start,{offset},end,{offset + size},,:{file}"
 
 
 def _open_regular(path: Path) -> BinaryIO:

@@ -43,6 +43,7 @@ class VideoReader:
     Args:
         path: a regular file in one of the ``FORMATS``; nothing but this file is opened, whatever it claims to be.
         limits: what the file may claim (its ``timeout`` and ``memory`` are a pool's business).
+        member: ``path`` is a tar file, and this is the name of the video in it.
 
     Raises:
         VideoError: on opening or reading, with the status that fits.
@@ -52,10 +53,10 @@ class VideoReader:
         reached: seconds up to which pictures have been seen, since the last rewind.
     """
 
-    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
+    def __init__(self, path: Path, limits: Limits = LIMITS, member: str | None = None) -> None:
         self.path = path
         self.limits = limits
-        self._file = opening.regular_file(path)
+        self._file = opening.regular_file(path) if member is None else opening.member_of_tar(path, member)
         self._scale = VideoReformatter()
         self._container, self._stream = self._open()
         self._base = self._stream.time_base or Fraction(1, av.time_base)
