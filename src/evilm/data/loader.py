@@ -298,11 +298,11 @@ class Loader:
         return torch.from_numpy(np.stack(found).astype(np.int64))
 
     def _stop_if_bad(self, bad: dict[str, str], epoch: int, number: int) -> None:
-        """Of the clips tried so far, or of the first thousand: who has millions need not wait for them all."""
+        """Of the clips that all ranks tried so far, or a thousand: who has millions need not wait for them all."""
         if not bad or not self.train:
             return
         self._clips = self._clips or distinct_clips(self.examples)
-        tried = (epoch * len(self) + number + 1) * self.batch_size // self.ranks
+        tried = (epoch * len(self) + number + 1) * self.batch_size
         check_bad(list(bad.values()), min(self._clips, max(tried, _GRACE)), self.bad_share)
 
 
