@@ -133,6 +133,9 @@ def test_other_processes_read_packed_jpegs_alike(clips: list[Example], tmp_path:
 def test_packs_are_web_data_sets_and_rows_of_the_frames_reader(clips: list[Example], tmp_path: Path) -> None:
     folder = packed(clips, tmp_path, "jpeg").folder
     found = readers.read("frames", folder)
+    assert [(row.captions, row.label) for row in readers.read("shards", folder)] == [
+        (r.captions, r.label) for r in found
+    ]
     assert [row.captions for row in found[3:5]] == [("caption 3", "caption 7"), ("caption 4",)]
     assert [row.label for row in found[:3]] == [0, 1, 0]
     assert len(found) == 8

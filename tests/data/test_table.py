@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,20 +18,28 @@ ROWS = [
     Example("1", "v1", Clip(Path("a/b.mp4")), ("a cat", "eine Katze ist müde 🐈")),
     Example("", "", Clip(Path("a.mp4"), 1.5, 2.25), (), "what?", "", ("x", "", "y"), 0, "who"),
     Example("3", "v1", Clip(Path("x.tar"), frames=("p.00.jpg", "p.01.jpg")), ("\udc80 lone",), label=-3),
-    Example("4", "v4", Clip(Path("a/b.mp4")), answer="no\nline\0"),
+    Example("4", "v4", Clip(Path("a/b.mp4")), answer="no\nline\0", temporal=False),
+    Example("5", "v5", Clip(Path("a/b.mp4")), temporal=True),
 ]
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
     rows = Table.write(tmp_path, iter(ROWS))
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert list(rows) == ROWS
-    assert [rows[i] for i in range(-4, 4)] == ROWS + ROWS
+    assert [rows[i] for i in range(-5, 5)] == ROWS + ROWS
     assert rows[1:] == ROWS[1:]
     assert rows.clips == table.distinct_clips(ROWS) == table.distinct_clips(rows) == 3
     assert list(Table(tmp_path)) == ROWS
     with pytest.raises(IndexError):
-        rows[4]
+        rows[5]
+
+
+def test_no_field_is_forgotten() -> None:
+    """A new field of a row needs a column: see ``Table``."""
+    names = {field.name for kind in (Example, Clip) for field in fields(kind)}
+    assert names == {"clip", "path", "start", "end", "frames", "key", "video", "captions", "question", "answer",
+                     "choices", "label", "kind", "temporal"}  # fmt: skip
 
 
 def test_columns_that_are_empty(tmp_path: Path) -> None:

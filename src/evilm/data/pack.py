@@ -204,11 +204,11 @@ class _Groups:
 
 
 def _facts(example: Example) -> bytes:
-    """What the json of a sample says; the reader ``frames`` reads it again."""
+    """What the json of a sample says; the readers ``frames`` and ``shards`` read it again."""
     clip = example.clip
     facts: dict[str, Any] = {"clip": clip.id, "video": example.video, "captions": list(example.captions)}
     if example.label is not None:
-        facts |= {"category": example.label}
+        facts |= {"category": example.label, "label": example.label}  # as two readers call it
     if example.kind is not None:
         facts |= {"kind": example.kind}
     return json.dumps(facts, ensure_ascii=True, sort_keys=True).encode()

@@ -35,7 +35,7 @@ _CHUNK = 4096  # rows written or read at a time
 _RELEASE = 100_000  # rows read between two returns of their pages
 _NO_LABEL = np.iinfo(np.int64).min
 _TEXTS = ("key", "video", "path", "frames", "captions", "question", "answer", "choices", "kind")
-_FIELDS = np.dtype([("start", "<f8"), ("end", "<f8"), ("label", "<i8")])
+_FIELDS = np.dtype([("start", "<f8"), ("end", "<f8"), ("label", "<i8"), ("temporal", "i1")])  # -1: not said
 _ABOUT = "rows.json"
 
 
@@ -84,7 +84,7 @@ class Table(Sequence[Example]):
             self._count, self.clips = int(about["rows"]), int(about["clips"])
             self._texts = {name: _Texts(folder, name, self._count) if name in about["texts"] else None
                            for name in _TEXTS}  # fmt: skip
-            self._numbers = _Mapped(folder / "numbers", 24 * self._count)
+            self._numbers = _Mapped(folder / "numbers", _FIELDS.itemsize * self._count)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: holds no whole table of rows ({error}); write it anew") from None
         fields = np.frombuffer(self._numbers.memory, dtype=_FIELDS)
@@ -142,7 +142,7 @@ class Table(Sequence[Example]):
         texts = {name: none if each is None else each.rows(start, stop) for name, each in self._texts.items()}
         numbers = self._fields[start:stop].tolist()
         found: list[Example] = []
-        for i, (begin, end, label) in enumerate(numbers):
+        for i, (begin, end, label, temporal) in enumerate(numbers):
             path = Path(texts["path"][i][0])
             found.append(
                 Example(
@@ -155,6 +155,7 @@ class Table(Sequence[Example]):
                     choices=texts["choices"][i],
                     label=None if label == _NO_LABEL else label,
                     kind=next(iter(texts["kind"][i]), None),
+                    temporal=None if temporal < 0 else bool(temporal),
                 )
             )
         return found
@@ -188,6 +189,7 @@ def _numbers(rows: Sequence[Example]) -> NDArray[np.void]:
     table["start"] = [row.clip.start for row in rows]
     table["end"] = [math.nan if row.clip.end is None else row.clip.end for row in rows]
     table["label"] = [_NO_LABEL if row.label is None else row.label for row in rows]
+    table["temporal"] = [-1 if row.temporal is None else row.temporal for row in rows]
     return table
 
 
