@@ -46,6 +46,19 @@ def test_the_tokenizer_learned_and_its_codebook_lives(tokenizer_run: Path) -> No
     assert about["facts"]["words"] == list(task.caption_words.words)
 
 
+def test_a_moving_codebook_lives_too(
+    make_recipe: Callable[..., Recipe], tiny_tokenizer: TokenizerConfig, tmp_path: Path
+) -> None:
+    """From scratch, with dead codes re-seeded; a decay of 0.99 would find the first dead code after 69 steps."""
+    shape = {**tiny_tokenizer.model_dump(), "codebook": "ema", "decay": 0.9}
+    longer = {"epochs": 8, "batch_size": 12}
+    run = trainer.train(make_recipe(tmp_path / "ema", {"name": "tokenizer", "tokenizer": shape}, optim=longer))
+    found = checkpoint.read_json(checkpoint.find(run) / "config.json")["validation"]
+    assert found["voc_rate"] > 50
+    assert found["perplexity"] > 4
+    assert mean_loss(run, slice(-3, None), "words") < mean_loss(run, slice(3), "words")
+
+
 def test_pre_training_learned_every_objective(pretrained: Path) -> None:
     for name in ("loss", "mlm", "contrastive"):
         assert mean_loss(pretrained, slice(-6, None), name) < mean_loss(pretrained, slice(6), name)

@@ -1,13 +1,15 @@
 """The documents: every relative link leads somewhere, and every block of commands marked as run is run.
 
 A block of commands in a document is executed here, in an empty folder, when the line before it is ``<!-- run -->``
-(in the fast suite) or ``<!-- run: slow -->``.
+(in the fast suite), ``<!-- run: slow -->``, or ``<!-- run: small -->``: then worlds have few clips and trainings few
+steps. What is not run, in documents and at the head of recipes, is read as far as its recipe and the changes to it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,15 +22,20 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-BLOCK = re.compile(r"^<!-- run(: slow)? -->\n+```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^<!-- run(?:: (slow|small))? -->\n+```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(
+    r"^[#\s]*(evilm (?:tokenizer|pretrain|finetune) .*)|`(evilm (?:tokenizer|pretrain|finetune) .*?)`", re.MULTILINE
+)
+SMALL = "optim.epochs=0.4 optim.batch_size=16 data.workers=0 run.threads=1 run.device=cpu"
 
 
 class Block(NamedTuple):
-    """Commands of a document, and whether running them takes long."""
+    """Commands of a document, whether running them takes long, and whether they are run smaller than they are."""
 
     where: str
     commands: str
     slow: bool
+    small: bool = False
 
 
 def anchors(text: str) -> set[str]:
@@ -57,9 +64,26 @@ def blocks(document: Path) -> list[Block]:
     """The blocks of commands that a document marks as run."""
     text = document.read_text(encoding="utf-8")
     return [
-        Block(f"{document.name}:{text.count(chr(10), 0, found.start(2)) + 1}", found[2], bool(found[1]))
+        Block(
+            f"{document.name}:{text.count(chr(10), 0, found.start(2)) + 1}",
+            found[2],
+            bool(found[1]),
+            found[1] == "small",
+        )
         for found in BLOCK.finditer(text)
     ]
+
+
+def shrunk(commands: str) -> str:
+    """The same commands with a world of 96 clips and trainings of a few steps."""
+    fewer = re.sub(r"--clips \d+", "--clips 96", commands)
+    return re.sub(r"^(evilm (?:tokenizer|pretrain|finetune) [^#\n]*)", rf"\1 {SMALL} ", fewer, flags=re.MULTILINE)
+
+
+def trainings(path: Path) -> list[list[str]]:
+    """The training commands that a document or the head of a recipe names, word by word."""
+    found = COMMAND.findall(path.read_text(encoding="utf-8"))
+    return [shlex.split(first or second, comments=True) for first, second in found]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -79,10 +103,38 @@ def test_commands_run(block: Block, tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        ["/bin/bash", "-euo", "pipefail", "-c", block.commands],
+        ["/bin/bash", "-euo", "pipefail", "-c", shrunk(block.commands) if block.small else block.commands],
         cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{block.where}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, *sorted(ROOT.glob("recipes/**/*.toml"))], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_training_commands_name_a_recipe_of_their_kind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evilm import recipe
+    from evilm.tasks import TOKENIZERS
+
+    monkeypatch.chdir(ROOT)
+    for _, command, name, *changes in trainings(path):
+        if name.isupper():  # RECIPE, in a text about all of them
+            continue
+        task = recipe.load(recipe.find(name), [change for change in changes if not change.startswith("--")]).task.name
+        assert command == ("tokenizer" if task in TOKENIZERS else task if task == "pretrain" else "finetune"), name
+
+
+def test_training_commands_are_found_and_shrunk(tmp_path: Path) -> None:
+    document = tmp_path / "a.md"
+    document.write_text(
+        "see `evilm pretrain a.toml x=1` and\n#   evilm tokenizer b.toml\nevilm finetune c y=2  # why\n"
+    )
+    assert trainings(document) == [
+        ["evilm", "pretrain", "a.toml", "x=1"], ["evilm", "tokenizer", "b.toml"], ["evilm", "finetune", "c", "y=2"]
+    ]  # fmt: skip
+    assert shrunk("evilm world w --clips 5000\nevilm finetune c y=2  # why\nevilm evaluate c\n") == (
+        f"evilm world w --clips 96\nevilm finetune c y=2   {SMALL} # why\nevilm evaluate c\n"
+    )
 
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
@@ -97,5 +149,7 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
 
 def test_marked_blocks_are_found(tmp_path: Path) -> None:
     document = tmp_path / "a.md"
+    document.write_text("<!-- run: small -->\n```sh\nevilm world w\n```\n")
+    assert blocks(document) == [Block("a.md:3", "evilm world w\n", slow=True, small=True)]
     document.write_text("```sh\nno\n```\n<!-- run -->\n```sh\none\ntwo\n```\n\n<!-- run: slow -->\n\n```\nthree\n```\n")
     assert blocks(document) == [Block("a.md:6", "one\ntwo\n", slow=False), Block("a.md:13", "three\n", slow=True)]
