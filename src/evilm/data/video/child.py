@@ -48,7 +48,7 @@ def main() -> None:
     _send(answers, {"ready": True})
     while (question := _receive(questions)) is not None:
         # Not handled, so the system ends this process, even in the middle of a decoder that hangs.
-        signal.setitimer(signal.ITIMER_REAL, 2 * limits.timeout + 5)
+        signal.setitimer(signal.ITIMER_REAL, 5 * limits.timeout + 5)
         facts, pixels = _answer(question, limits)
         # One that has kept much of what it was lent is replaced, so that the next file finds as much as this one.
         _send(answers, facts | {"spent": memory_in_use() - before > limits.memory // 2}, pixels)

@@ -22,7 +22,8 @@ class Limits:
         max_pixels: width x height of a picture.
         max_seconds: the length a file states, or has.
         max_frames: the pictures a file states, or has.
-        timeout: seconds of wall clock for one question to a decoder process, which is killed when they are over.
+        timeout: seconds for one question to a decoder process, which is killed when they are over; one that a busy
+            machine keeps waiting is given up to four times as long.
         memory: bytes that a decoder process may take beyond what it has when it starts.
     """
 

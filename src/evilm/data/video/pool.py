@@ -76,6 +76,11 @@ class DecoderPool:
         while self._idle:
             self._idle.pop().kill()
 
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the processes that wait for a question."""
+        return [process.pid for process in self._idle]
+
     def read(
         self, clip: Clip, count: int, size: int, rng: np.random.Generator | None = None,
         mode: Mode = "exact", fit: Fit = "crop",

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Self, cast
 
 import av
+import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
@@ -62,9 +63,14 @@ class VideoReader:
         self._base = self._stream.time_base or Fraction(1, av.time_base)
         self._first = self._stream.start_time or 0
         self._mode: Mode = "exact"
-        self.damaged, self.reached = 0, 0.0
+        self.damaged, self.reached, self._oversized = 0, 0.0, False
         self._start_reading(from_start=True)
         self._fresh = True
+        # AVI has no time stamps of pictures, and FFmpeg's are late by as many as the decoder holds back: look.
+        if self._container.format.name == "avi" and (picture := self._advance(self._target)) is not None:
+            self._first = cast("int", picture.pts)
+        # After a seek, FFmpeg gives the pictures of an MPEG program stream the time stamps of others.
+        self._misled = self._container.format.name == "mpeg"
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +183,7 @@ class VideoReader:
 
     def _on_screen(self, target: int) -> VideoFrame:
         """The last picture whose time stamp is not after ``target`` (in units of the stream)."""
-        if self._worth_seeking(target):
+        if self._worth_seeking(target) and not (self._misled and self._mode == "exact"):
             self._seek(target)
         picture = self._advance(target)
         back = int(2 / self._base)
@@ -187,6 +193,10 @@ class VideoReader:
                 self._rewind()
             picture = self._advance(target)
             back *= 8
+        if picture is None and self._oversized:
+            raise VideoError(
+                self.path, "too_large", f"a frame has more than the {self.limits.max_pixels} pixels allowed"
+            )
         if picture is None:
             status = "corrupt" if self.damaged else "zero_frames"
             raise VideoError(self.path, status, f"no frame could be decoded ({self.damaged} damaged packets)")
@@ -207,9 +217,13 @@ class VideoReader:
     def _decode(self) -> Generator[VideoFrame]:
         """Pictures in order of time from here to the end; damaged packets are counted and passed over."""
         context = self._stream.codec_context
-        latest, step = None, 0
+        latest, step, keyed = None, 0, False
         for packet in self._packets():
             stamp = None if packet is None else packet.pts
+            if self._mode == "fast" and packet is not None:  # not every decoder heeds `skip_frame`
+                if keyed and not packet.is_keyframe:
+                    continue
+                keyed = keyed or packet.is_keyframe
             spare = stamp is not None and latest is not None and stamp < latest
             context.skip_frame = "NONKEY" if self._mode == "fast" else "NONREF" if spare else "DEFAULT"
             if stamp is not None and stamp <= self._target:
@@ -220,8 +234,10 @@ class VideoReader:
                 return
             except MemoryError:
                 raise faults.out_of_memory(self.path, self.limits) from None
-            except faults.FAULTS:
+            except faults.FAULTS as error:
                 self.damaged += 1
+                # What FFmpeg says to more than max_pixels, and then it forgets the size.
+                self._oversized |= isinstance(error, av.error.ArgumentError) and not context.width
                 continue
             for picture in pictures:
                 if picture.pts is None:
@@ -248,6 +264,7 @@ class VideoReader:
                 return
             if packet.has_sidedata("encryption_info"):
                 raise faults.encrypted(self.path)
+            self.damaged += packet.is_corrupt
             if packet.size:  # AVI marks a picture that stays on screen by a packet of no bytes
                 yield packet
 

@@ -16,49 +16,13 @@ import pytest
 from evilm.data.video import Limits, Mode, VideoReader, read_clip
 from evilm.errors import VideoError
 from evilm.types import Clip
+from films import SIDE, number_of, numbered, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-SIDE = 64
-LEVELS = (16, 235)  # black and white of a bit
-
-
-def numbered(number: int, height: int = SIDE, width: int = SIDE) -> NDArray[np.uint8]:
-    """A picture that carries its number as 8 grey bars, the highest bit on the left."""
-    bits = [(number >> shift) & 1 for shift in range(7, -1, -1)]
-    row = np.repeat([LEVELS[bit] for bit in bits], width // 8).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(row[None, :, None], (height, width, 3)))
-
-
-def number_of(picture: NDArray[np.uint8]) -> int:
-    """The number that ``numbered`` wrote, read from the middle of each bar."""
-    width = picture.shape[1]
-    row = picture[picture.shape[0] // 2, :, 1]
-    return sum(int(row[width * (2 * i + 1) // 16] > 128) << (7 - i) for i in range(8))
-
-
-def write(
-    path: Path, stamps: Sequence[int], codec: str = "libx264", gop: int = 10, second: int = 100, **options: str
-) -> Path:
-    """A video whose i-th picture carries i and stands at ``stamps[i]`` / ``second`` seconds."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width = stream.height = SIDE
-        stream.pix_fmt = "yuv420p"
-        stream.gop_size = gop
-        stream.codec_context.time_base = Fraction(1, second)
-        stream.options = options
-        container.start_encoding()
-        for i, stamp in enumerate(stamps):
-            frame = av.VideoFrame.from_ndarray(numbered(i), format="rgb24")
-            frame.pts, frame.time_base = stamp, Fraction(1, second)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 @pytest.fixture(scope="module")

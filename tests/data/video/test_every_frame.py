@@ -1,0 +1,102 @@
+"""The sampling rule, picture by picture: whatever the container and codec, the picture shown is the one on screen."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import pytest
+
+from evilm.data.video import VideoReader
+from films import number_of, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+B_FRAMES = {"bf": "3"}
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:bframes=3:scenecut=0:b-adapt=0"}
+PYRAMID = {"x264-params": "open-gop=1:keyint=12:bframes=5:b-pyramid=normal:b-adapt=0"}
+REFRESH = {"x264-params": "intra-refresh=1:keyint=10:bframes=0"}  # no keyframes at all after the first
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("b.mp4", "libx264", B_FRAMES), ("open.mp4", "libx264", OPEN_GOP), ("open.ts", "libx264", OPEN_GOP),
+     ("pyramid.mkv", "libx264", PYRAMID), ("refresh.mp4", "libx264", REFRESH), ("a.flv", "libx264", {}),
+     ("open.mov", "libx265", {"x265-params": "log-level=none:open-gop=1:keyint=10:bframes=4"}),
+     ("a.webm", "libvpx-vp9", {}), ("8.webm", "libvpx", {}), ("b.avi", "mpeg4", {"bf": "2"}), ("a.avi", "mpeg4", {}),
+     ("b.ts", "mpeg2video", {"bf": "2"}), ("a.gif", "gif", {}), ("a.mov", "mjpeg", {}), ("a.wmv", "wmv2", {})],
+)  # fmt: skip
+def test_every_picture_alone_and_in_a_row(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    count = 48
+    path = write(tmp_path / name, range(count), codec, second=25, **options)
+    moments = [(i + 0.5) / 25 for i in range(count)]
+    with VideoReader(path) as reader:
+        assert [number_of(p) for p in reader.frames_at(moments)] == list(range(count))
+        # Each alone: sought from the start, from wherever that leads.
+        alone = range(1, count, 4)
+        assert [number_of(reader.frames_at([moments[i]])[0]) for i in alone] == list(alone)
+        assert [number_of(p) for p in reader.frames_at(moments, mode="fast")] == _keyframes(path, count)
+
+
+def _keyframes(path: Path, count: int) -> list[int]:
+    """For each picture the last keyframe up to it, by a plain decode."""
+    with av.open(str(path)) as container:
+        keys = [number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    return [max((key for key in keys if key <= i), default=0) for i in range(count)]
+
+
+def test_program_streams_are_right_though_their_seeks_mislead(tmp_path: Path) -> None:
+    count = 150
+    path = write(tmp_path / "a.mpg", range(count), "mpeg2video", second=25, bf="2")
+    with VideoReader(path) as reader:
+        alone = range(3, count - 5, 39)  # the last few carry no time stamps
+        assert [number_of(reader.frames_at([(i + 0.5) / 25])[0]) for i in alone] == list(alone)
+
+
+@pytest.mark.parametrize(("aspect", "shown"), [(Fraction(2), (64, 128)), (Fraction(1, 2), (64, 32)),
+                                                (Fraction(16, 15), (64, 68)), (Fraction(200), (64, 64))])  # fmt: skip
+def test_pixels_that_are_not_square(tmp_path: Path, aspect: Fraction, shown: tuple[int, int]) -> None:
+    path = write(tmp_path / "a.mp4", range(10), second=25, aspect=aspect)
+    with VideoReader(path) as reader:
+        assert reader.frames_at([0.2]).shape[1:3] == shown
+        assert number_of(reader.frames_at([0.22])[0]) == 5
+        assert number_of(reader.frames_at([0.22], size=32, fit="squash")[0]) == 5
+
+
+def test_a_crop_of_wide_pixels_is_of_what_is_shown(tmp_path: Path) -> None:
+    # Shown twice as wide as high, the crop keeps the middle half: bars 2 to 5 of 8: all white for 60.
+    path = write(tmp_path / "a.mp4", range(61), second=25, aspect=Fraction(2))
+    with VideoReader(path) as reader:
+        crop = reader.frames_at([60.5 / 25], size=64)[0]
+        whole = reader.frames_at([60.5 / 25], size=64, fit="squash")[0]
+    assert crop.min() > 128
+    assert number_of(whole) == 60
+
+
+def test_a_picture_that_stays_for_long(tmp_path: Path) -> None:
+    stamps = [0, 10, 6000, 6010]  # hundredths: a minute of one picture
+    path = write(tmp_path / "a.mp4", stamps, gop=1)
+    with VideoReader(path) as reader:
+        assert [number_of(p) for p in reader.frames_at([0.05, 0.1, 30.0, 59.99, 60.0, 60.1])] == [0, 1, 1, 1, 2, 3]
+
+
+def test_a_segment_costs_by_its_length_not_by_the_films(tmp_path: Path) -> None:
+    """Pictures that are decoded for a moment late in a film are no more than a group of pictures."""
+    path = write(tmp_path / "a.mp4", range(1000), second=25, gop=25, bf="0")
+    with VideoReader(path) as reader:
+        decoded = 0
+        original = reader._decode
+
+        def counting():
+            nonlocal decoded
+            for picture in original():
+                decoded += 1
+                yield picture
+
+        reader._decode = counting
+        numbers = [number_of(p) for p in reader.frames_at(np.array([900.5, 910.5, 930.5]) / 25)]
+        assert numbers == [900 % 256, 910 % 256, 930 % 256]
+        assert decoded <= 2 * 25 + 2
