@@ -48,14 +48,6 @@ def _keyframes(path: Path, count: int) -> list[int]:
     return [max((key for key in keys if key <= i), default=0) for i in range(count)]
 
 
-def test_program_streams_are_right_though_their_seeks_mislead(tmp_path: Path) -> None:
-    count = 150
-    path = write(tmp_path / "a.mpg", range(count), "mpeg2video", second=25, bf="2")
-    with VideoReader(path) as reader:
-        alone = range(3, count - 5, 39)  # the last few carry no time stamps
-        assert [number_of(reader.frames_at([(i + 0.5) / 25])[0]) for i in alone] == list(alone)
-
-
 @pytest.mark.parametrize(("aspect", "shown"), [(Fraction(2), (64, 128)), (Fraction(1, 2), (64, 32)),
                                                 (Fraction(16, 15), (64, 68)), (Fraction(200), (64, 64))])  # fmt: skip
 def test_pixels_that_are_not_square(tmp_path: Path, aspect: Fraction, shown: tuple[int, int]) -> None:

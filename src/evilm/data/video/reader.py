@@ -69,8 +69,6 @@ class VideoReader:
         # AVI has no time stamps of pictures, and FFmpeg's are late by as many as the decoder holds back: look.
         if self._container.format.name == "avi" and (picture := self._advance(self._target)) is not None:
             self._first = cast("int", picture.pts)
-        # After a seek, FFmpeg gives the pictures of an MPEG program stream the time stamps of others.
-        self._misled = self._container.format.name == "mpeg"
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +181,7 @@ class VideoReader:
 
     def _on_screen(self, target: int) -> VideoFrame:
         """The last picture whose time stamp is not after ``target`` (in units of the stream)."""
-        if self._worth_seeking(target) and not (self._misled and self._mode == "exact"):
+        if self._worth_seeking(target):
             self._seek(target)
         picture = self._advance(target)
         back = int(2 / self._base)
