@@ -131,7 +131,7 @@ def make_recipe(
             "cache": str(cache), "candidates": 4, "workers": 0,
         }  # fmt: skip
         optim = {"epochs": 2, "batch_size": 12, "lr": 2e-3}
-        run = {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}
+        run = {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1, "curves": False}
         tables: dict[str, dict[str, Any]] = {"data": data, "optim": optim, "run": run}
         changed = {name: table | rest.pop(name, {}) for name, table in tables.items()}
         return config.check(Recipe, {"task": task, **changed, **rest}, "test")

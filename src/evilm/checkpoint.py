@@ -1,6 +1,6 @@
 """Crash-safe checkpoint folders: safetensors and JSON, checksums, the marker last (docs/reliability.md).
 
-    step-1200/
+    step-1200/                  its twin step-1200.old only while the same step is written anew
         model.safetensors       weights
         config.json             what is needed to build the model again: task, recipe, facts, versions
         vocabulary.json         the word pieces
@@ -12,6 +12,7 @@ A folder without a manifest, or whose files do not match it, is not a checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from evilm.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -31,6 +32,8 @@ MANIFEST = "manifest.json"
 POINTER = "latest"
 MARK = ".evilm"
 _UNFINISHED = MARK + ".tmp"
+LOCK = ".evilm-lock"
+OLD = ".old"
 KEPT = 2
 _REMEDY = "take another checkpoint, or copy this one anew"
 
@@ -50,15 +53,22 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         sums = {path.relative_to(temporary).as_posix(): _settled(path) for path in files}
         write_json(temporary / MANIFEST, {"format": FORMAT, "sha256": sums})
         _settled(temporary / MANIFEST)
+        for inner in sorted(path for path in temporary.rglob("*") if path.is_dir()):
+            _sync_folder(inner)
         _sync_folder(temporary)
-        if folder.exists():  # a step written again after a resume: same content, the old one may go
-            shutil.rmtree(folder)
+        old = folder.with_name(folder.name + OLD)
+        if folder.exists():  # a step written again: the old one stays until its successor is in place
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         temporary.rename(folder)
         _sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.strerror or error
-        raise OutputError(f"{folder}: cannot write the checkpoint: {reason}; free space and resume") from error
+        raise OutputError(
+            f"{folder}: cannot write the checkpoint: {error.strerror or error}; what was saved before is whole: free "
+            "space and go on with --resume"
+        ) from error
 
 
 def point(run: Path, folder: Path) -> None:
@@ -76,15 +86,22 @@ def point(run: Path, folder: Path) -> None:
         _sync_folder(run)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"{pointer}: cannot be written: {error.strerror or error}; free space and resume") from error
+        raise OutputError(
+            f"{pointer}: cannot be written: {error.strerror or error}; the checkpoints are whole: free space and go on "
+            "with --resume"
+        ) from error
     for old in steps(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def steps(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, valid or not."""
-    found = [path for path in run.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+
+    def number(path: Path) -> str:
+        return path.name.removesuffix(OLD)[5:]
+
+    found = [path for path in run.glob("step-*") if path.is_dir() and number(path).isdigit()]
+    return sorted(found, key=lambda path: (int(number(path)), not path.name.endswith(OLD)))
 
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
@@ -116,6 +133,16 @@ def find(path: Path) -> Path:
         lacks = f"{path}: holds no checkpoint (no {MANIFEST}, no step-N); name the folder of a run, or a step-N in one"
         raise CheckpointError(complaints[0] if complaints else lacks)
     return folder
+
+
+def set_aside(run: Path, valid: Path) -> None:
+    """Rename what is newer than the newest valid checkpoint and so was found damaged, lest it count as one of two."""
+    for folder in steps(run)[::-1]:
+        if folder == valid:
+            return
+        broken = folder.with_name(folder.name + ".damaged")
+        shutil.rmtree(broken, ignore_errors=True)
+        folder.rename(broken)
 
 
 def verify(folder: Path) -> None:
@@ -179,9 +206,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file of contiguous copies: tensors that share memory are refused by the format."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType], its PathLike is bare
 
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:  # its writer has no other name for a full disk
+        raise OSError(f"{path.name}: {error}") from None
 
 
 def claim(folder: Path, kind: str) -> None:
@@ -222,9 +254,39 @@ def check_free(folder: Path, kind: str) -> None:
 
 def release(folder: Path) -> None:
     """Undo ``claim`` where nothing was written since."""
-    if [path.name for path in folder.iterdir()] == [MARK]:
-        (folder / MARK).unlink()
+    if {path.name for path in folder.iterdir()} <= {MARK, LOCK}:
+        for name in (MARK, LOCK):
+            (folder / name).unlink(missing_ok=True)
         folder.rmdir()
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Generator[None]:
+    """Keep other processes out of a run's folder; the system lets go when this process dies, however it does.
+
+    Raises:
+        OutputError: another process is at work there.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    # Kept open; never opened elsewhere, as closing any handle of a file gives up all of a process's locks on it.
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise OutputError(
+                f"{folder}: another run is writing into it ({file.read().strip() or 'no name'}): wait for it, stop it, "
+                "or name another folder in run.out"
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
 
 
 def _settled(path: Path) -> str:

@@ -53,25 +53,49 @@ class Evaluation:
     folder: Path
 
 
+class StoppedError(Exception):
+    """An evaluation was asked to stop."""
+
+
 def evaluate(
-    task: Task, loader: Loader, device: torch.device, precision: Precision = "auto", label: str = "evaluating"
+    task: Task,
+    loader: Loader,
+    device: torch.device,
+    precision: Precision = "auto",
+    label: str = "evaluating",
+    stop: Callable[[], bool] = bool,
 ) -> Summary:
     """Predict every row of a split once, in file order, and summarise.
+
+    Several processes take batches in turn, and each gets the summary of all.
 
     Args:
         task: put on ``device`` and into evaluation mode.
         loader: of a split that is not shuffled for training.
         device, precision: where and in which format.
         label: for the progress line.
+        stop: asked before every batch.
+
+    Raises:
+        StoppedError: ``stop`` said so, in one of the processes.
     """
     task.to(device).eval()
-    predictions: list[Prediction] = []
+    bf16, share = distributed.computes_in_bf16(precision, device), distributed.ranks()
+    own: list[list[Prediction]] = []
     with Meter(label, len(loader), "batches") as meter, torch.inference_mode():
-        for done, batch in enumerate(loader, 1):
-            with torch.autocast(device.type, torch.bfloat16, enabled=distributed.computes_in_bf16(precision, device)):
-                predictions += task.predict(batch.to(device))
-            meter.update(done)
-    return task.summarise(predictions)
+        batches = iter(loader)
+        for first in range(0, len(loader), share):
+            if distributed.largest(int(stop())):
+                raise StoppedError
+            batch = next(batches, None)
+            if batch is not None:
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    own.append(task.predict(batch.to(device)))
+            meter.update(min(first + share, len(loader)))
+    each = distributed.gather_objects(own)
+    for found in distributed.gather_objects(loader.bad):
+        loader.bad.update(found)
+    return task.summarise([row for n in range(len(loader)) for row in each[n % share][n // share]])
 
 
 def of_checkpoint(

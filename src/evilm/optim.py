@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evilm.config import Config
 
@@ -18,17 +19,35 @@ class OptimConfig(Config):
     """The optimiser; the defaults are those of the paper's pre-training."""
 
     epochs: float = Field(default=20, gt=0)
-    batch_size: int = Field(default=64, gt=0)
+    batch_size: int = Field(default=64, gt=0, description="of all processes together")
+    accumulate: int = Field(
+        default=1, gt=0, description="pieces a batch is computed in, for want of memory; negatives come from the piece"
+    )
     lr: float = Field(default=1e-4, gt=0)
     head_lr: float = Field(
         default=1.0, gt=0, description="factor on the learning rate of what did not start from a checkpoint"
     )
     backbone_lr: float = Field(default=1.0, ge=0, description="factor for the video backbone; 0 freezes it")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="factor on the learning rate for each layer further from the output"
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "polynomial", "constant"] = "cosine"
+    power: float = Field(default=1.0, gt=0, description="of the polynomial schedule; 1 is linear")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged weights, which are then the result")
+    explodes: float = Field(
+        default=100.0, ge=0, description="stop when the loss is this many times its usual value (or 1); 0 never"
+    )
+    fused: bool = Field(default=True, description="one kernel for all weights, where the device has it")
+
+    @model_validator(mode="after")
+    def _fits(self) -> OptimConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}")
+        return self
 
 
 def steps(config: OptimConfig, batches: int) -> int:
@@ -48,10 +67,12 @@ def optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) -> to
         for name, parameter in task.named_parameters():
             if ".backbone." in name:
                 parameter.requires_grad_(False)
+    deepest = max((int(found[1]) for name, _ in task.named_parameters() if (found := _BLOCK.search(name))), default=0)
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
             factor = config.backbone_lr if ".backbone." in name else config.head_lr if name in fresh else 1.0
+            factor *= config.layer_decay ** _depth(name, deepest)
             groups.setdefault((_decays(name, parameter), factor), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -60,8 +81,21 @@ def optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) -> to
         ],
         lr=config.lr,
         betas=config.betas,
-        fused=all(p.device.type in ("cpu", "cuda") for p in task.parameters()),
+        fused=config.fused and all(p.device.type in ("cpu", "cuda") for p in task.parameters()),
     )
+
+
+_BLOCK = re.compile(r"^model\.decoder\.blocks\.(\d+)\.")
+
+
+def _depth(name: str, deepest: int) -> int:
+    """How many layers lie between a parameter and the output: heads 0, the last fusion block 1, the encoders most."""
+    block = _BLOCK.search(name)
+    if block is not None:
+        return deepest + 1 - int(block[1])
+    if name.startswith(("model.video_encoder.", "model.text_encoder.", "model.decoder.type_", "model.decoder.cls")):
+        return deepest + 2
+    return 0
 
 
 def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
@@ -78,7 +112,9 @@ def rate(config: OptimConfig, step: int, total: int) -> float:
     if config.schedule == "constant":
         return 1.0
     past = (step - warm) / max(1, total - warm)
-    return 1 - past if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * past))
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * past))
+    return 1 - past if config.schedule == "linear" else (1 - past) ** config.power
 
 
 def set_rate(optim: torch.optim.Optimizer, config: OptimConfig, factor: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -9,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.progress import TaskID
 
 QUIET_SECONDS = 15.0  # between lines where there is no terminal
@@ -29,11 +33,12 @@ class Meter:
         self.console = Console(stderr=True)
         self.first = self.done = done
         self.began = self.spoke = time.monotonic()
+        self._quiet = int(os.environ.get("RANK", "0")) > 0  # the first process speaks for all
         self._bar: Progress | None = None
         self._row: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self._quiet:
             before, after = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
             self._bar = Progress(before, BarColumn(bar_width=24), MofNCompleteColumn(), after, console=self.console)
             self._bar.start()
@@ -60,7 +65,23 @@ class Meter:
             self._say(f"{done}/{self.total} {self.unit}, {text}")
 
     def _say(self, text: str) -> None:
-        self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True, markup=False)
+        if not self._quiet:
+            self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def say(text: str) -> None:
+    """A line on stderr, from the first process alone."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def spark(values: Sequence[float], width: int = 20) -> str:
+    """The latest of some values as a line of small bars: a curve that fits beside a progress bar."""
+    shown = [value for value in values if math.isfinite(value)][-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / (high - low))] if high > low else "▄" for value in shown)
 
 
 def clock(seconds: float) -> str:

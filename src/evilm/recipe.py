@@ -49,11 +49,15 @@ class RunConfig(Config):
     device: DeviceName = "auto"
     precision: Precision = "auto"
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    compile: bool = Field(default=False, description="torch.compile the encoders and the decoder")
+    recompute: bool = Field(default=False, description="keep fewer activations and compute them again: less memory")
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
     validate_every: float = Field(
         default=0, ge=0, description="epochs between evaluations on data.validation; 0 at the end alone"
     )
+    curves: bool = Field(default=True, description="draw curves.png at the end")
+    tensorboard: bool = Field(default=False, description="write for TensorBoard too")
 
 
 class Recipe(Config):
@@ -342,6 +346,8 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         prefetch=data.prefetch,
         timeout=data.timeout,
         pin=distributed.device(recipe.run.device).type == "cuda",
+        rank=distributed.rank(),
+        ranks=distributed.ranks(),
     )
 
 

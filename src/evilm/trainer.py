@@ -1,28 +1,29 @@
-"""One ``fit`` for every task: steps, schedule, checkpoints, a log, and a clean stop at any time."""
+"""One ``fit`` for every task: steps, schedule, checkpoints, and a clean stop at any time (docs/reliability.md)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
-import platform
-import signal
-import threading
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from evilm import __version__, checkpoint, distributed, evaluation, optim, seeds
+from evilm import __version__, checkpoint, distributed, evaluation, journal, optim, seeds, snapshot
 from evilm import recipe as recipes
-from evilm.errors import CheckpointError, EvilmError, OutputError, TrainingError
-from evilm.progress import Meter
+from evilm.errors import CheckpointError, ConfigError, EvilmError, OutputError, TrainingError
+from evilm.journal import METRICS, VALIDATION, Journal
+from evilm.model.economy import economise
+from evilm.model.global_norm import synchronise
+from evilm.progress import Meter, say, spark
+from evilm.signals import Signals
 from evilm.tasks import VideoTextTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
-    from types import FrameType
 
     from torch import Tensor
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 KIND = "run of evilm"  # what the mark of a run's folder says
+USUAL = 0.98  # decay of the running loss that an exploding one is told by
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,6 +48,8 @@ class Interrupted(KeyboardInterrupt):
 def train(recipe: Recipe, *, resume: bool = False) -> Path:
     """Carry out a recipe from its annotation files to its last checkpoint.
 
+    Under torchrun all processes call this with the same recipe, and share the work.
+
     Args:
         recipe: what to do.
         resume: go on from the newest valid checkpoint of ``run.out``; without one, begin.
@@ -54,29 +58,50 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
         the run's folder.
 
     Raises:
-        OutputError: ``run.out`` holds a run already, or something else.
+        OutputError: ``run.out`` holds a run already, or something else, or another process is writing there.
         Interrupted: after saving, when Ctrl-C or SIGTERM came.
+        KeyboardInterrupt: the same before the first step, when there was nothing to save.
     """
     out = recipe.run.out
-    checkpoint.check_free(out, KIND)
-    if checkpoint.steps(out) and not resume:
-        raise OutputError(f"{out}: holds a run already; go on with --resume, or name another folder in run.out")
+    with Signals() as signals, distributed.together(recipe.run.device), contextlib.ExitStack() as held:
+
+        def take() -> None:
+            checkpoint.check_free(out, KIND)
+            if checkpoint.steps(out) and not resume:
+                raise OutputError(f"{out}: holds a run already; go on with --resume, or name another folder in run.out")
+            checkpoint.claim(out, KIND)
+            held.enter_context(checkpoint.hold(out))
+
+        distributed.from_first(take)
+        try:
+            run, rows = _prepare(recipe)
+            run.about["data"] = {"rows": len(rows), "fingerprint": journal.fingerprint(rows)}
+            run.fit(resume, signals)
+        except EvilmError:
+            if distributed.rank() == 0:
+                checkpoint.release(out)
+            raise
+    return out
+
+
+def _prepare(recipe: Recipe) -> tuple[Run, list[Any]]:
+    """The run of a recipe, and the rows that it learns from."""
     device = distributed.device(recipe.run.device)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
+    share, pieces = recipe.optim.batch_size // distributed.ranks(), recipe.optim.accumulate
+    if share % pieces:
+        raise ConfigError(
+            f"optim.accumulate = {pieces} does not divide the {share} samples of optim.batch_size = "
+            f"{recipe.optim.batch_size} that each of {distributed.ranks()} processes has"
+        )
     rows = recipes.examples(recipe.data.train)
     task, facts, start = recipes.new_task(recipe, rows)
     if start.loaded:
-        _say(f"start from {recipe.start}: {start}")
-    loader = recipes.loader(recipe, task, rows, train=True, label=True)
-    about = describe(recipe, task, facts, start)
-    checkpoint.claim(out, KIND)
-    try:
-        Run(recipe, task, loader, device, about).fit(resume)
-    except EvilmError:
-        checkpoint.release(out)
-        raise
-    return out
+        say(f"start from {recipe.start}: {start}")
+    with distributed.in_turn():
+        loader = recipes.loader(recipe, task, rows, train=True, label=True)
+    return Run(recipe, task, loader, device, describe(recipe, task, facts, start)), rows
 
 
 def describe(recipe: Recipe, task: Task, facts: dict[str, Any], start: recipes.Start) -> dict[str, Any]:
@@ -87,8 +112,30 @@ def describe(recipe: Recipe, task: Task, facts: dict[str, Any], start: recipes.S
         "facts": facts,
         "model": json.loads(task.model.config.model_dump_json()) if isinstance(task, VideoTextTask) else None,
         "start": {"from": str(recipe.start) if recipe.start else None, "parts": str(start)},
-        "versions": {"evilm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": journal.packages() | {"evilm": __version__},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a step showed, over all processes.
+
+    Attributes:
+        loss: what was minimised.
+        norm: of the gradient, before clipping.
+        parts: the losses by name.
+        stop: whether one of the processes was asked to stop.
+        save: whether it is time for a checkpoint.
+    """
+
+    loss: float
+    norm: float
+    parts: dict[str, float]
+    stop: bool
+    save: bool
+
+    def __str__(self) -> str:
+        return " ".join(f"{name} {value:.3g}" for name, value in self.parts.items())
 
 
 class Run:
@@ -103,52 +150,74 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, task: Task, loader: Loader, device: torch.device, about: dict[str, Any]) -> None:
-        self.recipe, self.task, self.loader, self.device, self.about = recipe, task.to(device), loader, device, about
+        self.recipe, self.loader, self.device, self.about = recipe, loader, device, about
+        synchronise(task)
+        self.task = task.to(device)
+        distributed.share_weights(self.task.state_dict().values())
+        economise(self.task, recompute=recipe.run.recompute, compiled=recipe.run.compile)
         self.out = recipe.run.out
         self.bf16 = distributed.computes_in_bf16(recipe.run.precision, device)
         fresh: frozenset[str] = frozenset() if recipe.start is None else _fresh(task)
         self.optimizer = optim.optimizer(task, recipe.optim, fresh)
+        self.average = snapshot.Average(task, recipe.optim.ema) if recipe.optim.ema else None
+        self.journal = Journal(self.out, writes=distributed.rank() == 0, tensorboard=recipe.run.tensorboard)
+        self.signals = Signals()
         self.total = optim.steps(recipe.optim, len(loader))
         self.step = 0
         self.seconds = 0.0
-        self.began = time.monotonic()
+        self.usual = math.nan  # the running loss
+        self.owed = False  # whether the validation of this step was cut short
+        self.began = self.saved = time.monotonic()
 
-    def fit(self, resume: bool = False) -> None:
+    def fit(self, resume: bool = False, signals: Signals | None = None) -> None:
         """Train to the end, or to a signal."""
         if resume:
             self._resume()
-        if self.step >= self.total:
-            _say(f"{self.out}: is complete at step {self.step}")
+        if self.step >= self.total and not self.owed:
+            say(f"{self.out}: is complete at step {self.step}")
             return
-        for name in ("metrics.jsonl", "validation.jsonl"):
-            _drop_after(self.out / name, self.step)
+        self.journal.begin(self.step, self.about)
         self.began = time.monotonic() - self.seconds
-        stop = threading.Event()
-        with _Signals(stop), Meter(self.task.name, self.total, done=self.step) as meter:
-            self._train(stop, meter)
-        if self.recipe.data.validation is not None:
-            self._validate()
-        self._save()
+        self.saved = time.monotonic()
+        with signals or self.signals as self.signals, self.signals.gently():
+            try:
+                if self.owed and self.step < self.total:
+                    self._validate()
+                with Meter(self.task.name, self.total, done=self.step) as meter:
+                    self._train(meter)
+                if self.recipe.data.validation is not None:
+                    self._validate()
+            except evaluation.StoppedError:
+                self.owed = True
+                self._save()
+                raise Interrupted(self.out) from None
+            finally:
+                self.loader.close()
+                self.journal.close(curves=False)
+            self._save()
+        self.journal.close(curves=self.recipe.run.curves)
 
-    def _train(self, stop: threading.Event, meter: Meter) -> None:
+    def _train(self, meter: Meter) -> None:
         """All steps that are left, with what falls between them."""
-        saved = time.monotonic()
+        trail: list[float] = []
         for batch in self._batches():
-            losses, norm = self._advance(batch)
+            reading = self._advance(batch)
             if self.step % self.recipe.run.log_every == 0 or self.step == self.total:
-                self._log(losses, norm)
-            meter.update(self.step, _note(losses))
+                self._log(reading)
+                trail.append(reading.loss)
+            rate = self.optimizer.param_groups[0]["lr"]
+            skipped = f", {len(self.loader.bad)} skipped" if self.loader.bad else ""
+            meter.update(self.step, f"{reading}, lr {rate:.2g}, gradient {reading.norm:.2g}{skipped} {spark(trail)}")
             if self.step >= self.total:
                 return  # what follows is short, and makes the last checkpoint that of an unbroken run
             if self._validates():
                 self._validate()
-            if stop.is_set() or time.monotonic() - saved > 60 * self.recipe.run.checkpoint_minutes:
+            if reading.stop or reading.save:
                 self._save()
-                saved = time.monotonic()
-            if stop.is_set():
+            if reading.stop:
                 raise Interrupted(self.out)
 
-    def _batches(self) -> Any:
+    def _batches(self) -> Iterator[Batch]:
         """Batches from the current step to the last."""
         each = len(self.loader)
         while self.step < self.total:
@@ -157,51 +226,98 @@ class Run:
                 if self.step >= self.total:
                     return
 
-    def _advance(self, batch: Batch) -> tuple[Losses, Tensor]:
+    def _advance(self, batch: Batch) -> Reading:
         """One optimiser step."""
         config = self.recipe.optim
-        # Dropout and the like derive from the step, so that a resumed run draws the same.
-        torch.manual_seed(seeds.derive(self.recipe.seed, "step", self.step))
+        # Dropout and the like derive from the step, so that a resumed run draws the same; each process has its own.
+        other = ("rank", distributed.rank()) if distributed.rank() else ()
+        torch.manual_seed(seeds.derive(self.recipe.seed, "step", self.step, *other))
         optim.set_rate(self.optimizer, config, optim.rate(config, self.step, self.total))
         self.task.train()
-        batch = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses = self.task.losses(batch)
-        if not math.isfinite(float(losses.total.detach())):
-            self._explain_divergence(batch, losses)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        limit = config.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit)
+        losses = self._backward(batch)
+        distributed.share_gradients(self.task.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), config.clip or math.inf)
+        reading = self._read(losses, norm)
+        self._check(reading, batch)
         self.optimizer.step()
         self.step += 1
-        return losses, norm
+        if self.average is not None:
+            self.average.update(self.step)
+        return reading
 
-    def _explain_divergence(self, batch: Batch, losses: Losses) -> None:
-        """Write down the batch whose loss is no number, and stop."""
-        keys = [example.key for example in batch.examples]
+    def _backward(self, batch: Batch) -> list[Losses]:
+        """Losses and gradients of a batch, piece by piece."""
+        pieces = batch.pieces(self.recipe.optim.accumulate)
+        found: list[Losses] = []
+        for piece in pieces:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                losses = self.task.losses(piece.to(self.device))
+            (losses.total if len(pieces) == 1 else losses.total / len(pieces)).backward()
+            found.append(losses)
+        return found
+
+    def _read(self, losses: list[Losses], norm: Tensor) -> Reading:
+        """All numbers of a step, fetched from the device at once and averaged over the processes."""
+        names = list(losses[0].parts)
+        late = time.monotonic() - self.saved > 60 * self.recipe.run.checkpoint_minutes
+        flags = [float(self.signals.stop.is_set()), float(late and distributed.rank() == 0)]
+        rows = [
+            torch.stack([each.total.detach().float(), *(each.parts[name].float() for name in names)]) for each in losses
+        ]
+        values = rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)
+        every = torch.cat([values, norm.detach().float()[None], values.new_tensor(flags)])
+        told = cast("list[float]", distributed.mean(every).tolist())
+        return Reading(told[0], told[-3], dict(zip(names, told[1:-3], strict=True)), told[-2] > 0, told[-1] > 0)
+
+    def _check(self, reading: Reading, batch: Batch) -> None:
+        """Stop, before the weights are harmed, where loss or gradient is no number or far beyond what is usual.
+
+        Raises:
+            TrainingError: and the batch is written down.
+        """
+        limit = self.recipe.optim.explodes * max(1.0, self.usual)
+        if not math.isfinite(reading.loss):
+            what = f"the loss is {reading.loss}"
+        elif not math.isfinite(reading.norm):
+            what = f"the gradient's norm is {reading.norm}"
+        elif self.recipe.optim.explodes and reading.loss > limit:
+            what = f"the loss is {reading.loss:.4g} and was {self.usual:.4g}"
+        else:
+            before = reading.loss if math.isnan(self.usual) else self.usual
+            self.usual = USUAL * before + (1 - USUAL) * reading.loss
+            return
+        samples = [key for part in distributed.gather_objects([e.key for e in batch.examples]) for key in part]
         path = self.out / "diverged.json"
         # As text: JSON has no name for what is no number.
-        parts = {name: str(float(value)) for name, value in losses.parts.items()}
-        checkpoint.write_json(path, {"step": self.step, "losses": parts, "samples": keys})
+        parts = {name: str(value) for name, value in reading.parts.items()}
+        told = {"step": self.step, "losses": parts, "gradient": str(reading.norm), "samples": samples}
+        if distributed.rank() == 0:
+            checkpoint.write_json(path, told)
         raise TrainingError(
-            f"the loss is {float(losses.total.detach())} at step {self.step}: lower optim.lr = "
-            f"{self.recipe.optim.lr:g}; the batch is named in {path}"
+            f"{what} at step {self.step}: lower optim.lr = {self.recipe.optim.lr:g}; the batch is named in {path}"
         )
 
-    def _log(self, losses: Losses, norm: Tensor) -> None:
+    def _log(self, reading: Reading) -> None:
+        self._agree_on_bad()
+        seconds = time.monotonic() - self.began
         row = {
             "step": self.step,
             "epoch": round(self.step / len(self.loader), 3),
-            "seconds": round(time.monotonic() - self.began, 2),
+            "seconds": round(seconds, 2),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "gradient": float(norm),
-            "loss": float(losses.total.detach()),
-            **{name: float(value) for name, value in losses.parts.items()},
+            "gradient": reading.norm,
+            "loss": reading.loss,
+            **reading.parts,
             "skipped": len(self.loader.bad),
         }
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.journal.add(METRICS, row)
+
+    def _agree_on_bad(self) -> None:
+        """Let every process know of the videos that another could not read."""
+        if distributed.ranks() > 1:
+            for found in distributed.gather_objects(self.loader.bad):
+                self.loader.bad.update(found)
 
     def _validates(self) -> bool:
         each = self.recipe.run.validate_every
@@ -213,55 +329,87 @@ class Run:
         """Evaluate on the validation split, append to ``validation.jsonl``."""
         source = self.recipe.data.validation
         assert source is not None
-        loader = recipes.loader(self.recipe, self.task, recipes.examples(source), train=False)
-        summary = evaluation.evaluate(self.task, loader, self.device, self.recipe.run.precision, "validating")
+        with distributed.in_turn():
+            loader = recipes.loader(self.recipe, self.task, recipes.examples(source), train=False)
+        with self.average.worn() if self.average is not None else contextlib.nullcontext():
+            summary = evaluation.evaluate(
+                self.task,
+                loader,
+                self.device,
+                self.recipe.run.precision,
+                "validating",
+                stop=self.signals.stop.is_set,
+            )
+        self.owed = False
         self.about["validation"] = summary.metrics
-        with (self.out / "validation.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **summary.metrics}) + "\n")
+        self.journal.add(VALIDATION, {"step": self.step, **summary.metrics})
         shown = ", ".join(f"{name} {value:.1f}" for name, value in summary.metrics.items() if "[" not in name)
-        _say(f"validation at step {self.step}: {shown}")
+        say(f"validation at step {self.step}: {shown}")
         if summary.details.get("collapsed"):
-            _say("warning: the codebook has collapsed; set task.tokenizer.restart_below=0.5 or kmeans=true")
+            say("warning: the codebook has collapsed; set task.tokenizer.restart_below=0.5 or kmeans=true")
 
     def _save(self) -> None:
+        """Write a checkpoint; with several processes the first does, and all hear of it when it cannot."""
+        self._agree_on_bad()
         folder = self.out / f"step-{self.step}"
-        checkpoint.write(folder, self._fill)
-        checkpoint.point(self.out, folder)
+
+        def save() -> None:
+            checkpoint.write(folder, self._fill)
+            checkpoint.point(self.out, folder)
+
+        distributed.from_first(save)
+        self.saved = time.monotonic()
 
     def _fill(self, folder: Path) -> None:
-        """The files of a checkpoint."""
-        checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
+        """The files of a checkpoint; averaged weights are the result, and the last ones are then kept to go on."""
+        inner = folder / "training"
+        inner.mkdir()
+        with self.average.worn() if self.average is not None else contextlib.nullcontext():
+            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
+        if self.average is not None:
+            checkpoint.write_tensors(inner / "raw.safetensors", self.average.own)
         checkpoint.write_json(folder / "config.json", {**self.about, "step": self.step})
         if isinstance(self.task, VideoTextTask):
             self.task.vocabulary.save(folder / "vocabulary.json")
-        (folder / "training").mkdir()
-        checkpoint.write_tensors(folder / "training" / "optimizer.safetensors", _flatten(self.optimizer))
-        seconds = time.monotonic() - self.began
-        state = {"step": self.step, "total": self.total, "seconds": seconds, "bad": self.loader.bad}
-        checkpoint.write_json(folder / "training" / "state.json", state)
+        checkpoint.write_tensors(inner / "optimizer.safetensors", snapshot.flatten(self.optimizer))
+        state = {
+            "step": self.step,
+            "total": self.total,
+            "seconds": time.monotonic() - self.began,
+            **self.loader.state(),
+            "usual": str(self.usual),
+            "owed": self.owed,
+        }
+        checkpoint.write_json(inner / "state.json", state)
 
     def _resume(self) -> None:
         """Take up the newest valid checkpoint, saying which and why."""
-        folder, complaints = checkpoint.newest(self.out)
-        for line in complaints:
-            _say(f"passed over: {line}")
-        if folder is None:
-            _say(f"{self.out}: no checkpoint yet; beginning")
+        found = distributed.from_first(lambda: snapshot.newest(self.out))
+        for line in found.complaints:
+            say(f"passed over: {line}")
+        if found.folder is None:
+            say(f"{self.out}: no checkpoint yet; beginning")
             return
-        state = checkpoint.read_json(folder / "training" / "state.json")
-        weights = checkpoint.read_tensors(folder / "model.safetensors")
-        moments = checkpoint.read_tensors(folder / "training" / "optimizer.safetensors")
         try:
-            self.task.load_state_dict(weights)
-            _unflatten(self.optimizer, moments)
-        except (RuntimeError, ValueError) as error:
+            self.task.load_state_dict(found.weights)
+            snapshot.unflatten(self.optimizer, found.moments)
+            if self.average is not None:
+                self.average = snapshot.Average(self.task, self.average.decay)
+                self.task.load_state_dict(found.raw, strict=False)
+        except (RuntimeError, ValueError, IndexError) as error:
             raise CheckpointError(
-                f"{folder}: was trained by another recipe ({_first_line(error)}): resume with the recipe that it was "
-                "begun with, or name another folder in run.out"
+                f"{found.folder}: was trained by another recipe ({_first_line(error)}): resume with the recipe that it "
+                "was begun with, or name another folder in run.out"
             ) from None
+        state = found.state
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.loader.bad.update(state["bad"])
-        _say(f"resuming {folder} at step {self.step} of {self.total}")
+        self.usual, self.owed = float(state.get("usual", "nan")), bool(state.get("owed", False))
+        self.loader.restore(state)
+        if "validation" in found.about:
+            self.about["validation"] = found.about["validation"]
+        for line in snapshot.differences(found.about, self.about):
+            say(f"warning: {line}")
+        say(f"resuming {found.folder} at step {self.step} of {self.total}")
 
 
 def _fresh(task: Task) -> frozenset[str]:
@@ -273,73 +421,3 @@ def _first_line(error: Exception) -> str:
     """The first particular of a complaint of torch's, whose own first line only says that there are some."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[min(1, len(lines) - 1)][:160]
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: ``3.exp_avg``."""
-    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
-
-
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, field = name.partition(".")
-        parameter = parameters[int(index)]
-        # The fused AdamW walks weights and moments side by side in memory: a moment must lie as its weight does,
-        # channels last for one, or it would be taken for another weight's.
-        moment = tensor.shape == parameter.shape
-        laid = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if moment else tensor
-        state.setdefault(int(index), {})[field] = laid
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Forget lines that an interrupted run wrote after its last checkpoint; they will be written again."""
-    if path.is_file():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _written_by(line, step)]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-
-
-def _written_by(line: str, step: int) -> bool:
-    """Whether a line of a log is whole (a killed run may leave half of one) and not of a later step."""
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, TypeError, KeyError):
-        return False
-
-
-def _note(losses: Losses) -> str:
-    return " ".join(f"{name} {float(value):.3g}" for name, value in losses.parts.items())
-
-
-def _say(text: str) -> None:
-    Meter("", 1).console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-class _Signals:
-    """While inside, Ctrl-C and SIGTERM set an event; a second one acts at once."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self.stop = stop
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            if self.stop.is_set():
-                raise KeyboardInterrupt
-            self.stop.set()
-
-        handler: Callable[[int, FrameType | None], None] = handle
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, handler)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -144,6 +144,22 @@ class Batch:
             labels=None if self.labels is None else self.labels.pin_memory(),
         )
 
+    def pieces(self, count: int) -> list[Batch]:
+        """The batch in ``count`` consecutive pieces of one size."""
+        if count == 1:
+            return [self]
+        size = len(self) // count
+        return [
+            Batch(
+                self.examples[start : start + size],
+                self.frames[start : start + size],
+                self.seeds[start : start + size],
+                self.readable[start : start + size],
+                None if self.labels is None else self.labels[start : start + size],
+            )
+            for start in range(0, size * count, size)
+        ]
+
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; seeds stay on the CPU, where they are used."""
         return replace(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType], its contexts are bare
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +49,15 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, dropout)
         self.feed = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.drop = nn.Dropout(dropout)
+        self.recompute = False  # activations computed again on the way back, see ``economy``
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, S, D) to (B, S, D)."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self._pass, x, mask, use_reentrant=False)
+        return self._pass(x, mask)
+
+    def _pass(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.drop(self.attention(self.norm1(x), mask))
         return x + self.drop(self.feed(self.norm2(x)))
 
