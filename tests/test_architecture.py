@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "config", "errors"),
     ("losses", "masking", "metrics", "distributed", "checkpoint", "seeds", "progress", "signals"),
     ("model", "data"),
-    ("tasks", "optim", "trainer", "evaluation", "recipe", "journal", "snapshot"),
+    ("tasks", "optim", "trainer", "evaluation", "recipe", "journal", "snapshot", "step"),
     ("inference", "export", "search", "scale", "server", "report", "demo"),
     ("cli", "commands", "__init__", "__main__"),
 )

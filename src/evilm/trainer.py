@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evilm import __version__, checkpoint, distributed, evaluation, journal, optim, seeds, snapshot
+from evilm import __version__, checkpoint, distributed, evaluation, journal, optim, snapshot
 from evilm import recipe as recipes
-from evilm.errors import CheckpointError, ConfigError, EvilmError, OutputError, TrainingError
+from evilm.errors import CheckpointError, ConfigError, EvilmError, OutputError
 from evilm.journal import METRICS, VALIDATION, Journal
 from evilm.model.economy import economise
 from evilm.model.global_norm import synchronise
 from evilm.progress import Meter, say, spark
 from evilm.signals import Signals
+from evilm.step import Stepper
 from evilm.tasks import VideoTextTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from torch import Tensor
-
     from evilm.data.loader import Loader
     from evilm.recipe import Recipe
+    from evilm.step import Reading
     from evilm.tasks import Task
-    from evilm.types import Batch, Losses
+    from evilm.types import Batch
 
 
 KIND = "run of evilm"  # what the mark of a run's folder says
-USUAL = 0.98  # decay of the running loss that an exploding one is told by
 
 
 class Interrupted(KeyboardInterrupt):
@@ -116,28 +113,6 @@ def describe(recipe: Recipe, task: Task, facts: dict[str, Any], start: recipes.S
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a step showed, over all processes.
-
-    Attributes:
-        loss: what was minimised.
-        norm: of the gradient, before clipping.
-        parts: the losses by name.
-        stop: whether one of the processes was asked to stop.
-        save: whether it is time for a checkpoint.
-    """
-
-    loss: float
-    norm: float
-    parts: dict[str, float]
-    stop: bool
-    save: bool
-
-    def __str__(self) -> str:
-        return " ".join(f"{name} {value:.3g}" for name, value in self.parts.items())
-
-
 class Run:
     """A task in training.
 
@@ -156,16 +131,15 @@ class Run:
         distributed.share_weights(self.task.state_dict().values())
         economise(self.task, recompute=recipe.run.recompute, compiled=recipe.run.compile)
         self.out = recipe.run.out
-        self.bf16 = distributed.computes_in_bf16(recipe.run.precision, device)
         fresh: frozenset[str] = frozenset() if recipe.start is None else _fresh(task)
         self.optimizer = optim.optimizer(task, recipe.optim, fresh)
+        self.total = optim.steps(recipe.optim, len(loader))
+        self.stepper = Stepper(recipe, self.task, self.optimizer, device, self.total)
         self.average = snapshot.Average(task, recipe.optim.ema) if recipe.optim.ema else None
         self.journal = Journal(self.out, writes=distributed.rank() == 0, tensorboard=recipe.run.tensorboard)
         self.signals = Signals()
-        self.total = optim.steps(recipe.optim, len(loader))
         self.step = 0
         self.seconds = 0.0
-        self.usual = math.nan  # the running loss
         self.owed = False  # whether the validation of this step was cut short
         self.began = self.saved = time.monotonic()
 
@@ -228,75 +202,12 @@ class Run:
 
     def _advance(self, batch: Batch) -> Reading:
         """One optimiser step."""
-        config = self.recipe.optim
-        # Dropout and the like derive from the step, so that a resumed run draws the same; each process has its own.
-        other = ("rank", distributed.rank()) if distributed.rank() else ()
-        torch.manual_seed(seeds.derive(self.recipe.seed, "step", self.step, *other))
-        optim.set_rate(self.optimizer, config, optim.rate(config, self.step, self.total))
-        self.task.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward(batch)
-        distributed.share_gradients(self.task.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), config.clip or math.inf)
-        reading = self._read(losses, norm)
-        self._check(reading, batch)
-        self.optimizer.step()
+        late = time.monotonic() - self.saved > 60 * self.recipe.run.checkpoint_minutes
+        reading = self.stepper.advance(batch, self.step, stop=self.signals.stop.is_set(), save=late)
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
         return reading
-
-    def _backward(self, batch: Batch) -> list[Losses]:
-        """Losses and gradients of a batch, piece by piece."""
-        pieces = batch.pieces(self.recipe.optim.accumulate)
-        found: list[Losses] = []
-        for piece in pieces:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                losses = self.task.losses(piece.to(self.device))
-            (losses.total if len(pieces) == 1 else losses.total / len(pieces)).backward()
-            found.append(losses)
-        return found
-
-    def _read(self, losses: list[Losses], norm: Tensor) -> Reading:
-        """All numbers of a step, fetched from the device at once and averaged over the processes."""
-        names = list(losses[0].parts)
-        late = time.monotonic() - self.saved > 60 * self.recipe.run.checkpoint_minutes
-        flags = [float(self.signals.stop.is_set()), float(late and distributed.rank() == 0)]
-        rows = [
-            torch.stack([each.total.detach().float(), *(each.parts[name].float() for name in names)]) for each in losses
-        ]
-        values = rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)
-        every = torch.cat([values, norm.detach().float()[None], values.new_tensor(flags)])
-        told = cast("list[float]", distributed.mean(every).tolist())
-        return Reading(told[0], told[-3], dict(zip(names, told[1:-3], strict=True)), told[-2] > 0, told[-1] > 0)
-
-    def _check(self, reading: Reading, batch: Batch) -> None:
-        """Stop, before the weights are harmed, where loss or gradient is no number or far beyond what is usual.
-
-        Raises:
-            TrainingError: and the batch is written down.
-        """
-        limit = self.recipe.optim.explodes * max(1.0, self.usual)
-        if not math.isfinite(reading.loss):
-            what = f"the loss is {reading.loss}"
-        elif not math.isfinite(reading.norm):
-            what = f"the gradient's norm is {reading.norm}"
-        elif self.recipe.optim.explodes and reading.loss > limit:
-            what = f"the loss is {reading.loss:.4g} and was {self.usual:.4g}"
-        else:
-            before = reading.loss if math.isnan(self.usual) else self.usual
-            self.usual = USUAL * before + (1 - USUAL) * reading.loss
-            return
-        samples = [key for part in distributed.gather_objects([e.key for e in batch.examples]) for key in part]
-        path = self.out / "diverged.json"
-        # As text: JSON has no name for what is no number.
-        parts = {name: str(value) for name, value in reading.parts.items()}
-        told = {"step": self.step, "losses": parts, "gradient": str(reading.norm), "samples": samples}
-        if distributed.rank() == 0:
-            checkpoint.write_json(path, told)
-        raise TrainingError(
-            f"{what} at step {self.step}: lower optim.lr = {self.recipe.optim.lr:g}; the batch is named in {path}"
-        )
 
     def _log(self, reading: Reading) -> None:
         self._agree_on_bad()
@@ -377,7 +288,7 @@ class Run:
             "total": self.total,
             "seconds": time.monotonic() - self.began,
             **self.loader.state(),
-            "usual": str(self.usual),
+            "usual": str(self.stepper.usual),
             "owed": self.owed,
         }
         checkpoint.write_json(inner / "state.json", state)
@@ -403,7 +314,7 @@ class Run:
             ) from None
         state = found.state
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.usual, self.owed = float(state.get("usual", "nan")), bool(state.get("owed", False))
+        self.stepper.usual, self.owed = float(state.get("usual", "nan")), bool(state.get("owed", False))
         self.loader.restore(state)
         if "validation" in found.about:
             self.about["validation"] = found.about["validation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,4 +21,9 @@ def say(text: str) -> None:
 
 def say_how_to_go_on(state: str, arguments: Sequence[str]) -> None:
     """What became of a run that was stopped, and the command that goes on with it."""
-    say(f"{state}; go on with: {shlex.join(['evilm', *arguments])}")
+    if int(os.environ.get("RANK", "0")):
+        return  # of several processes the first speaks
+    launch = ["evilm"]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        launch = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "evilm"]
+    say(f"{state}; go on with: {shlex.join([*launch, *arguments])}")

@@ -4,6 +4,7 @@ Typer reads the annotations at run time, so they are evaluated here and not post
 """
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +62,12 @@ def _train(command: str, name: str, changes: list[str] | None, resume: bool) -> 
     except trainer.Interrupted:
         say_how_to_go_on("stopped and saved", [command, name, *(changes or []), "--resume"])
         raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        go_on = ["--resume"] if resume else []
+        say_how_to_go_on("stopped before there was anything to save", [command, name, *(changes or []), *go_on])
+        raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process speaks for all
     typer.echo(f"run: {out}")
     written = out / "validation.jsonl"
     if recipe.data.validation is not None and written.is_file():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from evilm.model.blocks import Block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import nn
 
 
 def economise(module: nn.Module, *, recompute: bool = False, compiled: bool = False) -> None:
