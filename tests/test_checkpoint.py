@@ -6,7 +6,10 @@ import contextlib
 import errno
 import json
 import os
-from typing import TYPE_CHECKING, NoReturn
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from evilm import checkpoint
 from evilm.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 
 def save(run: Path, step: int) -> Path:
@@ -221,3 +224,123 @@ def test_claim_refuses_what_belongs_to_another(tmp_path: Path) -> None:
         checkpoint.claim(foreign / "cat.jpg", "run of evilm")
     with pytest.raises(OutputError, match=r"cat\.jpg"):
         checkpoint.claim(foreign / "cat.jpg" / "below", "run of evilm")
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_an_input_output_error_at_any_move_leaves_a_valid_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Writing the same step anew: renames, the pointer and deletions fail in turn."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    calls = [0]
+
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **named: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == call + 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*args, **named)
+
+        return made
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "rename"), (os, "replace"), (checkpoint, "_sync_folder"), (Path, "mkdir")):
+            patch.setattr(owner, name, failing(getattr(owner, name)))
+        complaint = _complaint(tmp_path)
+    if complaint is not None:
+        assert "Input/output error" in complaint
+        assert "--resume" in complaint
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.name.startswith("step-2")
+    save(tmp_path, 3)
+    assert [path.name for path in checkpoint.steps(tmp_path)][-1] == "step-3"
+
+
+def test_a_step_written_anew_keeps_its_twin_until_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2)
+    moves: list[str] = []
+
+    def rename(self: Path, target: Path) -> Path:
+        moves.append(target.name)
+        if len(moves) == 2:
+            raise KeyboardInterrupt  # stands for a power cut between the two moves
+        os.replace(self, target)
+        return target
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 2)
+    assert moves == ["step-2.old", "step-2"]
+    assert checkpoint.find(tmp_path).name == "step-2.old"
+    save(tmp_path, 2)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-2"]
+
+
+def test_damaged_checkpoints_do_not_count_among_the_two_that_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "step-3" / "config.json").unlink()
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None
+    checkpoint.set_aside(tmp_path, found)
+    save(tmp_path, 4)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-2", "step-4"]
+    assert (tmp_path / "step-3.damaged").is_dir()
+
+
+def test_a_file_system_that_takes_no_more_at_any_byte(tmp_path: Path) -> None:
+    """A real limit of the system on file size stops writing at ever later bytes, in safetensors' own code too."""
+    program = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from evilm import checkpoint
+from evilm.errors import OutputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run, refused = Path(sys.argv[1]), 0
+def save(step):
+    def fill(path):
+        checkpoint.write_json(path / "config.json", {"step": step, "long": "x" * 300})
+        checkpoint.write_tensors(path / "model.safetensors", {"w": torch.full((256,), float(step))})
+    checkpoint.write(run / f"step-{step}", fill)
+    checkpoint.point(run, run / f"step-{step}")
+save(1)
+for limit in range(0, 1300, 60):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        save(2)
+        break
+    except OutputError as error:
+        assert "File too large" in str(error), error
+        refused += 1
+    assert checkpoint.newest(run)[0] == run / "step-1", limit
+    assert not list(run.glob("*.tmp")), limit
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert checkpoint.newest(run)[0] == run / "step-2"
+print(refused)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10
+
+
+def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from evilm import checkpoint\n"
+    program += "with checkpoint.hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with (
+            pytest.raises(OutputError, match=f"another run is writing into it .process {first.pid} on"),
+            checkpoint.hold(tmp_path),
+        ):
+            pass
+        first.kill()
+    with checkpoint.hold(tmp_path):
+        pass

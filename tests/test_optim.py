@@ -108,3 +108,27 @@ def test_a_frozen_backbone_keeps_every_weight(model: nn.Module) -> None:
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert (".backbone." in name) == torch.equal(parameter, before[name])
+
+
+def test_the_polynomial_schedule() -> None:
+    config = OptimConfig(schedule="polynomial", power=2, warmup=0.2)
+    assert [optim.rate(config, step, 10) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.25])
+
+
+def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
+    from evilm.model.presets import build
+
+    task = nn.Module()
+    task.model, task.head = build(tiny, 50), nn.Linear(2, 2)
+    config = OptimConfig(layer_decay=0.5, backbone_lr=0.1)
+    rates = {
+        id(p): group["factor"]
+        for group in optim.optimizer(task, config, frozenset()).param_groups
+        for p in group["params"]
+    }
+    factor = {name: rates[id(parameter)] for name, parameter in task.named_parameters()}
+    assert factor["head.weight"] == 1
+    assert factor["model.decoder.blocks.1.norm1.weight"] == 0.5
+    assert factor["model.decoder.blocks.0.norm1.weight"] == 0.25
+    assert factor["model.text_encoder.project.weight"] == 0.125
+    assert {rate for name, rate in factor.items() if ".backbone." in name} == {0.0125}
