@@ -132,3 +132,14 @@ def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
     assert factor["model.decoder.blocks.0.norm1.weight"] == 0.25
     assert factor["model.text_encoder.project.weight"] == 0.125
     assert {rate for name, rate in factor.items() if ".backbone." in name} == {0.0125}
+
+
+def test_a_preset_is_changed_by_the_keys_beside_it() -> None:
+    config = OptimConfig.model_validate({"preset": "all-in-one", "epochs": 3})
+    assert (config.lr, config.head_lr, config.schedule, config.batch_size) == (1e-4, 10.0, "polynomial", 512)
+    assert config.epochs == 3
+    assert OptimConfig.model_validate({"preset": "violet"}).weight_decay == 1e-3
+    for name in optim.PRESETS:
+        OptimConfig.model_validate({"preset": name})
+    with pytest.raises(ValueError, match="unknown preset 'violett': there are paper,"):
+        OptimConfig.model_validate({"preset": "violett"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -15,8 +15,28 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Published settings by name (``optim.preset``); other keys change them. What is not an optimiser's is in the recipes.
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2311.17267, section 4.1; batch size, warm-up and schedule are ours.
+    "paper": {"lr": 1e-4, "weight_decay": 0.01, "epochs": 20},
+    "paper-tokenizer": {"lr": 2e-4, "epochs": 10},
+    # all-in-one (arXiv 2203.07303) fine-tunes a head ten times faster and lets the rate fall in a straight line.
+    "all-in-one": {
+        "lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup": 0.1, "schedule": "polynomial", "power": 1.0,
+        "head_lr": 10.0, "batch_size": 512, "epochs": 20,
+    },
+    "all-in-one-retrieval": {
+        "lr": 3e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup": 0.1, "schedule": "polynomial", "power": 1.0,
+        "head_lr": 10.0, "epochs": 200,
+    },
+    # VIOLET v2 (arXiv 2209.01540).
+    "violet": {"lr": 2e-5, "weight_decay": 1e-3, "clip": 1.0, "epochs": 20},
+    "violet-tgif-action": {"lr": 2e-5, "weight_decay": 1e-3, "clip": 1.0, "epochs": 60},
+}  # fmt: skip
+
+
 class OptimConfig(Config):
-    """The optimiser; the defaults are those of the paper's pre-training."""
+    """The optimiser; the defaults are those of the paper's pre-training. ``preset`` stands for one of ``PRESETS``."""
 
     epochs: float = Field(default=20, gt=0)
     batch_size: int = Field(default=64, gt=0, description="of all processes together")
@@ -42,6 +62,18 @@ class OptimConfig(Config):
         default=100.0, ge=0, description="stop when the loss is this many times its usual value (or 1); 0 never"
     )
     fused: bool = Field(default=True, description="one kernel for all weights, where the device has it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, table: Any) -> Any:
+        """``preset`` stands for published settings, which the other keys then change."""
+        if not isinstance(table, dict) or "preset" not in table:
+            return cast("Any", table)
+        changes = dict(cast("dict[str, Any]", table))
+        name = str(changes.pop("preset"))
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}: there are {', '.join(PRESETS)}")
+        return {**PRESETS[name], **changes}
 
     @model_validator(mode="after")
     def _fits(self) -> OptimConfig:

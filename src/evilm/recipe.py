@@ -22,6 +22,7 @@ from evilm.data.vocabulary import Vocabulary
 from evilm.distributed import DeviceName, Precision
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.presets import ModelConfig, build, preset
+from evilm.model.text_weights import load_published
 from evilm.model.tokenizer import FrameEncoder
 from evilm.optim import OptimConfig
 from evilm.progress import Meter
@@ -130,11 +131,13 @@ class Start:
         loaded: names that came from the checkpoint.
         fresh: names that start at random.
         left: names of the checkpoint that found no place.
+        published: what came from published weights of the parts, a line each.
     """
 
     loaded: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         def parts(names: Sequence[str]) -> str:
@@ -167,6 +170,7 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
     shape = recipe.model or config.check(ModelConfig, (about or {})["model"], str(origin))
     vocabulary = _vocabulary(recipe, origin)
     model = build(shape if origin is None else shape.model_copy(update={"backbone_weights": "none"}), vocabulary.size)
+    published = tuple(load_published(model, vocabulary.pieces, shape)) if origin is None else ()
     if isinstance(task_config, PretrainConfig):
         tokenizer, facts = _tokenizer(task_config)
         if tokenizer is not None:
@@ -178,7 +182,7 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
         kind = FINETUNE[task_config.name]
         facts = kind.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
         task = kind(model, vocabulary, task_config, facts)  # pyright: ignore[reportArgumentType]
-    start = Start() if origin is None else _load_start(task, origin)
+    start = Start(published=published) if origin is None else _load_start(task, origin)
     if isinstance(task, Retrieval):
         task.check_start(start.loaded)
     return task, facts, start

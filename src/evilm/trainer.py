@@ -96,6 +96,8 @@ def _prepare(recipe: Recipe) -> tuple[Run, list[Any]]:
     task, facts, start = recipes.new_task(recipe, rows)
     if start.loaded:
         say(f"start from {recipe.start}: {start}")
+    for line in start.published:
+        say(line)
     with distributed.in_turn():
         loader = recipes.loader(recipe, task, rows, train=True, label=True)
     return Run(recipe, task, loader, device, describe(recipe, task, facts, start)), rows
@@ -108,7 +110,11 @@ def describe(recipe: Recipe, task: Task, facts: dict[str, Any], start: recipes.S
         "recipe": json.loads(recipe.model_dump_json()),
         "facts": facts,
         "model": json.loads(task.model.config.model_dump_json()) if isinstance(task, VideoTextTask) else None,
-        "start": {"from": str(recipe.start) if recipe.start else None, "parts": str(start)},
+        "start": {
+            "from": str(recipe.start) if recipe.start else None,
+            "parts": str(start),
+            "published": start.published,
+        },
         "versions": journal.packages() | {"evilm": __version__},
     }
 

@@ -20,6 +20,9 @@ class ModelConfig(Config):
     backbone: str = "edgenext_small"
     backbone_options: Options = {}
     backbone_weights: str = Field(default="none", description="none, hub, or a safetensors file")
+    text_weights: str = Field(
+        default="none", description="none, a published BERT of this width by its name on the hub, or its files"
+    )
     stride: int = Field(default=32, gt=0)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None

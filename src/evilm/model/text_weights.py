@@ -10,15 +10,29 @@ import torch
 from evilm.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
+    from evilm.model.evilm import EViLM
+    from evilm.model.presets import ModelConfig
     from evilm.model.text_encoder import TextEncoder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WORDS = "embeddings.word_embeddings.weight"
 PLACES = "embeddings.position_embeddings.weight"
+
+
+def load_published(model: EViLM, pieces: Sequence[str], shape: ModelConfig) -> Iterator[str]:
+    """Load the published text weights that a model's shape names; a line for each part, where it starts from."""
+    source = shape.backbone_weights
+    where = {"none": "at random", "hub": "from timm's hub"}.get(source, f"from {source}")
+    yield f"video backbone {shape.backbone}: {where}"
+    if shape.text_weights == "none":
+        yield "text encoder: at random"
+    else:
+        yield from load_text_weights(model.text_encoder, pieces, shape.text_weights)
+    yield "fusion decoder, projections, positions: at random"
 
 
 def load_text_weights(encoder: TextEncoder, pieces: Sequence[str], source: str) -> list[str]:
