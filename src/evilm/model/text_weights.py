@@ -110,7 +110,7 @@ def _files(source: str) -> tuple[Path, Path]:
 def _fetched(name: str) -> tuple[Path, Path]:
     """The files of a name on the hub."""
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType], bare generics
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError:
         raise CheckpointError(f"model.text_weights = {name!r}: no such file, and no huggingface_hub to fetch it by name"

@@ -1,0 +1,261 @@
+"""A host of commands that may be killed anywhere, and what unbroken runs of them gave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from evilm import checkpoint, evaluation
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+HOST = Path(__file__).parent / "host.py"
+PUBLISH = os.environ.get("EVILM_KILL_REPORT")  # a file that counts are appended to
+
+DATA = """
+[data]
+train = { reader = "{reader}", annotations = "{world}" }
+validation = { reader = "{reader}", annotations = "{world}", split = "{split}" }
+cache = "{runs}/cache"
+candidates = 4
+workers = 0
+
+[optim]
+epochs = 3
+batch_size = 18
+lr = 2e-3
+ema = {ema}
+
+[run]
+out = "{runs}/{out}"
+device = "cpu"
+precision = "fp32"
+threads = 1
+log_every = 1
+checkpoint_minutes = 1e-9
+validate_every = 0.5
+curves = false
+"""
+
+MODEL = """
+[model]
+backbone = "edgenext_xx_small"
+backbone_options = { depths = [1, 1, 1, 1], dims = [8, 16, 24, 32] }
+stride = 16
+size = 64
+frames = 2
+width = 32
+depth = 2
+heads = 2
+hidden = 64
+text_width = 16
+text_layers = 1
+text_heads = 2
+text_hidden = 32
+text_positions = 64
+dropout = 0.1
+"""
+
+TOKENIZER = """
+[task]
+name = "tokenizer"
+frames = 2
+at_least = 4
+
+[task.tokenizer]
+encoder = "vit_tiny_patch16_224"
+encoder_options = { embed_dim = 32, depth = 3, num_heads = 2 }
+stride = 16
+size = 64
+codes = 24
+code_width = 8
+width = 32
+depth = 1
+heads = 2
+hidden = 64
+"""
+
+# A task's recipe, the command that carries it out, and whose result it needs.
+STAGES: dict[str, tuple[str, str, str | None]] = {
+    "tokenizer": ("tokenizer", TOKENIZER, None),
+    "pretrain": (
+        "pretrain",
+        '[task]\nname = "pretrain"\ncontrastive = 1.0\nhard_negatives = true\nlabels = "cached"\nwords = 24\n'
+        'embedding = 16\ntokenizer = "{runs}/tokenizer"\n' + MODEL,
+        "tokenizer",
+    ),
+    "retrieval": (
+        "finetune",
+        'start = "{runs}/pretrain"\n[task]\nname = "retrieval"\nwords = 24\nembedding = 16\nvtm = 1.0\n',
+        "pretrain",
+    ),
+    "linear_probe": ("finetune", 'start = "{runs}/pretrain"\n[task]\nname = "linear_probe"\n', "pretrain"),
+}
+
+
+class Killing:
+    """A host of commands, the recipes they carry out, and what unbroken runs of them gave."""
+
+    def __init__(self, folder: Path, world: Path) -> None:
+        self.folder, self.world = folder, world
+        self.seconds: dict[str, float] = {}
+        self.points: dict[str, int] = {}
+        self.kills: Counter[str] = Counter()
+        self.commands = {stage: about[0] for stage, about in STAGES.items()}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HOST)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, stage: str, out: str, *options: str, **rest: Any) -> int:
+        """Start a stage's command into ``out``; its process."""
+        return self.ask(
+            argv=[STAGES[stage][0], str(self.recipe(stage, out)), *options],
+            log=str(self.folder / f"{out}.log"),
+            steps=str(self.folder / f"{out}.steps"),
+            **rest,
+        )["pid"]
+
+    def together(self, stage: str, out: str, count: int, *options: str) -> list[int]:
+        """Start a stage in several processes, as torchrun would; they share one log and one list of steps."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+                  "MASTER_PORT": str(port)}  # fmt: skip
+        return [
+            self.start(stage, out, *options, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(count)
+        ]
+
+    def wait(self, pid: int) -> int:
+        return self.ask(wait=pid)["status"]
+
+    def recipe(self, stage: str, out: str) -> Path:
+        path = self.folder / f"{out}.toml"
+        probe = stage == "linear_probe"
+        text = "seed = 0\n" + STAGES[stage][1] + DATA
+        for name, value in {
+            "reader": "hmdb51" if probe else "msrvtt_retrieval", "split": "test" if probe else "val",
+            "ema": "0.9" if stage == "pretrain" else "0.0", "world": self.world, "runs": self.folder, "out": out,
+        }.items():  # fmt: skip
+            text = text.replace("{" + name + "}", str(value))
+        path.write_text(text)
+        return path
+
+    def unbroken(self, stage: str) -> Path:
+        """The run of a stage that nobody disturbed, and of those it needs."""
+        run = self.folder / stage
+        if not (run / "latest").is_file():
+            needs = STAGES[stage][2]
+            if needs is not None:
+                self.unbroken(needs)
+            began = time.monotonic()
+            listing = self.folder / f"{stage}.points"
+            status = self.wait(self.start(stage, stage, points=str(listing)))
+            assert status == 0, (self.folder / f"{stage}.log").read_text()
+            self.seconds[stage] = time.monotonic() - began
+            self.points[stage] = len(listing.read_text().splitlines())
+        return run
+
+    def broken(self, stage: str, out: str, kills: int, rng: random.Random) -> Path:
+        """The same run, killed that many times: at named points and at random moments in turn."""
+        self.unbroken(stage)
+        names = (self.folder / f"{stage}.points").read_text().splitlines()
+        each = next(n for n, name in enumerate(names) if name == "after replacing latest") + 1
+        for number in range(kills):
+            options = ["--resume"] if number else []
+            log = self.folder / f"{out}.passed"
+            log.unlink(missing_ok=True)
+            if number % 10 < 6:  # inside checkpoint writing; within the first few of this start
+                pid = self.start(stage, out, *options, die=rng.randint(1, 2 * each), points=str(log))
+                status = self.wait(pid)
+                where = log.read_text().splitlines()[-1] if status else "ended before its point"
+            else:
+                pid = self.start(stage, out, *options)
+                time.sleep(rng.uniform(0, self.seconds[stage]))
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                status = self.wait(pid)
+                where = "at a random moment" if status else "ended before its moment"
+            assert status in {0, -signal.SIGKILL}, (self.folder / f"{out}.log").read_text()
+            self.kills[where] += 1
+            if status == 0:
+                break
+        status = self.wait(self.start(stage, out, "--resume"))
+        assert status == 0, (self.folder / f"{out}.log").read_text()
+        return self.folder / out
+
+    def compare(self, stage: str, out: str) -> None:
+        """Every step's loss as float hex, the samples of every step, the validation, and sha256 of the weights."""
+        whole, cut = self.folder / stage, self.folder / out
+        assert Killing.curve(cut) == Killing.curve(whole)
+        assert Killing.rows(cut / "validation.jsonl") == Killing.rows(whole / "validation.jsonl")
+        assert evaluation.fingerprint(checkpoint.find(cut)) == evaluation.fingerprint(checkpoint.find(whole))
+        expected = {row["step"]: row for row in Killing.rows(self.folder / f"{stage}.steps")}
+        seen = list(Killing.whole_lines(self.folder / f"{out}.steps"))
+        assert {row["step"] for row in seen} == expected.keys()
+        assert all(row == expected[row["step"]] for row in seen), "a step taken again saw other samples"
+
+    @staticmethod
+    def rows(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    @staticmethod
+    def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+    @staticmethod
+    def curve(run: Path) -> list[tuple[int, str, str]]:
+        return [(row["step"], row["loss"].hex(), row["gradient"].hex()) for row in Killing.rows(run / "metrics.jsonl")]
+
+    @staticmethod
+    def samples(path: Path) -> dict[int, list[str]]:
+        """The samples of every step, those of all ranks in order; a step taken twice must have seen the same."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for row in Killing.whole_lines(path):
+            known = found.setdefault((row["step"], row["rank"]), row["keys"])
+            assert known == row["keys"] or len(known) != len(row["keys"]), "a step taken again saw other samples"
+            found[row["step"], row["rank"]] = row["keys"]
+        steps: dict[int, list[str]] = {}
+        for step, rank in sorted(found):
+            steps.setdefault(step, []).extend(found[step, rank])
+        return steps
+
+
+@pytest.fixture(scope="session")
+def killing(tmp_path_factory: pytest.TempPathFactory, small_world: Path) -> Iterator[Killing]:
+    made = Killing(tmp_path_factory.mktemp("kill"), small_world)
+    yield made
+    made.close()
+    if PUBLISH:
+        with Path(PUBLISH).open("a") as file:
+            file.write(json.dumps(dict(made.kills)) + "\n")
