@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from evilm import seeds
+from evilm import distributed, seeds
 from evilm.data.loader import Loader
 from evilm.data.pixels import FilePixels, Job
 from evilm.errors import ConfigError
+from evilm.model.global_norm import GlobalNorm, synchronise
 from evilm.types import Clip, Example
 
 
@@ -51,3 +55,44 @@ def test_an_evaluation_over_uneven_shards_takes_every_row_once_and_batches_as_on
 def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"optim\.batch_size = 4 .* no multiple of 3: take 3"):
         loader(0, 3, train=True)
+
+
+def test_one_process_is_left_as_it_is() -> None:
+    tensor = torch.arange(6.0).view(3, 2)
+    for found in (distributed.gather(tensor), distributed.total(tensor), distributed.mean(tensor)):
+        assert found is tensor
+    assert distributed.gather_objects("a") == ["a"]
+    assert distributed.from_first(lambda: 3) == 3
+    assert (distributed.largest(5), distributed.rank(), distributed.ranks()) == (5, 0, 1)
+    norm = nn.Sequential(nn.BatchNorm1d(2))
+    synchronise(norm)
+    assert isinstance(norm[0], nn.BatchNorm1d)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_global_batch_norm_is_torchs(affine: bool) -> None:
+    torch.manual_seed(0)
+    theirs = nn.BatchNorm2d(3, affine=affine)
+    if affine:
+        nn.init.normal_(theirs.weight)
+    ours = GlobalNorm(copy.deepcopy(theirs))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    for _ in range(2):
+        a, b = theirs(x), ours(y)
+        torch.testing.assert_close(b, a)
+    a.pow(3).sum().backward()
+    b.pow(3).sum().backward()
+    torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    torch.testing.assert_close(ours.eval()(y), theirs.eval()(x))
+
+
+def test_a_published_norm_keeps_what_follows_it() -> None:
+    from timm.layers import BatchNormAct2d
+
+    torch.manual_seed(0)
+    theirs = BatchNormAct2d(3)
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(GlobalNorm(copy.deepcopy(theirs))(x), theirs(x))

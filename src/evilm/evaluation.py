@@ -143,7 +143,8 @@ def of_checkpoint(
     _check_rows(recipe.task.name, rows, split)
     restored, about = recipes.restore(checkpoint_folder, recipe.task)
     scored_by_truth = _judge(restored, rows, truth, source.annotations)
-    loader = recipes.loader(recipe, restored, rows, train=False)
+    with distributed.in_turn():
+        loader = recipes.loader(recipe, restored, rows, train=False)
     loader.order = "shuffled" if shuffled else "true"
     summary = evaluate(restored, loader, device, recipe.run.precision, f"evaluating {split}")
     if scored_by_truth:

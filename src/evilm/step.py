@@ -12,6 +12,8 @@ from evilm import checkpoint, distributed, optim, seeds
 from evilm.errors import TrainingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from evilm.recipe import Recipe
@@ -61,14 +63,16 @@ class Stepper:
         self.bf16 = distributed.computes_in_bf16(recipe.run.precision, device)
         self.usual = math.nan  # the running loss
 
-    def advance(self, batch: Batch, step: int, *, stop: bool = False, save: bool = False) -> Reading:
+    def advance(
+        self, batch: Batch, step: int, *, stop: Callable[[], bool] = bool, save: Callable[[], bool] = bool
+    ) -> Reading:
         """The step number ``step``.
 
         Args:
             batch: this process's share of the global batch.
             step: how many were taken before.
-            stop: this process was asked to stop; all hear of it.
-            save: the first process says that it is time for a checkpoint.
+            stop: whether this process was asked to stop; all hear of it. Asked at the end of the step.
+            save: whether it is time for a checkpoint, as the first process sees it.
 
         Raises:
             TrainingError: loss or gradient is no number, or far beyond what is usual; the weights are as before.
@@ -83,7 +87,7 @@ class Stepper:
         losses = self._backward(batch)
         distributed.share_gradients(self.task.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), config.clip or math.inf)
-        reading = self._read(losses, norm, [float(stop), float(save and distributed.rank() == 0)])
+        reading = self._read(losses, norm, [float(stop()), float(save() and distributed.rank() == 0)])
         self._check(reading, batch, step)
         self.optimizer.step()
         return reading

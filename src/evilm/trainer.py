@@ -208,8 +208,11 @@ class Run:
 
     def _advance(self, batch: Batch) -> Reading:
         """One optimiser step."""
-        late = time.monotonic() - self.saved > 60 * self.recipe.run.checkpoint_minutes
-        reading = self.stepper.advance(batch, self.step, stop=self.signals.stop.is_set(), save=late)
+
+        def late() -> bool:
+            return time.monotonic() - self.saved > 60 * self.recipe.run.checkpoint_minutes
+
+        reading = self.stepper.advance(batch, self.step, stop=self.signals.stop.is_set, save=late)
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)

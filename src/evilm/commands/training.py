@@ -86,11 +86,14 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint on a split of its recipe."""
-    from evilm import evaluation
+    from evilm import distributed, evaluation
 
-    done = evaluation.of_checkpoint(
-        checkpoint, split.value, changes or (), task=task, shuffled=shuffled, truth=truth, out=out
-    )
+    with distributed.together("auto"):
+        done = evaluation.of_checkpoint(
+            checkpoint, split.value, changes or (), task=task, shuffled=shuffled, truth=truth, out=out
+        )
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process writes and speaks for all
     evaluation.save(done.folder, done.result, done.summary)
     if as_json:
         typer.echo(json.dumps(done.result, indent=2, sort_keys=True, default=str))
