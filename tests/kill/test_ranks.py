@@ -51,7 +51,7 @@ def test_two_processes_equal_one(killing: Killing, stage: str) -> None:
 
 
 def torchrun(killing: Killing, stage: str, out: str, count: int, *options: str) -> subprocess.Popen[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command = [*launch, "-m", "evilm", killing.commands[stage], str(killing.recipe(stage, out)), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
