@@ -138,7 +138,7 @@ def test_in_evaluation_a_bad_video_is_listed_and_stays(make: Callable[..., Loade
 def test_a_hanging_decoder_and_a_killed_worker_cost_a_sample_each_within_ten_seconds(
     make: Callable[..., Loader],
 ) -> None:
-    loader = make(rows(40, _7="hang", _11="die"), workers=2, prefetch=1, timeout=2.0, bad_share=0.1)
+    loader = make(rows(40, _7="hang", _11="die"), workers=2, prefetch=1, timeout=1.0, bad_share=0.1)
     waits, began = [], time.monotonic()
     for batch in loader.epoch(0):
         waits.append(time.monotonic() - began)
