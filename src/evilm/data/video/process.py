@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0  # on a busy machine a minute is not enough to import numpy
 _STARVED = 3  # times the limit that a process may take longer when a busy machine keeps it waiting
 _HEADER = 1 << 16  # bytes: an answer is a status, a line, a shape
 _PIPE = 1 << 20  # bytes that Linux lets a pipe hold
@@ -78,7 +78,8 @@ class DecoderProcess:
             self._read_answer(time.monotonic() + _START_SECONDS)
         except (ProcessDied, OutOfTime) as error:
             self.kill()
-            raise EvilmError(f"a process that decodes videos does not start: {error}; try `evilm doctor`") from None
+            why = str(error) or "no answer"
+            raise EvilmError(f"a process that decodes videos does not start ({why}): try `evilm doctor`") from None
 
     @property
     def pid(self) -> int:
@@ -161,7 +162,7 @@ class DecoderProcess:
 
     def _starves(self) -> bool:
         """Whether it would work, but a busy machine has given it less than half of the time: no fault of the file."""
-        return self._state() == "R" and self._seconds_used() - self._used < self.limits.timeout / 2
+        return self._state() in ("R", "D") and self._seconds_used() - self._used < self.limits.timeout / 2
 
     def _seconds_used(self) -> float:
         """Processor time of the process so far."""
