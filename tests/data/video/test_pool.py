@@ -159,7 +159,7 @@ def test_a_process_ends_when_its_parent_is_gone(film: Path, tmp_path: Path) -> N
 
 
 def test_a_process_that_cannot_start_is_said() -> None:
-    with pytest.raises(EvilmError, match="does not start .the decoder has ended with exit code 3"):
+    with pytest.raises(EvilmError, match=r"does not start \(the decoder has ended with exit code 3\)"):
         DecoderPool(program=("-c", "raise SystemExit(3)")).check(Path(__file__))
 
 
