@@ -19,7 +19,8 @@ from evilm.errors import AnnotationError, OutputError, SplitError
 from evilm.report.split_counts import SplitCounts, hashes, repeated, texts_of, video_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Self, TextIO
 
     from evilm.types import Example
 
@@ -68,19 +69,17 @@ def check(
     """
     listing = missing or Path(f"missing-{source.format}.txt")
     disk = Disk()
-    absent: dict[str, None] = {}
     found: list[SplitCounts] = []
-    for counts, rows in _splits(source):
-        for number, example in enumerate(rows, start=1):
-            there = disk.has(example)
-            counts.add(example, there)
-            if not there:
-                absent[video_of(example)] = None
-            if progress is not None and number % EVERY == 0:
-                progress(counts.name, number)
-        found.append(counts)
-    if absent:
-        _write(listing, absent)
+    with Listing(listing) as absent:
+        for counts, rows in _splits(source):
+            for number, example in enumerate(rows, start=1):
+                there = disk.has(example)
+                counts.add(example, there)
+                if not there:
+                    absent.add(video_of(example))
+                if progress is not None and number % EVERY == 0:
+                    progress(counts.name, number)
+            found.append(counts)
     distinct = int(np.unique(np.concatenate([hashes(counts.videos) for counts in found])).size)
     splits = {counts.name: counts.as_json(source.format) for counts in found}
     leaks = [_leak(source, one, other) for one, other in _divided(source.format, found)]
@@ -160,16 +159,53 @@ class Disk:
         return self._folders[folder]
 
 
-def _write(path: Path, names: Iterable[str]) -> None:
-    """The list of missing videos, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the list of missing videos cannot be written: {error.strerror}; name another with --missing"
-        ) from None
+class Listing:
+    """The list of missing videos, a path a line, each once; whole or not at all, and no file where there are none.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._file: TextIO | None = None
+        self._known: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, name: str) -> None:
+        """List a video, unless it is listed."""
+        if hash(name) in self._known:
+            return
+        self._known.add(hash(name))
+        try:
+            if self._file is None:
+                self._file = self._temporary.open("w", encoding="utf-8", errors="surrogateescape")
+            self._file.write(f"{name}\n")
+        except OSError as error:
+            raise self._error(error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+            if kind is None:
+                os.replace(self._temporary, self.path)
+            else:
+                self._temporary.unlink(missing_ok=True)
+        except OSError as error:
+            if kind is None:
+                raise self._error(error) from None
+
+    def _error(self, error: OSError) -> OutputError:
+        said = f"the list of missing videos cannot be written: {error.strerror}; name another with --missing"
+        return OutputError(f"{self.path}: {said}")
 
 
 def _divided(name: str, found: list[SplitCounts]) -> Iterator[tuple[SplitCounts, SplitCounts]]:

@@ -1,7 +1,6 @@
 """What one split of a data set holds, counted while its rows pass by.
 
-Of each row only hashes are kept (8 bytes for its key, for its video, and twice for each caption), so that ten million
-rows with a caption each take a few hundred megabytes.
+Of each row only hashes are kept: 8 bytes for its key and for its video, twice 8 for each caption or question.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class SplitCounts:
         name: what it is called in the report.
         asked: the split that its reader was asked for.
         keys, videos: a hash a row. texts, spoken: a hash a caption or question, with and without its video.
-        missing: hashes of the videos that are not there.
+        missing: a hash a row whose video is not there.
         captioned, bare: rows with captions; rows with no caption, question or label.
         words, options: how many captions have so many words, how many questions so many options.
         answers, labels: how often each comes; the place of the right option is a label too.
@@ -43,7 +42,7 @@ class SplitCounts:
     videos: array[int] = field(default_factory=lambda: array("q"))
     texts: array[int] = field(default_factory=lambda: array("q"))
     spoken: array[int] = field(default_factory=lambda: array("q"))
-    missing: set[int] = field(default_factory=set[int])
+    missing: array[int] = field(default_factory=lambda: array("q"))
     captioned: int = 0
     bare: int = 0
     words: Counter[int] = field(default_factory=Counter[int])
@@ -60,7 +59,7 @@ class SplitCounts:
             self.texts.append(hash((video, text)))
             self.spoken.append(hash(text))
         if not there:
-            self.missing.add(video)
+            self.missing.append(video)
         self.captioned += bool(example.captions)
         self.words.update(len(caption.split()) for caption in example.captions)
         self.bare += not (example.captions or example.question or example.choices or example.label is not None)
@@ -76,12 +75,12 @@ class SplitCounts:
 
     def as_json(self, format_name: str) -> dict[str, Any]:
         """The counts; what a format does not have is left out."""
-        distinct = int(np.unique(hashes(self.videos)).size)
+        distinct, missing = (int(np.unique(hashes(each)).size) for each in (self.videos, self.missing))
         found: dict[str, Any] = {
             "rows": len(self),
             "videos": distinct,
-            "found": distinct - len(self.missing),
-            "missing": len(self.missing),
+            "found": distinct - missing,
+            "missing": missing,
         }
         if self.words:
             count = self.words.total()

@@ -271,7 +271,8 @@ def _jsonl(path: Path) -> Iterator[Row]:
 def _json(path: Path) -> Iterator[Row]:
     data = _parse(path, read_text(path), None)
     if not isinstance(data, list):
-        raise AnnotationError(path, "is not a list of rows")
+        keys = ", ".join(cast("dict[str, Any]", data))[:100] if isinstance(data, dict) else type(data).__name__
+        raise AnnotationError(path, f"is not a list of rows but a table of {keys}: take the reader of its own format")
     for number, value in enumerate(cast("list[Any]", data), start=1):
         yield _row(path, number, value)
 
