@@ -199,7 +199,7 @@ class Killing:
                 where = log.read_text().splitlines()[-1] if status else "ended before its point"
             else:
                 pid = self.start(stage, out, *options)
-                time.sleep(rng.uniform(0, self.seconds[stage]))
+                time.sleep(rng.uniform(0, 0.6 * self.seconds[stage]))  # most runs are not over by then
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
                 status = self.wait(pid)

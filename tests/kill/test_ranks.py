@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -59,12 +60,18 @@ def torchrun(killing: Killing, stage: str, out: str, count: int, *options: str) 
     )
 
 
+@pytest.mark.slow
 def test_torchrun(killing: Killing) -> None:
     """``torchrun --nproc-per-node 2 -m evilm pretrain``: the losses of one process with the same global batch."""
     killing.unbroken("tokenizer")
     assert killing.wait(killing.start("pretrain", "alone", *ALIKE["pretrain"])) == 0
     run = torchrun(killing, "pretrain", "launched", 2, *ALIKE["pretrain"])
-    told, _ = run.communicate(timeout=600)
+    try:
+        told, _ = run.communicate(timeout=600)
+    finally:
+        for pid in (*children(run.pid), run.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     assert run.returncode == 0, told
     assert told.count("run: ") == 1  # one speaks for both
     alone, launched = (
