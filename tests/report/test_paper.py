@@ -184,6 +184,17 @@ def test_table_6_tells_tokenizers_and_their_use(runs: Path, tmp_path: Path) -> N
     assert line["values"]["voc_rate"]["value"] == 50.0
 
 
+def test_a_tokenizer_without_a_model_has_its_use_in_table_6(tmp_path: Path) -> None:
+    made = run(tmp_path / "features", {"name": "reconstruction", "target": "features"})
+    evaluate(made, "reconstruction", "msrvtt_retrieval", 8, metrics={"voc_rate": 85.44, "perplexity": 280.0})
+    [line] = compared(6, tmp_path)["ours"]
+    assert line["method"] == "E-ViLM + T_BEVT/PeCo (features)"
+    assert line["label"].endswith("/features, no model pre-trained with it")
+    assert line["values"]["voc_rate"]["value"] == 85.4
+    assert line["values"]["hmdb51"] is None
+    assert compared(5, tmp_path)["ours"] == []
+
+
 def test_a_second_evaluation_of_one_cell_is_said(runs: Path) -> None:
     evaluate(runs / "retrieval", "retrieval", "msrvtt_retrieval", 200, "evaluation-validation", split="validation")
     said = compared(2, runs)

@@ -95,7 +95,8 @@ def compare(number: int, evaluations: Sequence[Evaluation], *, costs: bool = Tru
         line.cells[column.key] = _measured(evaluation, column)
     for key, line in lines.items():
         line.cells.update(_of_the_model(table, origins[key], evaluations, costs=costs))
-    return Comparison(table, tuple(lines.values()), tuple(left_out))
+    alone = _tokenizers_alone(table, list(origins.values()), evaluations)
+    return Comparison(table, (*lines.values(), *alone), tuple(left_out))
 
 
 def _fills(evaluation: Evaluation, column: Column) -> bool:
@@ -203,6 +204,22 @@ def _voc_rate(tokenizer: Origin, evaluations: Iterable[Evaluation]) -> Iterator[
     if "voc_rate" in tokenizer.validation:
         where = f"at the end of the training of {tokenizer.folder}, on its validation split"
         yield "voc_rate", Ours(_rounded(tokenizer.validation["voc_rate"]), None, where)
+
+
+def _tokenizers_alone(table: Table, models: Sequence[Origin], evaluations: Iterable[Evaluation]) -> Iterator[Line]:
+    """Lines of Table 6 for tokenizers that were evaluated and that none of the lines' models was pre-trained with."""
+    if "voc_rate" not in {column.key for column in table.columns}:
+        return
+    teachers = (model.pretraining.tokenizer for model in models if model.pretraining is not None)
+    seen = {teacher.folder.resolve() for teacher in teachers if teacher is not None}
+    for evaluation in evaluations:
+        folder = evaluation.origin.folder.resolve()
+        row = next((row for row in table.rows if row.tokenizer == evaluation.origin.teaches), None)
+        if row is not None and folder not in seen and not evaluation.shuffled:
+            seen.add(folder)
+            line = Line(f"{folder.parent.name}/{folder.name}, no model pre-trained with it", row.method)
+            line.cells.update(_voc_rate(evaluation.origin, [evaluation]))
+            yield line
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
