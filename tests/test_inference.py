@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,8 +13,8 @@ import pytest
 import torch
 
 import evilm
-from evilm import inference, recipe
-from evilm.errors import CheckpointError, ConfigError, DataError, VideoError
+from evilm import cli, inference, recipe
+from evilm.errors import CheckpointError, ConfigError, DataError, OutputError, VideoError
 from evilm.tasks import VideoTextTask
 from evilm.types import Clip
 
@@ -150,3 +152,83 @@ def test_the_core_needs_no_torch() -> None:
     program = "import sys, evilm.inference, evilm.export.engine; print({'torch', 'onnx', 'timm'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_below_the_threshold_of_validation_it_cannot_tell(
+    trained: Callable[[str], Path], clips: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("question_answering")
+    model = evilm.load(run)
+    threshold = model.about.cannot_tell
+    assert threshold is not None, "the validation that ends training sets it"
+    assert 0 <= threshold.probability <= 1
+    for probability, known in ((0.0, True), (1.0, False)):
+        told = threshold.model_copy(update={"probability": probability})
+        model.engine.about = model.about.model_copy(update={"cannot_tell": told})
+        found = model.ask(clips[0], "what color is the disc?")
+        assert found.known is known
+        assert found.as_json()["answer"] == (found.answer if known else None)
+    asked = ["ask", str(clips[0]), "what color is the disc?", "--model", str(run)]
+    assert cli.run(asked) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split(" (")[0] in {"cannot tell", *model.about.answers}
+    assert [line.split(" s: ")[0] for line in printed[-2:]] == [f"looked at {time:.2f}" for time in found.times]
+    two = list(model.about.answers[:2])
+    assert cli.run([*asked, "--choices", *two, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best_guess"] in two
+
+
+def test_bad_questions_end_in_one_line(
+    trained: Callable[[str], Path], clips: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(trained("question_answering"))
+    for arguments, complaint in (
+        ([str(clips[0]), "  ", "--model", run], "the question is empty"),
+        ([str(tmp_path / "none.mp4"), "what?", "--model", run], "not_a_file"),
+        ([str(clips[0]), "what?", "--model", str(tmp_path)], "holds no checkpoint"),
+        ([str(clips[0]), "what?", "stray", "--model", run], "put the question in quotes"),
+        ([str(clips[0]), "what?", "--model", "owner/no-such-model"], "no network, and no copy of it here"),
+    ):
+        assert cli.run(["ask", *arguments]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert complaint in said[0]
+
+
+def test_a_model_goes_to_the_hub_and_back(
+    trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder stands in for the hub, so what is published is really loaded again."""
+    from evilm.export import hub
+
+    model = evilm.load(trained("retrieval"))
+    store = tmp_path / "hub"
+
+    class Library:
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+            assert exist_ok
+
+        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
+            shutil.copytree(folder_path, store / repo_id)
+            return f"hub/{repo_id}"
+
+        def HfApi(self) -> Library:  # noqa: N802 - the name that huggingface_hub has for it
+            return self
+
+        def snapshot_download(self, name: str, allow_patterns: list[str], local_files_only: bool) -> str:
+            return str(store / name)
+
+    monkeypatch.setattr(hub, "_library", lambda _: Library())
+    monkeypatch.setattr(hub, "_reachable", lambda _: True)
+    with pytest.raises(OutputError, match="not a name: is no name on the hub; take owner/name"):
+        model.push_to_hub("not a name")
+    assert model.push_to_hub("someone/clips") == "hub/someone/clips"
+    assert not (store / "someone/clips/training").exists()
+    card = (store / "someone/clips/README.md").read_text()
+    assert "## Limits" in card
+    assert "R@10" in card
+    for file in (store / "someone/clips").glob("*.*"):
+        assert str(tmp_path.parent).encode() not in file.read_bytes(), f"{file.name} tells where its author keeps files"
+    again = evilm.Embedder.from_pretrained("someone/clips")
+    assert again.fingerprint == model.fingerprint
+    np.testing.assert_array_equal(again.embed_texts(["a disc"]), model.embed_texts(["a disc"]))

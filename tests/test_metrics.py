@@ -122,3 +122,11 @@ def test_an_interval_covers_the_truth_19_times_of_20() -> None:
         low, high = metrics.interval((rng.random(200) < 0.4).astype(float), draws=300)
         inside += low <= 0.4 <= high
     assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_abstention_stops_where_wrong_answers_begin_to_outweigh_right_ones() -> None:
+    shares, right = np.array([0.5, 0.9, 0.3, 0.8, 0.6]), np.array([False, True, False, True, False])
+    assert metrics.abstention(shares, right) == (pytest.approx(0.7), 40.0, 100.0)
+    assert metrics.abstention(shares, np.ones(5, bool)) == (0.0, 100.0, 100.0)
+    equal, told = np.array([0.9, 0.5, 0.5, 0.5]), np.array([False, True, True, True])
+    assert metrics.abstention(equal, told) == (0.0, 100.0, 75.0), "equal shares are given or withheld together"

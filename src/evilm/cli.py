@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import data, making, packing, report, search, training, videos
+from evilm.commands import data, export, making, packing, report, search, training, videos
 from evilm.commands.speech import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -29,6 +29,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": training.pretrain,
     "finetune": training.finetune,
     "evaluate": training.evaluate,
+    "export": export.export,
+    "ask": export.ask,
     "demo": training.demo,
     "index": search.index,
     "search": search.search,

@@ -11,6 +11,7 @@
     ├── GridError                   frame size and encoder do not fit together
     ├── CodebookError               a collapsed codebook asked for labels
     ├── CheckpointError             a checkpoint that is missing, damaged or of another model
+    ├── ExportError                 a model that cannot be exported, or an export that lost too much
     ├── OutputError                 an output folder that holds something else
     ├── VideoIndexError             an index of videos: missing, damaged, in use, or of another model
     ├── QueryError                  a query that cannot be searched for
@@ -101,6 +102,10 @@ class CodebookError(EvilmError):
 
 class CheckpointError(EvilmError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
+
+
+class ExportError(EvilmError):
+    """A model that cannot be exported, or an export that lost too much to be kept."""
 
 
 class OutputError(EvilmError):

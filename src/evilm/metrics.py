@@ -118,3 +118,25 @@ def interval(values: NDArray[np.floating] | Sequence[float], seed: int = 0, draw
     means = sample[rng.integers(0, len(sample), size=(draws, len(sample)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def abstention(shares: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """The probability below which it is better to say nothing, when a wrong answer costs what a right one earns.
+
+    Args:
+        shares: (n,) the probability of each answer, at least one.
+        right: (n,) whether it was right.
+
+    Returns:
+        the threshold (answers at or above it are given, midway between the last given and the first withheld);
+        the share of rows then answered, and the share of those that are right, both in percent.
+    """
+    order = np.argsort(-shares, kind="stable")
+    sorted_shares = shares[order].astype(np.float64)
+    gain = np.cumsum(np.where(right[order], 1, -1))
+    last = np.append(sorted_shares[1:] < sorted_shares[:-1], True)  # equal shares are given together
+    best = int(np.argmax(np.where(last, gain, np.iinfo(np.int64).min)))
+    below = sorted_shares[best + 1] if best + 1 < len(shares) else 0.0
+    answered = best + 1
+    threshold = float(sorted_shares[best] + below) / 2 if best + 1 < len(shares) else 0.0
+    return threshold, 100 * answered / len(shares), accuracy(right[order][:answered])

@@ -262,6 +262,7 @@ class Run:
             )
         self.owed = False
         self.about["validation"] = summary.metrics
+        self.about["cannot_tell"] = summary.details.get("cannot_tell")
         self.journal.add(VALIDATION, {"step": self.step, **summary.metrics})
         shown = ", ".join(f"{name} {value:.1f}" for name, value in summary.metrics.items() if "[" not in name)
         say(f"validation at step {self.step}: {shown}")

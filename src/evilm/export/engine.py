@@ -17,6 +17,8 @@ from pydantic import Field
 from evilm.config import Config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -79,6 +81,7 @@ class About(Config):
 class Engine(Protocol):
     """A model that can be run; ``TorchEngine`` and ``OnnxEngine`` are the two."""
 
+    folder: Path
     about: About
     vocabulary: Vocabulary
     fingerprint: str

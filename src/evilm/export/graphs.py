@@ -69,11 +69,11 @@ class FusionGraph(nn.Module):
         for block in blocks[:-1]:
             sequence = block(sequence, seen)
         state, looked = _one_query(blocks[-1], sequence, seen)
-        return self.decoder.norm(state), looked[:, 1:]
+        return self.decoder.norm(state)[:, 0], looked[:, 1:]
 
 
 def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's answer in the first place alone, (B, D), and that place's attention (B, S), mean over heads."""
+    """A block's answer in the first place alone, (B, 1, D), and that place's attention (B, S), mean over heads."""
     attention = block.attention
     batch, length, width = sequence.shape
     normed = block.norm1(sequence)
@@ -82,8 +82,8 @@ def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Te
     key, value = F.linear(normed, weight[width:], bias[width:]).view(batch, length, 2, attention.heads, -1).unbind(2)
     scores = query @ key.permute(0, 2, 3, 1) * (width // attention.heads) ** -0.5  # (B, heads, 1, S)
     share = scores.masked_fill(~seen[:, None, None, :], float("-inf")).softmax(-1)
-    mixed = (share @ value.transpose(1, 2)).reshape(batch, width)
-    state = sequence[:, 0] + attention.out(mixed)
+    mixed = (share @ value.transpose(1, 2)).reshape(batch, 1, width)
+    state = sequence[:, :1] + attention.out(mixed)
     return state + block.feed(block.norm2(state)), share.mean(1)[:, 0]
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import socket
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from evilm.errors import CheckpointError, DependencyError
+from evilm import checkpoint
+from evilm.errors import CheckpointError, DependencyError, OutputError
+
+if TYPE_CHECKING:
+    from evilm.export.engine import About
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_WANTED = ("*.json", "*.onnx", "*.safetensors", "README.md", checkpoint.MARK)
+_KEPT_BACK = ("training",)  # of a checkpoint: the optimiser's state, twice the size of the weights
+_SECONDS = 3.0  # that the hub has to answer before it counts as out of reach
 
 
 def is_name(text: str) -> bool:
@@ -20,15 +33,96 @@ def download(name: str) -> Path:
 
     Raises:
         DependencyError: huggingface_hub is missing.
-        CheckpointError: no such model, or no network.
+        CheckpointError: no such model, or no network; said at once, not after minutes of attempts.
     """
+    hub = _library(name)
     try:
-        from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType], of its progress bars
-        from huggingface_hub.errors import HfHubHTTPError
+        return Path(hub.snapshot_download(name, allow_patterns=list(_WANTED), local_files_only=not _reachable(hub)))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] if _reachable(hub) else "no network, and no copy of it here"
+        raise CheckpointError(f"{name}: no such folder here, and not to be had from the hub: {reason}") from error
+
+
+def upload(folder: Path, name: str, about: About, *, private: bool = False) -> str:
+    """Publish a model's folder with its card.
+
+    Args:
+        folder: a checkpoint or an export.
+        name: ``owner/name`` on the hub, made where there is none.
+        about: what the card says of a checkpoint; an export has its own card.
+        private: for the owner's eyes alone.
+
+    Returns:
+        where it lies now.
+
+    Raises:
+        DependencyError: huggingface_hub is missing.
+        OutputError: no such name can be, no network, or the hub refuses.
+    """
+    if not is_name(name):
+        raise OutputError(f"{name}: is no name on the hub; take owner/name")
+    hub = _library(name)
+    if not _reachable(hub):
+        raise OutputError(f"{name}: cannot be published: the hub cannot be reached")
+    with tempfile.TemporaryDirectory(prefix="evilm-hub-") as temporary:
+        copy = Path(temporary) / "model"
+        publishable(folder, copy, about)
+        try:
+            api = hub.HfApi()
+            api.create_repo(name, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=name, folder_path=copy, commit_message="Publish with evilm"))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise OutputError(f"{name}: cannot be published: {reason}; log in with `hf auth login`") from error
+
+
+def publishable(folder: Path, copy: Path, about: About) -> None:
+    """What is published of a model: a folder that ``evilm.load`` takes, with a card and without paths of this machine.
+
+    Args:
+        folder: a checkpoint or an export.
+        copy: where to write it; must not exist.
+        about: of the model.
+    """
+    from evilm.export import card
+
+    def fill(to: Path) -> None:
+        shutil.copytree(folder, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_KEPT_BACK, checkpoint.MANIFEST))
+        for name in ("config.json", "export.json"):
+            if (to / name).is_file():
+                checkpoint.write_json(to / name, _without_paths(checkpoint.read_json(to / name)))
+        if not (to / "README.md").is_file():
+            (to / "README.md").write_text(card.of_checkpoint(about), encoding="utf-8")
+
+    checkpoint.write(copy, fill)
+
+
+def _without_paths(value: Any) -> Any:
+    """A JSON value whose absolute paths keep their last two parts alone."""
+    if isinstance(value, dict):
+        return {name: _without_paths(each) for name, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list):
+        return [_without_paths(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+    return "/".join(value.rstrip("/").split("/")[-2:]) if isinstance(value, str) and value.startswith("/") else value
+
+
+def _library(name: str) -> Any:
+    try:
+        import huggingface_hub
     except ModuleNotFoundError:
         raise DependencyError(f"{name}: a model on the hub needs huggingface_hub: pip install 'evilm[hub]'") from None
+    return huggingface_hub
+
+
+def _reachable(hub: Any) -> bool:
+    """Whether the hub answers, asked once and shortly: the library itself goes on trying for half a minute."""
+    if hub.constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy knows; a connection of ours would go past it
+    address = urlsplit(str(hub.constants.ENDPOINT))
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.onnx", "*.safetensors", "*.xml", "*.bin"]))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{name}: no such folder here, and not to be had from the hub: {reason}") from None
+        socket.create_connection((address.hostname, address.port or 443), timeout=_SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from evilm.export.engine import Head
 
+_LARGEST = 16384  # number in a backbone's options: a width, a size, a depth
 _NO_MODEL = {"tokenizer": "a video tokenizer, which holds no video-language model"}
 
 
@@ -42,10 +43,11 @@ class TorchEngine:
     def __init__(self, path: Path, device: distributed.DeviceName = "cpu") -> None:
         self.folder = checkpoint.find(path)
         table = checkpoint.read_json(self.folder / "config.json")
-        recipe = _recipe(self.folder, table)
+        self.recipe = recipe = _recipe(self.folder, table)
         shape = config.check(ModelConfig, table["model"], f"{self.folder / 'config.json'}: model")
         self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
         tensors = checkpoint.read_tensors(self.folder / "model.safetensors")
+        check_shape(self.folder, shape, tensors)
         self.model = build(shape.model_copy(update={"backbone_weights": "none"}), self.vocabulary.size)
         own = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         try:
@@ -106,6 +108,34 @@ def _recipe(folder: Path, table: Mapping[str, Any]) -> recipes.Recipe:
     if getattr(recipe.task, "blind", False):
         raise CheckpointError(f"{folder}: is the baseline that cannot see (task.blind); name a run without it")
     return recipe
+
+
+def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Whether the tensors are as large as the settings say, before a model of that size is made.
+
+    A file of a few bytes could otherwise ask for any amount of memory.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    cells = shape.size // shape.stride
+    places: dict[str, tuple[int, ...]] = {
+        "model.video_encoder.space": (1, shape.width, cells, cells),
+        "model.video_encoder.time": (1, shape.width, shape.frames),
+        "model.decoder.blocks.0.feed.0.weight": (shape.hidden, shape.width),
+        f"model.decoder.blocks.{shape.depth - 1}.norm1.weight": (shape.width,),
+        "model.text_encoder.bert.embeddings.position_embeddings.weight": (shape.text_positions, shape.text_width),
+        f"model.text_encoder.bert.encoder.layer.{shape.text_layers - 1}.intermediate.dense.weight": (
+            shape.text_hidden,
+            shape.text_width,
+        ),
+    }
+    wrong = [name for name, wanted in places.items() if name not in tensors or tuple(tensors[name].shape) != wanted]
+    numbers = [n for value in shape.backbone_options.values() for n in (value if isinstance(value, list) else [value])]
+    large = [number for number in numbers if not isinstance(number, str) and number > _LARGEST]
+    if wrong or large:
+        what = f"has no {wrong[0]} of that size" if wrong else f"names {large[0]} in backbone_options"
+        raise CheckpointError(f"{folder}: its model.safetensors is not what its config.json says ({what})")
 
 
 def _about(

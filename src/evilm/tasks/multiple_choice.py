@@ -17,7 +17,7 @@ from pydantic import Field
 from evilm import losses
 from evilm.errors import ConfigError, DataError
 from evilm.model.heads import EmbeddingHead, MatchHead
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, scored_rows
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, cannot_tell, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class MultipleChoice(VideoTextTask):
             chance={"accuracy": 100 * float(np.mean([1 / len(p.example.choices) for p in predictions]))},
             rule=self._rule(),
             rows=scored_rows(predictions, scores.tolist(), columns),
+            details=cannot_tell([float(p.values["probabilities"].max()) for p in predictions], (scores == 1).tolist()),
         )
 
     def _rule(self) -> str:

@@ -13,7 +13,7 @@ from evilm import metrics
 from evilm.errors import DataError
 from evilm.masking import IGNORE
 from evilm.model.heads import AnswerHead
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, predicted, scored_rows
+from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, cannot_tell, predicted, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -100,4 +100,5 @@ class QuestionAnswering(VideoTextTask):
             rule=f"{len(self.answers)} answers from the training split; answers outside it: {self.config.oov}"
             + ("; questions alone" if self.config.blind else ""),
             rows=scored_rows(predictions, right.astype(float).tolist(), columns),
+            details=cannot_tell([p.values["probability"] for p in predictions], right.tolist()),
         )

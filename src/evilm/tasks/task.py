@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evilm import distributed, losses, seeds
+from evilm import distributed, losses, metrics, seeds
 from evilm.config import Config
 from evilm.errors import ConfigError
 from evilm.masking import IGNORE
@@ -168,3 +169,17 @@ def scored_rows(
         head = {"key": example.key, "video": example.video, "kind": example.kind, "readable": prediction.readable}
         rows.append({**head, "score": float(score), **{name: values[i] for name, values in columns.items()}})
     return rows
+
+
+def cannot_tell(shares: Sequence[float], right: Sequence[bool]) -> Facts:
+    """The threshold below which answers are withheld, set on a split's answers; JSON-able.
+
+    Args:
+        shares: the probability of each answer.
+        right: whether it was right.
+    """
+    if not shares:
+        return {}
+    probability, answered, share = metrics.abstention(np.array(shares), np.array(right, dtype=bool))
+    found = {"probability": probability, "answered": answered, "right": share, "samples": len(shares)}
+    return {"cannot_tell": found}

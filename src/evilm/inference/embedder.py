@@ -1,78 +1,29 @@
-"""A trained model in use: ``evilm.load`` gives one ``Embedder``, whichever form the model has.
-
-    model = evilm.load("runs/retrieval")            # a run or checkpoint (needs torch), an export, or a hub's name
-    videos = model.embed_videos(["a.mp4", ("b.mp4", 10.0, 15.0)])
-    scores = videos.vectors @ model.embed_texts(["a dog catches a frisbee"]).T
-
-A video is a path, or (path, start, end) in seconds, or a ``Clip``. Nothing here needs torch for an exported model.
-"""
+"""A trained model in use: videos, texts and questions in, vectors and answers out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from evilm import checkpoint
-from evilm.data import frames as sampling
-from evilm.data.video import VideoReader, read_clip
-from evilm.errors import CheckpointError, ConfigError, DataError, DependencyError, VideoError
-from evilm.types import Clip
+from evilm.data.video import read_clip
+from evilm.errors import ConfigError, DataError, VideoError
+from evilm.inference.results import Answer, VideoEmbeddings, joined, ranked, softmax
+from evilm.inference.videos import clip_of, times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from evilm.data.video import Mode
     from evilm.errors import VideoStatus
     from evilm.export.engine import About, Engine, Head
+    from evilm.inference.loading import Device
+    from evilm.inference.videos import Video
 
-    Video = str | Path | tuple[str | Path, float, float | None] | Clip
-    Device = Literal["auto", "cpu", "cuda"]
-
-EXPORT = "export.json"  # what tells an exported folder from a checkpoint
 _AT_ONCE = 16  # clips, or texts times 4, that go through a graph together
-
-
-@dataclass(frozen=True, slots=True)
-class VideoEmbeddings:
-    """What became of some videos.
-
-    Attributes:
-        vectors: (n, d) float32, l2-normalised; a row of zeros where the video could not be read.
-        statuses: (n,) ``ok``, or why not: one of ``errors.VideoStatus``.
-        problems: (n,) one line of explanation where the status is not ``ok``, else empty.
-    """
-
-    vectors: NDArray[np.float32]
-    statuses: tuple[VideoStatus, ...]
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, how sure it is, and what was looked at.
-
-    Attributes:
-        answer: the most probable one.
-        probability: of it, among all candidates.
-        known: False when the probability is below the threshold that validation data set: "cannot tell".
-        threshold: that threshold; None where none was set, and every answer is then ``known``.
-        candidates: the most probable answers with their probabilities, best first.
-        times: (T,) seconds of the frames that were looked at; their numbers, for a clip of stills.
-        looked: (T, h, w) share of the attention on each region, sums to 1.
-    """
-
-    answer: str
-    probability: float
-    known: bool
-    threshold: float | None
-    candidates: tuple[tuple[str, float], ...]
-    times: tuple[float, ...]
-    looked: NDArray[np.float32]
 
 
 class Embedder:
@@ -87,6 +38,24 @@ class Embedder:
 
     def __repr__(self) -> str:
         return f"Embedder({self.about.task}, {self.form}, heads: {', '.join(self.about.heads)}, {self.fingerprint})"
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: Device = "auto", threads: int | None = None) -> Embedder:
+        """``load``, by the name that the hub's libraries have for it."""
+        from evilm.inference.loading import load
+
+        return load(name, device=device, threads=threads)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Publish the model's folder as ``owner/name`` on the hub, with its card; where it lies now.
+
+        Raises:
+            DependencyError: huggingface_hub is missing.
+            OutputError: the hub cannot be reached, or refuses.
+        """
+        from evilm.export import hub
+
+        return hub.upload(self.engine.folder, name, self.about, private=private)
 
     # What it is
 
@@ -187,8 +156,7 @@ class Embedder:
             DataError: pixels of another shape or kind.
         """
         self._need("embed_video")
-        regions = self.encode_frames(frames)
-        return self._apart("embed_video", regions, np.ones(regions.shape[:2], dtype=np.bool_))
+        return self.engine.head("embed_video", self.states_of_frames(frames))
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Sentences to unit vectors (n, d), in the space of the videos'.
@@ -197,7 +165,16 @@ class Embedder:
             VocabularyError: no text, or one that cannot be encoded.
         """
         self._need("embed_text")
-        return self._apart("embed_text", *self.encode_texts(texts))
+        return self.engine.head("embed_text", self.states_of_texts(texts))
+
+    def states_of_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """h^CLS of clips alone, (n, D): what embeddings and probes stand on."""
+        regions = self.encode_frames(frames)
+        return self._alone(regions, np.ones(regions.shape[:2], dtype=np.bool_))
+
+    def states_of_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """h^CLS of sentences alone, (n, D)."""
+        return self._alone(*self.encode_texts(texts))
 
     def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Clips (n, T, size, size, 3) to regions (n, N, D), which ``match_encoded`` takes again.
@@ -244,7 +221,7 @@ class Embedder:
     ) -> NDArray[np.float32]:
         """The match head's logits (videos, texts) of what ``encode_frames`` and ``encode_texts`` gave."""
         self._need("match")
-        rows = [self._fused("match", np.broadcast_to(own, (len(words), *own.shape)), words, mask)[0] for own in regions]
+        rows = [self.judge("match", np.broadcast_to(own, (len(words), *own.shape)), words, mask)[0] for own in regions]
         return np.stack([row[:, 0] for row in rows])
 
     def answer(self, video: Video, question: str, choices: Sequence[str] = ()) -> Answer:
@@ -263,7 +240,7 @@ class Embedder:
                 f"{', ...' if len(self.about.answers) > 12 else ''}"
             )
         words, mask = self.encode_texts([question])
-        logits, looked = self._fused("answer", self.encode_frames(self.read(video)[None]), words, mask)
+        logits, looked = self.judge("answer", self.encode_frames(self.read(video)[None]), words, mask)
         columns = [self.about.answers.index(name) for name in names]
         return self._answer(video, names, logits[0, columns], looked[0])
 
@@ -277,11 +254,39 @@ class Embedder:
         names = list(dict.fromkeys(choices))
         if len(names) < 2:
             raise ConfigError(f"a choice needs at least two different options, and there are {len(names)}")
-        self._need("match")
-        words, mask = self.encode_texts([f"{question} {name}" if question else name for name in names])
-        regions = self.encode_frames(self.read(video)[None])
-        logits, looked = self._fused("match", np.repeat(regions, len(names), 0), words, mask)
-        return self._answer(video, names, logits[:, 0], looked[int(logits[:, 0].argmax())])
+        logits, looked = self.choice_scores(self.encode_frames(self.read(video)[None])[0], names, question)
+        return self._answer(video, names, logits, looked)
+
+    def choice_scores(
+        self, regions: NDArray[np.float32], choices: Sequence[str], question: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits (K,) of choices for one video's regions (N, D), and the attention (N,) behind the best.
+
+        By the match head; without one, by cosines in the temperature that they were trained with.
+
+        Raises:
+            ConfigError: the model has neither.
+        """
+        words, mask = self.encode_texts([joined(question, name) for name in choices])
+        if "match" in self.about.heads or "embed_video" not in self.about.heads:
+            self._need("match")
+            logits, looked = self.judge("match", np.repeat(regions[None], len(words), 0), words, mask)
+            return logits[:, 0], looked[int(logits[:, 0].argmax())]
+        cls, looked = self.engine.fuse(regions[None], np.ones((1, len(regions)), dtype=np.bool_))
+        texts = self.engine.head("embed_text", self._alone(words, mask))
+        return (texts @ self.engine.head("embed_video", cls)[0]) / self.temperature, looked[0]
+
+    def ask(self, video: Video, question: str, choices: Sequence[str] = ()) -> Answer:
+        """A question with or without choices, by whichever head can answer it.
+
+        Raises:
+            ConfigError, VideoError, VocabularyError: as ``answer`` and ``choose`` do.
+        """
+        if not question.strip():
+            raise ConfigError("the question is empty: ask something, such as 'what color is the car?'")
+        if "answer" in self.about.heads or not choices:
+            return self.answer(video, question, choices)
+        return self.choose(video, choices, question)
 
     def classify(self, videos: Sequence[Video], names: Sequence[str] = ()) -> list[tuple[tuple[str, float], ...]]:
         """Names with their probabilities for each video, best first.
@@ -299,10 +304,17 @@ class Embedder:
             self._need("embed_text")
             logits = self.embed_frames(frames) @ self.embed_texts(names).T / self.temperature
         else:
-            self._need("classify")
-            regions = self.encode_frames(frames)
-            logits = self._apart("classify", regions, np.ones(regions.shape[:2], dtype=np.bool_))
-        return [_ranked(list(names) or list(self.about.classes), softmax(row)) for row in logits]
+            logits = self.class_scores(frames)
+        return [ranked(list(names) or list(self.about.classes), softmax(row)) for row in logits]
+
+    def class_scores(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits (n, K) of the trained probe's classes, from clips (n, T, size, size, 3).
+
+        Raises:
+            ConfigError: the model has no probe.
+        """
+        self._need("classify")
+        return self.engine.head("classify", self.states_of_frames(frames))
 
     # How
 
@@ -311,18 +323,15 @@ class Embedder:
             what, how = _LACKS[head]
             raise ConfigError(f"this {self.about.task} model {what}: {how}")
 
-    def _apart(self, head: Head, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """A head on h^CLS of one modality alone, (n, K)."""
-        parts = [
-            self.engine.head(head, self.engine.fuse(tokens[i : i + _AT_ONCE], mask[i : i + _AT_ONCE])[0])
-            for i in range(0, len(tokens), _AT_ONCE)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, self.dimensions), dtype=np.float32)
-
-    def _fused(
+    def judge(
         self, head: Head, regions: NDArray[np.float32], words: NDArray[np.float32], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A head on h^CLS of both modalities, (n, K), and the attention on regions (n, N)."""
+        """A head on h^CLS of both modalities, (n, K), and its attention on regions (n, N).
+
+        Args:
+            head: ``answer`` or ``match``.
+            regions, words, mask: (n, N, D), (n, L, D) and (n, L), as ``encode_frames`` and ``encode_texts`` give them.
+        """
         logits: list[NDArray[np.float32]] = []
         looked: list[NDArray[np.float32]] = []
         for i in range(0, len(words), _AT_ONCE):
@@ -333,18 +342,24 @@ class Embedder:
             looked.append(attention[:, text.shape[1] :])
         return np.concatenate(logits), np.concatenate(looked)
 
+    def _alone(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """h^CLS of one modality alone, (n, D)."""
+        steps = range(0, len(tokens), _AT_ONCE)
+        parts = [self.engine.fuse(tokens[i : i + _AT_ONCE], mask[i : i + _AT_ONCE])[0] for i in steps]
+        return np.concatenate(parts) if parts else np.zeros((0, self.about.width), dtype=np.float32)
+
     def _answer(
         self, video: Video, names: list[str], logits: NDArray[np.float32], looked: NDArray[np.float32]
     ) -> Answer:
-        ranked = _ranked(names, softmax(logits))
-        (best, probability), threshold = ranked[0], self.about.cannot_tell
+        order = ranked(names, softmax(logits))
+        (best, probability), threshold = order[0], self.about.cannot_tell
         height, width = self.about.grid
         return Answer(
             answer=best,
             probability=probability,
             known=threshold is None or probability >= threshold.probability,
             threshold=None if threshold is None else threshold.probability,
-            candidates=ranked[:5],
+            candidates=order[:5],
             times=times(clip_of(video), self.frames),
             looked=(looked / max(1e-9, float(looked.sum()))).reshape(self.frames, height, width),
         )
@@ -357,68 +372,3 @@ _LACKS: dict[Head, tuple[str, str]] = {
     "answer": ("answers no questions", "take a question_answering model, or name choices of a multiple_choice one"),
     "classify": ("has no classes of its own", "give names, or take a linear_probe model"),
 }
-
-
-def load(model: str | Path, *, device: Device = "auto") -> Embedder:
-    """A trained model, ready to be asked.
-
-    Args:
-        model: the folder of an export; of a run or checkpoint (needs torch); or a name on the hub (``owner/name``).
-        device: where a checkpoint runs.
-
-    Raises:
-        CheckpointError: no such model, or it is damaged or not to be trusted.
-        DependencyError: torch is missing and the folder is a checkpoint.
-    """
-    path = Path(model).expanduser()
-    if not path.exists():
-        from evilm.export import hub
-
-        if not hub.is_name(str(model)):
-            raise CheckpointError(
-                f"{model}: no such model; name the folder of an export, a run or a checkpoint, or owner/name on the hub"
-            )
-        path = hub.download(str(model))
-    try:
-        from evilm.export.torch_engine import TorchEngine
-    except ModuleNotFoundError as error:
-        checkpoint.find(path)
-        raise DependencyError(
-            f"{path}: is a checkpoint, which needs {error.name}: pip install 'evilm[train]', or load an export of it"
-        ) from None
-    return Embedder(TorchEngine(path, device))
-
-
-def clip_of(video: Video) -> Clip:
-    """A video in whichever way it was named."""
-    if isinstance(video, Clip):
-        return video
-    if isinstance(video, tuple):
-        path, start, end = video
-        return Clip(Path(path), float(start), None if end is None else float(end))
-    return Clip(Path(video))
-
-
-def times(clip: Clip, count: int) -> tuple[float, ...]:
-    """The moments that are looked at: seconds in the file, or numbers of frames for a clip of stills.
-
-    Raises:
-        VideoError: the video cannot be opened.
-    """
-    if clip.frames:
-        return tuple(float(i) for i in sampling.pick(len(clip.frames), count))
-    with VideoReader(clip.path) as reader:
-        whole = reader.duration
-    end = whole if clip.end is None else min(clip.end, whole)
-    return tuple(float(t) for t in sampling.segments(count, max(end - clip.start, 0.0), None, clip.start))
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits (K,) to probabilities."""
-    shares = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return (shares / shares.sum()).astype(np.float32)
-
-
-def _ranked(names: Sequence[str], shares: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
-    """Names with their shares, largest first."""
-    return tuple((names[int(k)], float(shares[k])) for k in np.argsort(-shares, kind="stable"))

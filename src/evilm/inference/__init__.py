@@ -1,0 +1,17 @@
+"""A trained model in use: ``evilm.load`` gives one ``Embedder``, whichever form the model has.
+
+    model = evilm.load("runs/retrieval")            # a run or checkpoint (needs torch), an export, or a hub's name
+    videos = model.embed_videos(["a.mp4", ("b.mp4", 10.0, 15.0)])
+    scores = videos.vectors @ model.embed_texts(["a dog catches a frisbee"]).T
+
+A video is a path, or (path, start, end) in seconds, or a ``Clip``. Nothing here needs torch for an exported model.
+"""
+
+from __future__ import annotations
+
+from evilm.inference.embedder import Embedder
+from evilm.inference.loading import load
+from evilm.inference.results import Answer, VideoEmbeddings, joined, softmax
+from evilm.inference.videos import clip_of, times
+
+__all__ = ["Answer", "Embedder", "VideoEmbeddings", "clip_of", "joined", "load", "softmax", "times"]

@@ -1,0 +1,58 @@
+"""``evilm.load``: from a name to an ``Embedder``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from evilm import checkpoint
+from evilm.errors import CheckpointError, DependencyError
+from evilm.inference.embedder import Embedder
+
+if TYPE_CHECKING:
+    Device = Literal["auto", "cpu", "cuda"]
+
+EXPORT = "export.json"  # what tells an exported folder from a checkpoint
+
+
+def load(model: str | Path, *, device: Device = "auto", threads: int | None = None) -> Embedder:
+    """A trained model, ready to be asked.
+
+    Args:
+        model: the folder of an export; of a run or checkpoint (needs torch); or a name on the hub (``owner/name``).
+        device: where a checkpoint runs; an export runs on the CPU.
+        threads: of an export's runtime; None takes one for each core.
+
+    Raises:
+        CheckpointError: no such model, or it is damaged or not to be trusted.
+        DependencyError: torch is missing and the folder is a checkpoint.
+    """
+    path = Path(model).expanduser()
+    if not _exists(path):
+        from evilm.export import hub
+
+        if not hub.is_name(str(model)):
+            raise CheckpointError(
+                f"{model}: no such model; name the folder of an export, a run or a checkpoint, or owner/name on the hub"
+            )
+        path = hub.download(str(model))
+    if (path / EXPORT).is_file():
+        from evilm.export.onnx_engine import OnnxEngine
+
+        return Embedder(OnnxEngine(path, threads))
+    try:
+        from evilm.export.torch_engine import TorchEngine
+    except ModuleNotFoundError as error:
+        checkpoint.find(path)
+        raise DependencyError(
+            f"{path}: is a checkpoint, which needs {error.name}: pip install 'evilm[train]', or load an export of it"
+        ) from None
+    return Embedder(TorchEngine(path, device))
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something; a name that the system cannot even look up is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -1,0 +1,250 @@
+"""An export does what its checkpoint does, says what it cost, and refuses what would cost too much."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import evilm
+from evilm import cli
+from evilm.errors import CheckpointError, ConfigError, ExportError, OutputError
+from evilm.export import folder, gate, graphs, quantize, trace, writer
+from evilm.export.torch_engine import TorchEngine
+from evilm.model.presets import build
+from evilm.types import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from evilm.model.presets import ModelConfig
+
+TEXTS = ["a red disc moves left", "a blue star jumps and a green square grows", "what color is it?"]
+
+
+@pytest.fixture(scope="module")
+def run(trained: Callable[[str], Path]) -> Path:
+    return trained("retrieval")
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model with both kinds of heads, in int8."""
+    out = tmp_path_factory.mktemp("exports") / "int8"
+    writer.export(run, out, int8=True)
+    return out
+
+
+def test_what_the_export_cost_is_said_and_within_limits(exported: Path) -> None:
+    report = folder.read(exported).measured
+    assert report["cosine"]["video"]["mean"] >= 0.98
+    assert report["cosine"]["text"]["mean"] >= 0.98
+    before, after = report["metrics"]["checkpoint"], report["metrics"]["export"]
+    assert after["R@10"] >= before["R@10"] - 1
+    assert report["size in MB"]["all"] == pytest.approx(
+        sum(p.stat().st_size for p in exported.iterdir() if p.suffix in (".onnx", ".json")) / 1e6, rel=0.1
+    )
+    assert set(report["latency"]["times faster"]) == {"video", "text"}
+    text = (exported / "README.md").read_text()
+    assert "| R@10 |" in text
+    assert "## Limits" in text
+
+
+def test_it_embeds_and_matches_as_the_checkpoint_does(exported: Path, run: Path, small_world: Path) -> None:
+    ours, theirs = evilm.load(exported, threads=1), evilm.load(run)
+    clips = sorted((small_world / "videos").glob("*.mp4"))[:5]
+    a, b = ours.embed_videos(clips), theirs.embed_videos(clips)
+    assert (a.vectors * b.vectors).sum(1).min() > 0.97
+    assert (ours.embed_texts(TEXTS) * theirs.embed_texts(TEXTS)).sum(1).min() > 0.97
+    np.testing.assert_allclose(ours.match(clips, TEXTS), theirs.match(clips, TEXTS), atol=0.2)
+    np.testing.assert_allclose(ours.embed_videos(clips[:1]).vectors[0], a.vectors[0], atol=0.05)
+    assert ours.fingerprint != theirs.fingerprint
+    assert evilm.load(exported).fingerprint == ours.fingerprint
+
+
+def test_an_export_runs_without_torch(exported: Path, small_world: Path) -> None:
+    clip = min((small_world / "videos").glob("*.mp4"))
+    program = (
+        "import sys\nclass Wall:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'torch', 'onnx'}: raise ModuleNotFoundError(name=name)\n"
+        "sys.meta_path.insert(0, Wall())\nimport evilm\n"
+        f"model = evilm.load({str(exported)!r}, threads=1)\n"
+        f"print(model.embed_videos([{str(clip)!r}]).vectors @ model.embed_texts(['a red disc']).T)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[[")
+
+
+def test_graphs_do_what_the_random_model_does(tiny: ModelConfig, tmp_path: Path) -> None:
+    """Layer scales are set first: at 1e-6, where training starts, most of the backbone would go untested."""
+    torch.manual_seed(0)
+    model = build(tiny, 60).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gamma" in name:
+                parameter.uniform_(0.5, 1.0)
+    frames = torch.randint(0, 256, (3, 2, 64, 64, 3), dtype=torch.uint8)
+    path = tmp_path / "video.onnx"
+    rows = torch.export.Dim("rows", min=1, max=64)
+    with trace.folded(model.video_encoder, frames.permute(0, 1, 4, 2, 3)):
+        trace.write(graphs.VideoGraph(model), (frames[:2],), path, ["frames"], ["regions"], ({0: rows},))
+    proto = onnx.load(path)
+    assert [imported.version for imported in proto.opset_import if not imported.domain] == [20]
+    assert not {"CumSum", "Loop", "If"} & {node.op_type for node in proto.graph.node}
+    with torch.inference_mode():
+        encoded = model.encode_video(model.normalise(frames.permute(0, 1, 4, 2, 3)))
+        mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
+        words = model.encode_text(Text(torch.randint(5, 60, (3, 5)), mask, mask))
+        wanted = model.fuse(encoded, words).cls
+        regions = encoded.tokens + model.decoder.type_video
+        tokens = torch.cat([words.tokens + model.decoder.type_text, regions], 1)
+        seen = torch.cat([mask, torch.ones(3, encoded.tokens.shape[1], dtype=torch.bool)], 1)
+        cls, looked = graphs.FusionGraph(model.decoder).eval()(tokens, seen)
+    found = run_onnx(path, {"frames": frames.numpy()})
+    np.testing.assert_allclose(found, regions, atol=1e-4)
+    np.testing.assert_allclose(cls, wanted, atol=1e-4)
+    assert not looked[1, 3:5].any(), "padding is not looked at"
+    assert (looked.sum(1) < 1).all(), "[CLS] sees itself too"
+
+
+def run_onnx(path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, feed)[0]
+
+
+def test_what_loses_too_much_is_taken_back_graph_by_graph() -> None:
+    plan = writer.Plan()
+    assert plan.step_back("video: its mean cosine with the checkpoint is 0.5000, below 0.98")
+    assert (plan.kind("video"), plan.kind("text"), plan.kind("fusion")) == ("int8 but some layers", "int8", "int8")
+    assert plan.said == [
+        "video: its mean cosine with the checkpoint is 0.5000, below 0.98; video: int8 gave way to int8 but some layers"
+    ]
+    assert plan.step_back("fusion: R@10 falls")
+    assert plan.kind("fusion") == "fp32"
+    assert all(plan.step_back("fusion: R@10 falls") for _ in range(3))
+    assert plan.kind("text") == "fp32" or plan.step_back("fusion: R@10 falls")
+    assert {plan.kind(graph) for graph in ("video", "text", "fusion")} == {"fp32"}
+    assert not plan.step_back("text: still")
+
+
+def test_a_gate_that_nothing_passes_keeps_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standing in for a model that int8 ruins: each comparison fails, so every step back is taken, then it gives up."""
+    monkeypatch.setattr(trace, "trace", lambda *_: None)
+    monkeypatch.setattr(writer, "_draft", lambda *_: None)
+    monkeypatch.setattr(writer, "OnnxEngine", lambda *_: None)
+    monkeypatch.setattr(gate, "compare", lambda *_: ({}, ["text: its mean cosine is 0.1, below 0.98"]))
+    said = list[str]()
+    with pytest.raises(ExportError, match=r"not exported: text: its mean cosine is 0\.1, below 0\.98"):
+        writer.export(run, tmp_path / "out", int8=True, say=said.append)
+    assert len([line for line in said if "gave way to" in line]) == 5
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds something else; the export of evilm needs a new or empty folder"):
+        writer.export(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+    with pytest.raises(ConfigError, match="--int8 and --openvino do not go together"):
+        writer.export(run, tmp_path / "new", int8=True, openvino=True)
+
+
+def test_an_export_gives_way_to_the_next_and_survives_a_full_disk(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folder.write(out, lambda to: (to / "a").write_text("1") and None)
+
+    def full(to: Path) -> None:
+        (to / "a").write_text("2")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match="No space left on device"):
+        folder.write(out, full)
+    assert (out / "a").read_text() == "1"
+    folder.write(out, lambda to: (to / "a").write_text("3") and None)
+    assert (out / "a").read_text() == "3"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_damaged_export_is_said(exported: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    whole = (copy / "fusion.onnx").read_bytes()
+    (copy / "fusion.onnx").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"fusion.onnx: damaged \(its checksum is not the manifest's\)"):
+        evilm.load(copy)
+    (copy / "fusion.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"fusion.onnx: missing"):
+        evilm.load(copy)
+
+
+def test_the_worst_layers_are_those_with_outliers(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "w")
+    scale = numpy_helper.from_array(np.array([1, 1e4], np.float32).reshape(1, 2, 1, 1), "s")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], "calm"), helper.make_node("Mul", ["a", "s"], ["b"], "grow"),
+             helper.make_node("Conv", ["b", "w"], ["y"], "wild")]  # fmt: skip
+    shape = [1, 2, 4, 4]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight, scale])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    feed = {"x": np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+    assert len(quantize.worst(path, [feed])) == 1
+    outlier = np.append(np.ones(9999, np.float32), np.float32(1e4))
+    assert quantize.loss(outlier[:-1]) < 1e-6 < quantize.loss(outlier * np.float32(1.0) + np.float32(0.3))
+
+
+def test_the_command_line(run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["export", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert "no such checkpoint or run" in capsys.readouterr().err
+    assert cli.run(["export", str(run), str(exported.parent / "int8" / "video.onnx")]) == 2
+    assert "is a file; name a folder for the export of evilm" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_trained_answerer_is_exported_and_asked(
+    trained: Callable[[str], Path], small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = trained("question_answering"), tmp_path / "qa"
+    assert cli.run(["export", str(run), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy" in printed
+    video = str(min((small_world / "videos").glob("*.mp4")))
+    answers = {}
+    for model in (run, out):
+        asked = ["ask", video, "what color is the disc?", "--model", str(model), "--json"]
+        assert cli.run(asked) == 0
+        answers[model] = json.loads(capsys.readouterr().out)
+    assert answers[run]["best_guess"] == answers[out]["best_guess"]
+    assert answers[run]["probability"] == pytest.approx(answers[out]["probability"], abs=1e-3)
+    assert answers[out]["threshold"] == pytest.approx(answers[run]["threshold"], abs=1e-3)
+    assert len(answers[out]["frames"]) == 2
+    assert torch.isfinite(torch.tensor(answers[out]["threshold"]))
+
+
+@pytest.mark.slow
+def test_openvino_runs_it_in_bf16(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    made = writer.export(run, tmp_path / "vino", openvino=True)
+    assert made.runtime == "openvino"
+    assert made.measured["cosine"]["video"]["mean"] > 0.98
+    assert evilm.load(tmp_path / "vino").form == "openvino bf16"
+
+
+def test_an_engine_says_what_it_is(run: Path) -> None:
+    about = TorchEngine(run).about
+    assert about.heads == ("embed_video", "embed_text", "match")
+    assert about.source["recipe"]["task"]["name"] == "retrieval"
