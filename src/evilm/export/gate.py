@@ -89,7 +89,11 @@ def rows_of(engine: TorchEngine) -> Rows:
     truth = (source.annotations if source.annotations.is_dir() else source.annotations.parent) / "world.jsonl"
     if isinstance(task, Retrieval) and truth.is_file():
         task.relevance = evaluation.by_truth(truth)
-    batches = list(recipes.loader(recipe, task, examples, train=False))
+    loader = recipes.loader(recipe, task, examples, train=False)
+    try:
+        batches = list(loader)
+    finally:
+        loader.close()
     return Rows(
         task,
         tuple(example for batch in batches for example in batch.examples),
