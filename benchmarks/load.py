@@ -26,7 +26,6 @@ import numpy as np
 
 from evilm.data import readers, transforms
 from evilm.data.frame_store import FrameStore
-from evilm.data.loader import Loader
 from evilm.data.pack import pack
 from evilm.data.packed import PackConfig, PackedFrames
 from evilm.data.pixels import FilePixels, Job, StoredPixels
@@ -35,6 +34,7 @@ from evilm.data.transforms import AugmentConfig
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from evilm.data.loader import Loader
     from evilm.types import Example
 
 AUGMENT = AugmentConfig(scale=0.5, flip=True)
@@ -125,6 +125,8 @@ def stage_timer(rows: list[Example], pixels: Any, options: argparse.Namespace) -
 
 def loader(rows: list[Example], pixels: Any, options: argparse.Namespace) -> Loader:
     """A training loader of one source, as a recipe would make it."""
+    from evilm.data.loader import Loader  # here, so that processes that decode need not import torch
+
     return Loader(
         rows, pixels, options.frames, options.size, min(32, len(rows)), train=True, workers=options.workers, prefetch=2
     )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from evilm.data.pixels import Job, Work
 
 TIMEOUT = 9.0  # seconds for one sample
-_START = 60.0  # seconds for a process to begin
+_START = 300.0  # seconds for a process to begin: it may import a script of the user's, on a machine that is busy
 _SLOTS = 2  # samples that a process holds: one in work, one waiting, so that it never waits for the loader
 _STILLBORN = 3  # processes that may die before they begin
 _MEMFD = getattr(os, "memfd_create", None)  # Linux has it
