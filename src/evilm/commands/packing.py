@@ -28,7 +28,7 @@ def pack(
     size: Annotated[int, typer.Option(min=16, help="Pixels of a frame's side.")] = 256,
     candidates: Annotated[int, typer.Option(min=1, max=99, help="Frames kept of each clip.")] = 8,
     fit: Annotated[Fit, typer.Option(help="Cut off what is not square, or squash it.")] = Fit.crop,
-    raw: Annotated[bool, typer.Option("--raw", help="Exact pixels instead of JPEG, 12 times as large.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Exact pixels instead of JPEG, 16 times as large.")] = False,
     per_shard: Annotated[int, typer.Option(min=1, help="Clips in a shard.")] = 512,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one clip may take.")] = 9.0,

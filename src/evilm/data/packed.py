@@ -48,7 +48,7 @@ class PackConfig(Config):
         size: pixels of a side.
         candidates: evenly spaced frames kept of each clip.
         fit: ``crop`` or ``squash``, see ``video.fitted``.
-        frames: ``jpeg`` is small and next to the truth, ``raw`` exact and twelve times as large.
+        frames: ``jpeg`` is small and next to the truth, ``raw`` exact and sixteen times as large.
         per_shard: clips in a shard.
     """
 
