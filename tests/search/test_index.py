@@ -122,7 +122,7 @@ def test_labels_set_the_line(library: Path, tmp_path: Path, model: Any) -> None:
         made = index.calibrate([*pairs, ("lost", bright / "nowhere.mp4")])
         assert (made.origin, made.samples) == ("labels", 3)
         assert index.search("red").calibration == made
-        with pytest.raises(VideoIndexError, match="at least two"):
+        with pytest.raises(VideoIndexError, match="at least two texts"):
             index.calibrate([("red", "nowhere.mp4")])
 
 

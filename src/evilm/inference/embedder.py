@@ -104,6 +104,10 @@ class Embedder:
         """Of cosines: ``softmax(cosines / temperature)`` are the probabilities that training fitted."""
         return float(self.about.temperature or 1.0)
 
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """The share of word pieces in ``texts`` that the model does not know."""
+        return self.engine.vocabulary.unknown_share(texts)
+
     # Vectors
 
     def read(self, video: Video, mode: Mode = "exact") -> NDArray[np.uint8]:

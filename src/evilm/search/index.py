@@ -172,24 +172,24 @@ class VideoIndex:
         """Set the line of "no good match" from texts and the videos of the index that they are true of.
 
         Args:
-            pairs: text and path; some dozens are enough. Those of videos that the index lacks are left out.
+            pairs: text and path, some dozens of texts; a text that is true of several videos stands with each of them.
+                Pairs of videos that the index lacks are left out.
 
         Raises:
-            VideoIndexError: fewer than two of the videos are in the index, or another process writes to it.
+            VideoIndexError: fewer than two texts of videos in the index, or another process writes to it.
         """
         known = {each.path: each.id for each in self._catalogue.files()}
-        places = [(text, known.get(os.fsencode(Path(path).expanduser().resolve()))) for text, path in pairs]
-        own = [(text, at) for text, at in places if at is not None]
+        own: dict[str, set[int]] = {}
+        for text, path in pairs:
+            if (at := known.get(_as_scanned(Path(path)))) is not None:
+                own.setdefault(text, set()).add(at)
         found = self._refresh()
         if len(own) < 2 or len(np.unique(found.files)) < 2:
-            raise VideoIndexError(
-                f"{self.folder}: calibration needs texts of at least two videos that are in the index"
-            )
-        vectors = unit(self.model.embed_texts([text for text, _ in own]), "text")
+            raise VideoIndexError(f"{self.folder}: calibration needs at least two texts of videos in the index")
+        vectors = unit(self.model.embed_texts(list(own)), "text")
         right, wrong = np.zeros(len(own)), np.zeros(len(own))
-        for i, (vector, (_, at)) in enumerate(zip(vectors, own, strict=True)):
-            cosines = found.vectors @ vector
-            mine = found.files == at
+        for i, (vector, files) in enumerate(zip(vectors, own.values(), strict=True)):
+            cosines, mine = found.vectors @ vector, np.isin(found.files, list(files))
             right[i], wrong[i] = cosines[mine].max(initial=-1.0), cosines[~mine].max(initial=-1.0)
         result = fit(right, wrong)
         with writing(self.folder), Catalogue(self.folder, write=True) as catalogue, catalogue.transaction():
@@ -301,6 +301,12 @@ class VideoIndex:
             except VideoError:
                 fits[hit] = -np.inf
         return [*sorted(fits, key=lambda hit: -fits[hit]), *hits[count:]]
+
+
+def _as_scanned(path: Path) -> bytes:
+    """A path as the scan writes it: its folder without links, its own name as it is."""
+    path = path.expanduser()
+    return os.fsencode(path.parent.resolve() / path.name)
 
 
 def _discard_empty(place: Path) -> None:

@@ -1,0 +1,47 @@
+"""A retrieval checkpoint with random weights: as fast and as large as a trained one, and of no other use."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from evilm import checkpoint, config
+from evilm.data.vocabulary import Vocabulary
+from evilm.model.presets import build, preset
+from evilm.recipe import Recipe
+from evilm.tasks.retrieval import Retrieval
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(folder: Path, name: str) -> Path:
+    """Make ``folder`` a checkpoint of the preset ``name`` with a dual encoder and a match head."""
+    shape = preset(name).model_copy(update={"backbone_weights": "none"})
+    source = {"reader": "captions", "annotations": "none.csv"}
+    recipe = config.check(
+        Recipe,
+        {
+            "task": {"name": "retrieval", "protocol": "re-rank"}, "data": {"train": source}, "optim": {"epochs": 1},
+            "model": {"preset": name, "backbone_weights": "none"}, "run": {"out": str(folder)},
+        },
+        "untrained",
+    )  # fmt: skip
+    vocabulary = Vocabulary.default()
+    torch.manual_seed(0)
+    task = Retrieval(build(shape, vocabulary.size), vocabulary, recipe.task, {})
+    about = {
+        "task": "retrieval", "recipe": json.loads(recipe.model_dump_json()), "facts": {}, "step": 0,
+        "model": json.loads(shape.model_dump_json()),
+    }  # fmt: skip
+
+    def fill(place: Path) -> None:
+        checkpoint.write_tensors(place / "model.safetensors", task.state_dict())
+        checkpoint.write_json(place / "config.json", about)
+        vocabulary.save(place / "vocabulary.json")
+
+    if not (folder / checkpoint.MANIFEST).is_file():
+        checkpoint.write(folder, fill)
+    return folder
