@@ -114,8 +114,8 @@ def test_queries_that_cannot_be_searched_for(indexed: VideoIndex, text: str, sai
         indexed.search(text)
 
 
-def test_labels_set_the_line(library: Path, tmp_path: Path, model: Any) -> None:
-    shutil.copytree(library / "index", tmp_path / "index")
+def test_labels_set_the_line(indexed: VideoIndex, library: Path, tmp_path: Path, model: Any) -> None:
+    shutil.copytree(indexed.folder, tmp_path / "index")
     bright = library / "videos" / "bright"
     with VideoIndex.open(tmp_path / "index", model) as index:
         pairs = [("red", bright / "red.mp4"), ("white", bright / "white.mp4"), ("yellow", bright / "yellow.mp4")]
@@ -321,6 +321,20 @@ def test_a_damaged_catalogue_is_said(clips: Path, tmp_path: Path, model: Any) ->
         base.execute("CREATE TABLE accounts (owner)")
     with pytest.raises(VideoIndexError, match="a database of something else"):
         VideoIndex.open(at, model)
+
+
+def test_an_index_that_was_killed_before_it_knew_its_model(clips: Path, tmp_path: Path, model: Any) -> None:
+    at = tmp_path / "index"
+    at.mkdir()
+    (at / ".evilm").write_text("index of videos\n")
+    Catalogue(at, write=True).close()
+    with VideoIndex.open(at, model) as index:
+        index.compact()
+        with pytest.raises(VideoIndexError, match="stopped before the first video"):
+            index.search("red")
+    index, _ = build(clips, model, at)
+    assert len(index) == 4
+    index.close()
 
 
 # The cache

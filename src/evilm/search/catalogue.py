@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NAME = "index.db"
+UNFINISHED = "its making was stopped before the first video; run `evilm index` again"
 _APPLICATION = 0x4556494C  # "EVIL": says whose SQLite file this is
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -104,9 +105,7 @@ class Catalogue:
         if write and not tables:
             self._create()
         elif not tables:
-            raise VideoIndexError(
-                f"{self.folder}: its making was stopped before the first video; run `evilm index` again"
-            )
+            raise VideoIndexError(f"{self.folder}: {UNFINISHED}")
         elif ours != _APPLICATION:
             raise VideoIndexError(f"{self.file}: is a database of something else; name another folder")
         elif version != FORMAT:

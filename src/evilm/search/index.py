@@ -19,7 +19,7 @@ from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError, VideoIndexError
 from evilm.search import binding, matrix, query
 from evilm.search.calibration import GOOD, UNKNOWN, Calibration, fit
-from evilm.search.catalogue import NAME, Catalogue
+from evilm.search.catalogue import NAME, UNFINISHED, Catalogue
 from evilm.search.embedder import Embedder, Matcher, unit
 from evilm.search.hits import Hit, Hits
 from evilm.search.ranking import Ranking, Store, ranking, store_named
@@ -87,6 +87,8 @@ class VideoIndex:
         with self._guard:
             if self._model is None:
                 made = self._catalogue.fact("model")
+                if made is None:
+                    raise VideoIndexError(f"{self.folder}: {UNFINISHED}")
                 self._model = binding.checked(self._given or made["path"], made, self.folder)
             return self._model
 
@@ -165,8 +167,9 @@ class VideoIndex:
         """
         with writing(self.folder), Catalogue(self.folder, write=True) as catalogue:
             catalogue.compact()
-            found = matrix.load(catalogue, catalogue.fact("width"))
-            matrix.save(self.folder, catalogue.fact("identity"), found)
+            width = catalogue.fact("width")
+            if width is not None:
+                matrix.save(self.folder, catalogue.fact("identity"), matrix.load(catalogue, width))
 
     def calibrate(self, pairs: Sequence[tuple[str, str | Path]]) -> Calibration:
         """Set the line of "no good match" from texts and the videos of the index that they are true of.

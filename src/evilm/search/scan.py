@@ -21,7 +21,7 @@ SUFFIXES = tuple(
     b".3gp .3g2 .mj2 .qt .divx .dv .rm .rmvb .mxf .y4m".split()
 )
 _PART = 65536  # bytes read at the beginning, in the middle and at the end of a file to tell it from another
-AGAIN = frozenset({"timeout", "crashed"})  # may have been the machine's fault: tried again by every scan
+AGAIN = frozenset({"timeout", "crashed", "not_a_file"})  # may have been the machine's fault: tried by every scan
 
 
 class Found(NamedTuple):

@@ -143,6 +143,8 @@ class Update:
         known = list(self.catalogue.files(root))
         self._check(folder, walked, len(known), forget)
         changes = scan.compare(known, walked, (each for each in self.catalogue.files() if not _below(each.path, root)))
+        refused = {path for path, _ in walked.refused}
+        changes.gone = [each for each in changes.gone if each.path not in refused]
         self._settle(changes, walked)
         pipeline = Pipeline(self.model, self.config, self.workers, self.batch, self.limits)
         vanished = self._decode(pipeline, [*changes.new, *changes.changed])
@@ -173,7 +175,7 @@ class Update:
     def _settle(self, changes: Changes, walked: Walk) -> None:
         """Write what needs no decoding."""
         with self.catalogue.transaction():
-            self.catalogue.drop_paths([each.path for each in changes.gone if each.path not in dict(walked.refused)])
+            self.catalogue.drop_paths([each.path for each in changes.gone])
             for old, now in [*changes.moved, *changes.touched]:
                 self.catalogue.move(old.id, *now)
             for path, reason in walked.refused:
