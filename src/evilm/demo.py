@@ -85,8 +85,9 @@ class Demo:
         """Carry out a stage's recipe, going on where it was stopped."""
         return trainer.train(self.recipe(stage, run, *changes), resume=True)
 
-    def start(self) -> str:
-        return f"start={json.dumps(str(self.out / 'pretrain'))}"
+    def start(self, run: str = "pretrain") -> str:
+        """The override that begins with what another run of this demo learned."""
+        return f"start={json.dumps(str(self.out / run))}"
 
     def evaluate(self, run: str, split: str = "test", *changes: str, **options: Any) -> Evaluation:
         """Evaluate a run; the true order of frames is also saved, as the run's evaluation."""
@@ -202,8 +203,9 @@ def _question_answering(run: Demo) -> Results:
 
 
 def _multiple_choice(run: Demo) -> Results:
-    run.train("multiple-choice", "multiple_choice", run.start())
-    run.train("multiple-choice", "text_only", run.start(), "task.blind=true")
+    start = run.start("retrieval")
+    run.train("multiple-choice", "multiple_choice", start)
+    run.train("multiple-choice", "text_only", start, 'task.head="match"', "task.blind=true")
     return _answers(run, "multiple_choice", "text_only", _flags(run.world / "mc_test.jsonl"))
 
 

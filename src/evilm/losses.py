@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
+def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = None, focus: float = 0.0) -> Tensor:
     """Cross-entropy on what was hidden: Eq. 3 over regions (MVM), the same over word pieces (MLM).
 
     Eq. 3 as printed subtracts a cross-entropy; with cross-entropy positive, as usual, the sign is plus.
@@ -25,15 +25,31 @@ def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = Non
         logits: (..., K).
         labels: (...) int64; ``masking.IGNORE`` where nothing was hidden.
         count: what to divide by; the hidden positions here by default.
+        focus: see ``focused``.
 
     Returns:
         the mean over hidden positions; zero, with a gradient of zero, where nothing was hidden.
     """
     logits, labels = logits.flatten(0, -2).float(), labels.flatten()
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    if focus:
+        total = focused(F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none"), focus).sum()
+    else:
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     if count is None:
         count = (labels != IGNORE).sum()
     return total / count.masked_fill(count == 0, 1)
+
+
+def focused(each: Tensor, focus: float) -> Tensor:
+    """The focal loss of cross-entropies (Lin et al., 2017): what is already known counts less.
+
+    Where easy kinds of a mixture (what colour) drown a hard one (which way), the hard one is never begun.
+
+    Args:
+        each: (...) cross-entropies -log p.
+        focus: gamma; each term is weighted by (1 - p)^gamma, 0 leaves it as it is.
+    """
+    return (-torch.expm1(-each)) ** focus * each if focus else each
 
 
 def focal_words(logits: Tensor, words: Tensor) -> Tensor:
@@ -78,16 +94,17 @@ def quantization(encoded: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     return codebook, commitment
 
 
-def matching(scores: Tensor, right: Tensor | None = None) -> Tensor:
+def matching(scores: Tensor, right: Tensor | None = None, focus: float = 0.0) -> Tensor:
     """Choose the partner among candidates (VTM in its 4-way form; multiple choice).
 
     Args:
         scores: (B, K), one score a candidate.
         right: (B,) int64 index of the right one; the first by default.
+        focus: see ``focused``.
     """
     if right is None:
         right = scores.new_zeros(len(scores), dtype=torch.long)
-    return F.cross_entropy(scores.float(), right)
+    return focused(F.cross_entropy(scores.float(), right, reduction="none"), focus).mean()
 
 
 def binary_matching(scores: Tensor) -> Tensor:
@@ -99,7 +116,9 @@ def binary_matching(scores: Tensor) -> Tensor:
     return (F.softplus(-scores[:, 0]).mean() + F.softplus(scores[:, 1:]).mean()) / 2
 
 
-def contrastive(video: Tensor, text: Tensor, temperature: Tensor | float, same: Tensor | None = None) -> Tensor:
+def contrastive(
+    video: Tensor, text: Tensor, temperature: Tensor | float, same: Tensor | None = None, focus: float = 0.0
+) -> Tensor:
     """Symmetric InfoNCE over a batch.
 
     Args:
@@ -107,10 +126,12 @@ def contrastive(video: Tensor, text: Tensor, temperature: Tensor | float, same: 
         temperature: divides the cosines.
         same: (B, B) bool, True where video i and text j are also a true pair (a clip drawn twice): such
             pairs off the diagonal are left out of the denominator.
+        focus: see ``focused``.
     """
     logits = video.float() @ text.float().T / temperature
     if same is not None:
         others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
         logits = logits.masked_fill(others, float("-inf"))
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    each = [F.cross_entropy(scores, target, reduction="none") for scores in (logits, logits.T)]
+    return focused(torch.stack(each), focus).mean()

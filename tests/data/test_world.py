@@ -37,7 +37,7 @@ def _annotations(folder: Path) -> dict[str, str]:
 def test_summary_and_card(world: WorldSummary) -> None:
     assert world.splits == {"train": CLIPS - VAL - TEST, "val": VAL, "test": TEST}
     assert (world.captions, world.choices, world.rendered) == (5 * CLIPS, 2 * CLIPS, CLIPS)
-    assert 3 * CLIPS <= world.questions <= 6 * CLIPS  # colour, shape and action of each; the rest where it is fair
+    assert 2 * CLIPS <= world.questions <= 6 * CLIPS  # looks and action of each; the rest where it is fair
     card = json.loads((world.path / "world.json").read_text())
     assert card["complete"] is True
     assert card["plan"] == {"clips": CLIPS, "seed": 3, "val": VAL, "test": TEST, "novel": 0.5}

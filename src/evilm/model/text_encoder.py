@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evilm.model.blocks import initialise
+from evilm.model.blocks import fused_is_slow, initialise
 from evilm.types import Encoded, Text
 
 if TYPE_CHECKING:
@@ -55,5 +55,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, text: Text) -> Encoded:
         """ids (B, L) to e^L, (B, L, D) (Eq. 1)."""
+        wanted = "eager" if fused_is_slow(self.word_embeddings) else "sdpa"
+        if self.bert.config._attn_implementation != wanted:  # noqa: SLF001, transformers offers a public setter alone
+            self.bert.set_attn_implementation(wanted)
         states: Tensor = self.bert(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
         return Encoded(self.project(states), text.mask)

@@ -40,6 +40,7 @@ class MultipleChoiceConfig(TaskConfig):
     head: Literal["match", "embed"] = Field(default="match", description="score by fusion, or by cosine of embeddings")
     embedding: int = Field(default=512, gt=0, description="width of the embeddings, where they score")
     blind: bool = Field(default=False, description="the baseline that cannot see: options alone")
+    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
     words: int = Field(default=40, gt=2, description="longest question and option together, in word pieces")
 
 
@@ -73,7 +74,7 @@ class MultipleChoice(VideoTextTask):
             )
         scores = self._scores(batch)
         right = torch.tensor([_right(example) for example in batch.examples], device=scores.device)
-        loss = losses.matching(scores, right)
+        loss = losses.matching(scores, right, self.config.focus)
         return Losses(loss, {"choice": loss.detach()})
 
     def _scores(self, batch: Batch) -> Tensor:

@@ -54,6 +54,7 @@ class PretrainConfig(TaskConfig):
         default="own", description="start the video backbone from the tokenizer's, where both are of one kind"
     )
     labels: Literal["online", "cached"] = "online"
+    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss for words and contrast: easy ones fade")
     mask: masking.Shape = "block"
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
     mask_when: Literal["after", "before"] = Field(
@@ -129,12 +130,12 @@ class Pretrain(VideoTextTask):
             assert fused.text is not None
             hidden = hidden_words != masking.IGNORE
             logits = self.word_head(fused.text[hidden], model.text_encoder.word_embeddings)
-            parts["mlm"] = predicted(logits, hidden_words[hidden])
+            parts["mlm"] = predicted(logits, hidden_words[hidden], config.focus)
         similarity = None
         if config.contrastive:
             v, t = self._embeddings(video, model.encode_text(clean) if config.mlm else text)
             v, t = distributed.gather(v), distributed.gather(t)
-            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same_video(batch))
+            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same_video(batch), config.focus)
             similarity = (v @ t.T).detach()
         if config.vtm and len(batch) * distributed.ranks() > 1:
             parts["vtm"] = self._matching(batch, video, text, fused, similarity)

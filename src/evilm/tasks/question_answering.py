@@ -31,6 +31,7 @@ class QuestionAnsweringConfig(TaskConfig):
     answers: int = Field(default=1500, gt=1, description="most frequent answers of the training split")
     oov: Literal["wrong", "drop", "upper-bound"] = Field(default="wrong", description="answers outside the vocabulary")
     blind: bool = Field(default=False, description="the baseline that cannot see: questions alone")
+    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy questions count less")
     words: int = Field(default=30, gt=2)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
@@ -58,7 +59,7 @@ class QuestionAnswering(VideoTextTask):
 
     def losses(self, batch: Batch) -> Losses:
         targets = [self.index.get(example.answer or "", IGNORE) for example in batch.examples]
-        loss = predicted(self._logits(batch), torch.tensor(targets, device=batch.frames.device))
+        loss = predicted(self._logits(batch), torch.tensor(targets, device=batch.frames.device), self.config.focus)
         return Losses(loss, {"answer": loss.detach()})
 
     def _logits(self, batch: Batch) -> torch.Tensor:

@@ -48,6 +48,7 @@ class RetrievalConfig(TaskConfig):
     )
     protocol: Literal["dual-encoder", "pairwise", "re-rank"] = "dual-encoder"
     top: int = Field(default=32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text")
+    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
     words: int = Field(default=30, gt=2)
     embedding: int = Field(default=512, gt=0)
     temperature: float = Field(default=0.05, gt=0, description="start of the learned temperature")
@@ -100,7 +101,7 @@ class Retrieval(VideoTextTask):
         same = same_video(batch)
         if self.embeds:
             v, t = (distributed.gather(each) for each in self.embed_encoded(video, text))
-            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same)
+            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same, self.config.focus)
             closeness = (v @ t.T).detach()
         else:  # nothing can tell which texts are hard: any
             closeness = distributed.same(torch.rand(same.shape, device=same.device))

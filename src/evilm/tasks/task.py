@@ -132,9 +132,9 @@ def caption_of(example: Example, seed: int | None) -> str:
 # What a loss over the global batch needs where several processes share it; see ``distributed``.
 
 
-def predicted(logits: Tensor, labels: Tensor) -> Tensor:
+def predicted(logits: Tensor, labels: Tensor, focus: float = 0.0) -> Tensor:
     """``losses.masked_prediction`` whose mean over all processes is that of the global batch."""
-    return losses.masked_prediction(logits, labels, distributed.mean((labels != IGNORE).sum()))
+    return losses.masked_prediction(logits, labels, distributed.mean((labels != IGNORE).sum()), focus)
 
 
 def same_video(batch: Batch) -> Tensor:

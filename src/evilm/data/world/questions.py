@@ -83,7 +83,7 @@ def questions(scene: Scene, count: int, rng: random.Random) -> list[Question]:
     """Up to ``count`` different questions, of as many kinds as the scene allows."""
     main = scene.main
     found = [*_about_count(scene, rng), *_about_action(main, rng)]
-    found += [_about_looks(scene, kind, rng) for kind in ("colour", "shape")]
+    found.append(_about_looks(scene, rng.choice(("colour", "shape")), rng))  # one of them: no kind outweighs another
     placed = [thing for thing in scene.things if len(thing.places) == 1]
     if placed:
         # The middle is where others leave least room: asked for whenever somebody is there.
