@@ -180,6 +180,24 @@ def test_contrast_leaves_a_clip_drawn_twice_out_of_its_own_denominator() -> None
     assert losses.contrastive(video, text, 0.2, same).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def test_focus_weighs_each_row_by_what_is_not_yet_known() -> None:
+    # p = 0.9 and 0.2: (0.1)^2 * 0.10536 = 0.0010536 and (0.8)^2 * 1.60944 = 1.0300.
+    each = -torch.tensor([0.9, 0.2], dtype=torch.float64).log()
+    found = losses.focused(each, 2.0)
+    torch.testing.assert_close(found, torch.tensor([0.0010536, 1.0300402], dtype=torch.float64), rtol=1e-4, atol=0)
+    assert torch.equal(losses.focused(each, 0.0), each)
+
+
+def test_focus_reaches_every_loss_that_takes_it() -> None:
+    logits, labels = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    # -log p = 0.048587 and 0.693147; p = 0.952574 and 0.5: mean of 0.047426 * 0.048587 and 0.5 * 0.693147 = 0.174439.
+    wanted = torch.tensor(0.174439)
+    torch.testing.assert_close(losses.masked_prediction(logits, labels, focus=1.0), wanted, rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses.matching(logits, labels, 1.0), wanted, rtol=1e-4, atol=0)
+    same = torch.eye(2)  # cosines 1 and 0: -log p = log(1 + 1/e) = 0.313262, 1 - p = 0.268941
+    torch.testing.assert_close(losses.contrastive(same, same, 1.0, focus=1.0), torch.tensor(0.084249), rtol=1e-4, atol=0)
+
+
 def test_contrast_of_one_clip_alone_is_zero_and_not_nan() -> None:
     torch.manual_seed(4)
     video, text = (F.normalize(torch.randn(3, 8), dim=-1).requires_grad_() for _ in range(2))

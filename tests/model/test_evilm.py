@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from evilm.errors import CheckpointError, ConfigError, GridError
+from evilm.model.blocks import Attention, fused_is_slow
 from evilm.model.presets import PRESETS, ModelConfig, build, preset
 from evilm.model.video_encoder import backbone
 from evilm.types import Grid, Text
@@ -277,3 +279,31 @@ def test_weights_files_that_do_not_fit(tmp_path: Path) -> None:
     save_file(source | {name: torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match=f"1 of .*{name}"):
         backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_plain_attention_equals_the_fused_one(hidden: bool) -> None:
+    """Training in bfloat16 on a CPU takes three plain operations; the answer and the gradient are the same."""
+    torch.manual_seed(0)
+    attention, x = Attention(32, 4), torch.randn(3, 9, 32)
+    mask = torch.arange(9)[None] < torch.tensor([[9], [5], [1]]) if hidden else None
+    wanted = attention(x, mask)
+    wanted.sum().backward()
+    gradient = attention.qkv.weight.grad
+    assert gradient is not None
+    slow = gradient.clone()
+    attention.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused_is_slow(x)
+        found = attention(x, mask)
+    found.float().sum().backward()
+    torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.02)
+    assert attention.qkv.weight.grad is not None
+    assert float(F.cosine_similarity(attention.qkv.weight.grad.flatten(), slow.flatten(), dim=0)) > 0.999
+
+
+def test_the_fused_attention_is_kept_where_it_is_fast() -> None:
+    x = torch.zeros(1)
+    assert not fused_is_slow(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not fused_is_slow(x)
