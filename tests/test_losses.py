@@ -195,7 +195,9 @@ def test_focus_reaches_every_loss_that_takes_it() -> None:
     torch.testing.assert_close(losses.masked_prediction(logits, labels, focus=1.0), wanted, rtol=1e-4, atol=0)
     torch.testing.assert_close(losses.matching(logits, labels, 1.0), wanted, rtol=1e-4, atol=0)
     same = torch.eye(2)  # cosines 1 and 0: -log p = log(1 + 1/e) = 0.313262, 1 - p = 0.268941
-    torch.testing.assert_close(losses.contrastive(same, same, 1.0, focus=1.0), torch.tensor(0.084249), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        losses.contrastive(same, same, 1.0, focus=1.0), torch.tensor(0.084249), rtol=1e-4, atol=0
+    )
 
 
 def test_contrast_of_one_clip_alone_is_zero_and_not_nan() -> None:

@@ -252,10 +252,10 @@ def check_free(folder: Path, kind: str) -> None:
         raise OutputError(f"{folder}: holds {found}; the {kind} needs a new or empty folder: name another")
 
 
-def release(folder: Path) -> None:
-    """Undo ``claim`` where nothing was written since."""
-    if {path.name for path in folder.iterdir()} <= {MARK, LOCK}:
-        for name in (MARK, LOCK):
+def release(folder: Path, *trifles: str) -> None:
+    """Undo ``claim`` where nothing was written since but the files called ``trifles``."""
+    if {path.name for path in folder.iterdir()} <= {MARK, LOCK, *trifles}:
+        for name in (*trifles, MARK, LOCK):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 

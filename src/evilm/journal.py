@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from evilm.types import Example
 
-METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
+BEGINNINGS, METRICS, VALIDATION = "run.json", "metrics.jsonl", "validation.jsonl"
 
 
 class Journal:
@@ -55,7 +55,7 @@ class Journal:
         """
         if not self.writes:
             return
-        path = self.folder / "run.json"
+        path = self.folder / BEGINNINGS
         try:
             before: list[Any] = json.loads(path.read_text(encoding="utf-8"))["beginnings"] if path.is_file() else []
         except (ValueError, KeyError, OSError):

@@ -76,7 +76,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
             run.fit(resume, signals)
         except EvilmError:
             if distributed.rank() == 0:
-                checkpoint.release(out)
+                checkpoint.release(out, journal.BEGINNINGS)  # of a run that never took a step
             raise
     return out
 

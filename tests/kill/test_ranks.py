@@ -37,7 +37,9 @@ def check_alike(killing: Killing, one: str, several: str) -> None:
     for mine, theirs in zip(
         *(killing.rows(killing.folder / n / "validation.jsonl") for n in (one, several)), strict=True
     ):
-        # Rankings of eight clips jump where two scores differ by less than the last bits do.
+        # Rankings of eight clips, and the use of 24 codes, jump where two scores differ by less than the last bits do.
+        codes = [row.pop("voc_rate", 0.0) for row in (mine, theirs)]
+        assert abs(codes[0] - codes[1]) < 100 * 1.01 / 24
         assert theirs == pytest.approx(mine, abs=2.5)
 
 
