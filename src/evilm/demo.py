@@ -1,4 +1,4 @@
-"""The whole system in a quarter of an hour: a world, the tokenizer, pre-training, four tasks, their baselines.
+"""The whole system in minutes: a world, the tokenizer, pre-training, four tasks, their baselines.
 
 Each stage is a recipe that anyone can run alone, with its paths and its length changed. A stage that is done leaves
 ``<stage>.json`` beside the runs, so a demo that was stopped goes on where it was.
