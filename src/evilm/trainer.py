@@ -21,14 +21,14 @@ from evilm.step import Stepper
 from evilm.tasks import VideoTextTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from evilm.data.loader import Loader
     from evilm.recipe import Recipe
     from evilm.step import Reading
     from evilm.tasks import Task
-    from evilm.types import Batch
+    from evilm.types import Batch, Example
 
 
 KIND = "run of evilm"  # what the mark of a run's folder says
@@ -81,7 +81,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
     return out
 
 
-def _prepare(recipe: Recipe) -> tuple[Run, list[Any]]:
+def _prepare(recipe: Recipe) -> tuple[Run, Sequence[Example]]:
     """The run of a recipe, and the rows that it learns from."""
     device = distributed.device(recipe.run.device)
     if recipe.run.threads:

@@ -44,6 +44,7 @@ class TextEncoder(nn.Module):
             attn_implementation="sdpa",  # pyright: ignore[reportCallIssue], taken by the base class alone
         )
         self.positions = positions
+        self.attention = "sdpa"  # what the BERT computes it with at present
         self.bert = BertModel(config, add_pooling_layer=False)
         self.project = nn.Linear(width, out)
         initialise(self)
@@ -56,7 +57,8 @@ class TextEncoder(nn.Module):
     def forward(self, text: Text) -> Encoded:
         """ids (B, L) to e^L, (B, L, D) (Eq. 1)."""
         wanted = "eager" if fused_is_slow(self.word_embeddings) else "sdpa"
-        if self.bert.config._attn_implementation != wanted:  # noqa: SLF001, transformers offers a public setter alone
+        if wanted != self.attention:
             self.bert.set_attn_implementation(wanted)
+            self.attention = wanted
         states: Tensor = self.bert(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
         return Encoded(self.project(states), text.mask)
