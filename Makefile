@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --retries 10 --timeout 60 --quiet -c constraints.txt -e '.[train,export,dev]'
 	@touch $@
 
-demo: setup      ## the whole chain on a procedural world: 15 to 20 minutes on two cores
+demo: setup      ## the whole chain on a procedural world: some 20 minutes on two cores, by estimate
 	$(BIN)/evilm demo --out runs/demo
 
 test: setup      ## the fast tests: a few minutes

@@ -20,7 +20,7 @@ def fused_is_slow(x: Tensor) -> bool:
     There its backward pass takes five times as long as theirs (89 tokens of 6 heads: 38 ms against 6.5, torch 2.15),
     a third of a whole step of pre-training.
     """
-    bf16 = x.dtype == torch.bfloat16 or (torch.is_autocast_enabled("cpu") and x.device.type == "cpu")
+    bf16 = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     return x.device.type == "cpu" and bf16 and torch.is_grad_enabled()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from evilm import losses
+from evilm import distributed, losses
 from evilm.model.reconstruction import FeatureTokenizer, PixelTokenizer, TeacherConfig
 from evilm.model.tokenizer import TokenizerConfig
 from evilm.tasks.task import Facts, Prediction, Summary, Task, TaskConfig, scored_rows
@@ -79,7 +79,7 @@ class ReconstructionTask(Task):
                 "reconstruction": off.detach(),
                 "codebook": quantized.loss_codebook.detach(),
                 "commitment": quantized.loss_commitment.detach(),
-                "codes_in_batch": (counts > 0).sum(),
+                "codes_in_batch": (distributed.total(counts) > 0).sum(),
             },
         )
 
