@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("losses", "masking", "metrics", "distributed", "checkpoint", "seeds", "progress", "signals"),
     ("model", "data"),
     ("tasks", "optim", "trainer", "evaluation", "recipe", "journal", "snapshot", "step"),
-    ("inference", "export", "search", "scale", "server", "report", "demo"),
+    ("inference", "export", "search", "scale", "server", "report", "demo", "trial", "adapt"),
     ("cli", "commands", "__init__", "__main__"),
 )
 

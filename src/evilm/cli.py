@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import data, export, making, packing, report, search, training, videos
+from evilm.commands import adopting, data, export, making, packing, report, search, training, videos
 from evilm.commands.speech import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TRAIN_PACKAGES = {"matplotlib", "tensorboard", "timm", "torch", "torchvision", "transformers"}  # of the extra [train]
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "try": adopting.try_out,
     "cost": making.cost,
     "world": making.world,
     "tokenizer": training.tokenizer,

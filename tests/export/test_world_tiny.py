@@ -1,0 +1,56 @@
+"""The model that comes with the package: small, sealed, and of whom its card says how it was made."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import evilm
+from evilm import cli
+from evilm.errors import CheckpointError
+from evilm.export import folder
+from evilm.inference import loading
+
+
+@pytest.fixture(scope="module")
+def home() -> Path:
+    found = loading.shipped("world-tiny")
+    assert found is not None
+    return found
+
+
+def test_it_is_small_and_whole(home: Path) -> None:
+    assert sum(path.stat().st_size for path in home.iterdir()) <= 4e6
+    made = folder.read(home)  # checksums, and the scan of its graphs
+    assert {made.precision[graph] for graph in folder.GRAPHS} == {"int8"}
+
+
+def test_its_card_says_recipe_seed_and_numbers_and_nothing_of_where_it_was_made(home: Path) -> None:
+    card, about = (home / "README.md").read_text(), (home / "export.json").read_text()
+    assert re.search(r"recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`, seed \d+", card)
+    assert re.search(r"\| R@10 \| [\d.]+ \| [\d.]+ \|", card)
+    assert "chance" in card
+    assert not re.search(r"(?<![\w.])/(?:tmp|home|root|work|Users|var)/", card + about)
+
+
+def test_it_is_found_by_name_and_a_folder_of_that_name_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = evilm.load("world-tiny", threads=1)
+    assert model.about.heads == ("embed_video", "embed_text")
+    assert evilm.load(Path("world-tiny")).fingerprint == model.fingerprint
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "world-tiny").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        evilm.load("world-tiny")
+    with pytest.raises(CheckpointError, match=r"no such model; .* world-tiny that comes along"):
+        evilm.load("word-tiny")
+
+
+def test_it_cannot_be_asked_what_it_has_no_answers_for(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = str(small_world / "videos" / "video0.mp4")
+    assert cli.run(["ask", video, "what color is it?", "--model", "world-tiny"]) == 2
+    assert "this retrieval model answers no questions" in capsys.readouterr().err
+    assert cli.run(["ask", video, "what color is it?", "--model", "world-tiny", "--choices", "red", "blue"]) == 0
