@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": training.pretrain,
     "finetune": training.finetune,
     "evaluate": training.evaluate,
+    "adapt": adopting.adapt,
     "export": export.export,
     "ask": export.ask,
     "demo": training.demo,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 
 from evilm.data.world import SIMPLE, Plan, WorldSummary, build, relevance
-from evilm.data.world.motion import FRAME, FRAMES, RATE
-from evilm.data.world.scene import compose
+from evilm.data.world.motion import FRAME, FRAMES, RATE, track
+from evilm.data.world.scene import NEW_ACTION, NEW_COLOUR, compose
 from evilm.errors import AnnotationError, OutputError
 
 if TYPE_CHECKING:
@@ -179,6 +180,26 @@ def test_refusals(world: WorldSummary, tmp_path: Path) -> None:
         build(tmp_path / "new", 10, 0, workers=0)
     assert not (tmp_path / "new").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fake", "file"]
+
+
+def test_a_world_of_unseen_things(world: WorldSummary, tmp_path: Path) -> None:
+    made = build(tmp_path / "new", 40, 5, val=4, test=6, unseen=True, workers=1)
+    records = [json.loads(line) for line in (made.path / "world.jsonl").read_text().splitlines()]
+    mains = [record["scene"]["things"][0] for record in records]
+    assert {(main["colour"] == NEW_COLOUR, main["action"] == NEW_ACTION) for main in mains} == {
+        (True, False), (False, True),
+    }  # fmt: skip
+    said = " ".join(caption["text"] for record in records for caption in record["captions"])
+    assert "purple" in said
+    assert "swaying" in said
+    usual = (world.path / "world.jsonl").read_text()
+    assert not any(word in usual for word in ("purple", "sway", "from side to side"))
+    # It is to and fro in the middles of four segments, which is when a model of four frames looks.
+    x = track(["sways"], 13.0, random.Random(0)).x[[3, 9, 14, 20]]
+    assert min(abs(x)) > 15
+    assert (np.sign(x[:-1]) == -np.sign(x[1:])).all()
+    with pytest.raises(OutputError, match="holds another world"):
+        build(made.path, 40, 5, val=4, test=6)
 
 
 def test_needs_no_torch() -> None:

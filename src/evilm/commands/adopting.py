@@ -1,4 +1,4 @@
-"""Commands for whoever has just arrived: a first try of everything.
+"""Commands for whoever has just arrived: a first try of everything, and a model for one's own clips.
 
 Typer reads the annotations at run time, so they are evaluated here and not postponed.
 """
@@ -6,7 +6,7 @@ Typer reads the annotations at run time, so they are evaluated here and not post
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,3 +47,64 @@ def try_out(
         "  evilm adapt captions.csv --model runs/demo/retrieval --out runs/mine",
     ]
     typer.echo("\n".join(lines))
+
+
+def adapt(
+    source: Annotated[Path, typer.Argument(metavar="CAPTIONS|FOLDER", help="A list of captions, or clips.")],
+    model: Annotated[str, typer.Option(metavar="M", help="A run or checkpoint that embeds, or owner/name.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="New or empty folder.")],
+    changes: Annotated[list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Changes to the recipe.")] = None,
+    videos: Annotated[Path | None, typer.Option(metavar="DIR", help="Where paths of a list start from.")] = None,
+    share: Annotated[float, typer.Option("--held-out", min=0.01, max=0.9, help="Share of the videos.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the part held out, and of training.")] = 0,
+    new_words: Annotated[bool, typer.Option("--new-words/--old-words", help="Room for words it does not know.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it was stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on training on your own clips; numbers before and after."""
+    from evilm.adapt.adapting import Request, adapt
+
+    told = None if videos is None else str(videos.resolve())
+    request = Request(str(source.resolve()), told, model, seed, share, new_words, tuple(changes or ()))
+    again = ["adapt", str(source), *(changes or []), "--model", model, "--out", str(out), "--seed", str(seed)]
+    again += ["--held-out", str(share), *([] if new_words else ["--old-words"])]
+    again += [] if videos is None else ["--videos", str(videos)]
+    try:
+        found = adapt(request, out, resume=resume, say=say)
+    except KeyboardInterrupt:
+        say_how_to_go_on("stopped; what was learned is saved", [*again, "--resume"])
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _show(found)
+    line = json.loads((out / "held-out.jsonl").read_text(encoding="utf-8").splitlines()[0])["captions"][0]
+    folder = source if source.is_dir() else videos or source.parent
+    commands = (
+        ["evilm", "export", str(out), f"{out}-export", "--int8"],
+        ["evilm", "index", str(folder), f"{out}-index", "--model", str(out)],
+        ["evilm", "search", f"{out}-index", line],
+    )
+    typer.echo("\n".join([f"written to {out / 'adapt.json'}; next:", *("  " + shlex.join(each) for each in commands)]))
+
+
+def _show(found: dict[str, Any]) -> None:
+    """The numbers before and after, beside chance."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from evilm.adapt.adapting import SHOWN
+
+    clips = found["clips"]
+    held, every = clips["held out"], clips["held out"] + clips["train"]
+    title = f"{held} clips held out of {every}; in percent, but for the median rank"
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for name in ("before", "after", "chance"):
+        table.add_column(name, justify="right")
+    for metric in SHOWN:
+        row = (f"{found[name][metric]:.1f}" for name in ("before", "after", "chance"))
+        table.add_row("median rank" if metric == "MdR" else metric, *row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"rule: {found['rule']}; training took {found['seconds']:.0f} s", markup=False, soft_wrap=True)

@@ -53,6 +53,7 @@ def world(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     val: Annotated[int | None, typer.Option(help="Videos for validation (5 %).")] = None,
     test: Annotated[int | None, typer.Option(help="Videos for the test (10 %).")] = None,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Of a colour and an action no other world has.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes (one for each CPU).")] = None,
 ) -> None:
     """Make a procedural world of videos, sentences, questions."""
@@ -60,7 +61,10 @@ def world(
     from evilm.progress import Meter
 
     with Meter("world", clips, "clips") as meter:
-        made = build(out, clips, seed, val=val, test=test, workers=workers, progress=lambda done, _: meter.update(done))
+        made = build(
+            out, clips, seed, val=val, test=test, unseen=unseen, workers=workers,
+            progress=lambda done, _: meter.update(done),
+        )  # fmt: skip
     splits = ", ".join(f"{name} {count}" for name, count in made.splits.items())
     typer.echo(
         f"{out}: {clips} clips ({splits}), {made.captions} captions, {made.questions} questions, "

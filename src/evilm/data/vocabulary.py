@@ -63,10 +63,14 @@ class Vocabulary:
             (not piece.startswith(CONTINUES) and i not in self.special_ids) or i == self.unk_id
             for i, piece in enumerate(self.pieces)
         ]
+        self._ids = ids
         self._tokenizer = _tokenizer(ids)
 
     def __len__(self) -> int:
         return len(self.pieces)
+
+    def __contains__(self, piece: object) -> bool:
+        return piece in self._ids
 
     def __repr__(self) -> str:
         return f"Vocabulary({self.size} pieces, {self.fingerprint[:12]})"
@@ -92,6 +96,18 @@ class Vocabulary:
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception, TypeError, UnicodeEncodeError
+            raise VocabularyError(f"text {text!r:.80} cannot be encoded: {error}") from None
+
+    def words_of(self, text: str) -> list[str]:
+        """The words of a text as they are before they are cut into pieces: lower case, no accents, punctuation apart.
+
+        Raises:
+            VocabularyError: as ``pieces_of`` does.
+        """
+        try:
+            plain = self._tokenizer.normalizer.normalize_str(text)
+            return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(plain)]
+        except Exception as error:  # noqa: BLE001 - as above
             raise VocabularyError(f"text {text!r:.80} cannot be encoded: {error}") from None
 
     def encode(self, texts: Sequence[str], length: int) -> Text:

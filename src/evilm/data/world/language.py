@@ -39,6 +39,7 @@ _VERBS: dict[str, tuple[tuple[str, str], ...]] = {
     "spins": (("spins", "spinning"), ("turns around", "turning around"), ("rotates", "rotating")),
     "blinks": (("blinks", "blinking"), ("flashes", "flashing")),
     "moves in a loop": (("moves in a loop", "moving in a loop"), ("goes round and round", "going round and round")),
+    "sways": (("sways", "swaying"), ("swings from side to side", "swinging from side to side")),
     "stays still": (("stays still", "staying still"), ("does not move", "resting"), ("rests", "resting")),
 }  # fmt: skip
 _NOUNS = {

@@ -98,6 +98,8 @@ def track(actions: Sequence[str], radius: float, rng: random.Random) -> Track:
             angle += rng.choice((-200, 200)) * done
         elif action == "blinks":
             visible = (done * 2 + rng.uniform(-0.1, 0.1)) % 1.0 < 0.5
+        elif action == "sways":  # twice to and fro: the middles of four segments are its ends
+            x += rng.choice((-1, 1)) * rng.uniform(18, 23) * np.sin(4 * np.pi * done)
         elif action == "moves in a loop":
             turn = 2 * np.pi * (rng.random() + rng.choice((-1, 1)) * done)
             reach = rng.uniform(18, 23)

@@ -193,7 +193,8 @@ def _fair(scene: Scene, colour: str, shape: str, action: str) -> bool:
 def _action_choice(scene: Scene, rng: random.Random) -> Choice:
     """Five neighbours in the circle of actions that this shape can do."""
     thing = scene.main
-    circle = [action for action in SIMPLE if _fair(scene, thing.colour, thing.shape, action)]
+    actions = SIMPLE if thing.action in SIMPLE else (*SIMPLE, thing.action)
+    circle = [action for action in actions if _fair(scene, thing.colour, thing.shape, action)]
     start = circle.index(thing.action) - rng.randrange(_OPTIONS)
     window = [circle[(start + step) % len(circle)] for step in range(_OPTIONS)]
     jumps = thing.action in JUMPS and sum(action in JUMPS for action in window) > 1

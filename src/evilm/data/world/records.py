@@ -25,6 +25,7 @@ class Plan:
         seed: of everything random.
         val, test: clips of those splits; the others are train.
         novel: share of val and of test whose main actor is a combination that train never holds.
+        unseen: every clip, of train too, shows a colour or an action that worlds without this never hold.
     """
 
     clips: int
@@ -32,6 +33,7 @@ class Plan:
     val: int
     test: int
     novel: float
+    unseen: bool = False
 
     def split(self, index: int) -> tuple[str, int]:
         """The split of a clip and its number within it: train first, test last."""
@@ -41,7 +43,9 @@ class Plan:
         return ("val", index - train) if index < train + self.val else ("test", index - train - self.val)
 
     def novelty(self, index: int) -> Novelty | None:
-        """Which held-out combination a clip shows: an exact share, the two kinds in turn."""
+        """Which held-out combination, or unseen thing, a clip shows: an exact share, the two kinds in turn."""
+        if self.unseen:
+            return "colour" if index % 2 else "action"
         split, place = self.split(index)
         before, after = int(place * self.novel), int((place + 1) * self.novel)
         if split == "train" or before == after:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _RGB = {
     "red": (214, 20, 32), "orange": (255, 128, 0), "yellow": (255, 236, 40), "green": (12, 165, 48),
     "blue": (24, 64, 235), "pink": (255, 110, 205), "white": (252, 252, 252), "black": (8, 8, 8),
+    "purple": (112, 20, 150),
 }  # fmt: skip
 #: Room around the frame, so that a sprite at the edge needs no clipping.
 _MARGIN = 32

@@ -4,7 +4,8 @@ A scene is drawn from (seed, clip index) alone, so the world does not depend on 
 scene no two things share a colour or a shape, and they never touch.
 
 Train holds no thing of ``HELD_COLOUR_SHAPE`` and no thing that does what ``HELD_SHAPE_ACTION`` names for its shape,
-not even as half of a sequence; a set share of validation and test has such a combination as its main actor.
+not even as half of a sequence; a set share of validation and test has such a combination as its main actor. A world
+may also be made of what no other world has: ``NEW_COLOUR`` and ``NEW_ACTION``, for a model to be taught afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from evilm.data.world.motion import FRAME, Track, track
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Novelty = Literal["colour-shape", "shape-action"]
+Novelty = Literal["colour-shape", "shape-action", "colour", "action"]
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "pink", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
@@ -34,6 +35,8 @@ REVERSE = {
     "moves left": "moves right", "moves right": "moves left", "moves up": "moves down", "moves down": "moves up",
     "grows": "shrinks", "shrinks": "grows",
 }  # fmt: skip
+#: What only a world of unseen things shows.
+NEW_COLOUR, NEW_ACTION = "purple", "sways"
 #: Actions that the frames tell only in their right order.
 ORDERED = frozenset((*PARTS, *JUMPS, *SEQUENCES))
 #: Actions of a thing that has a place.
@@ -117,7 +120,7 @@ def compose(seed: int, index: int, novelty: Novelty | None = None) -> Scene:
     Args:
         seed: of the world.
         index: of the clip.
-        novelty: which held-out combination the main actor has; None for none.
+        novelty: which held-out combination, or which unseen thing, the main actor has; None for none.
     """
     rng = random.Random(f"evilm world {seed} {index}")
     background = rng.choice(BACKGROUNDS)
@@ -142,8 +145,12 @@ def _main_actor(rng: random.Random, novelty: Novelty | None) -> tuple[str, str, 
         action = rng.choice(SEQUENCES if rng.random() < _SEQUENCE_SHARE else SIMPLE)
         if novelty == "colour-shape":
             colour, shape = rng.choice(sorted(HELD_COLOUR_SHAPE))
+        elif novelty == "colour":
+            colour, shape = NEW_COLOUR, rng.choice(SHAPES)
         else:
             colour, shape = rng.choice(KNOWN_PAIRS)
+        if novelty == "action":
+            action = NEW_ACTION
         if novelty == "shape-action":
             action = HELD_SHAPE_ACTION[shape]
             if action in PARTS and rng.random() < _SEQUENCE_SHARE:

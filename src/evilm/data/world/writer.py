@@ -58,6 +58,7 @@ def build(
     val: int | None = None,
     test: int | None = None,
     novel: float = 0.5,
+    unseen: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> WorldSummary:
@@ -69,6 +70,7 @@ def build(
         seed: of everything random.
         val, test: clips of those splits; 5 % and 10 % when None.
         novel: share of val and test with combinations held out of train.
+        unseen: each clip shows a colour or an action that no other world has: what a trained model never saw.
         workers: processes; the CPUs at hand when None, this process alone when 1.
         progress: called with (clips done, clips in all).
 
@@ -77,7 +79,7 @@ def build(
             or the disk refuses.
     """
     out = Path(out)
-    plan = _plan(clips, seed, val, test, novel)
+    plan = _plan(clips, seed, val, test, novel, unseen=unseen)
     if workers is not None and workers < 1:
         raise OutputError(f"workers = {workers}: at least 1 process has to make the world")
     card = _claim(out, plan)
@@ -105,7 +107,7 @@ def build(
     return _summary(out, plan, rows, rendered)
 
 
-def _plan(clips: int, seed: int, val: int | None, test: int | None, novel: float) -> Plan:
+def _plan(clips: int, seed: int, val: int | None, test: int | None, novel: float, *, unseen: bool) -> Plan:
     """The arguments, checked against each other."""
     val = max(1, round(clips * 0.05)) if val is None else val
     test = max(1, round(clips * 0.1)) if test is None else test
@@ -115,7 +117,7 @@ def _plan(clips: int, seed: int, val: int | None, test: int | None, novel: float
         raise OutputError(f"a world of {clips} clips is more than the {MOST} whose records fit in memory: make several")
     if not 0 <= novel <= 1:
         raise OutputError(f"novel = {novel} is a share of val and test: between 0 and 1")
-    return Plan(clips, seed, val, test, float(novel))
+    return Plan(clips, seed, val, test, float(novel), unseen)
 
 
 def _claim(out: Path, plan: Plan) -> dict[str, Any] | None:
@@ -138,7 +140,7 @@ def _claim(out: Path, plan: Plan) -> dict[str, Any] | None:
         return None
     try:
         card = json.loads(text)
-        found = {"version": card["version"], **card["plan"]}
+        found = {"version": card["version"], "unseen": False, **card["plan"]}
     except (json.JSONDecodeError, KeyError, TypeError):
         raise OutputError(f"{out / _CARD}: not the card of a world; name a new or empty folder") from None
     wanted = {"version": VERSION, **asdict(plan)}
@@ -219,7 +221,10 @@ def _summary(out: Path, plan: Plan, rows: dict[str, Any], rendered: int) -> Worl
 
 
 def _card(plan: Plan, *, complete: bool, **more: Any) -> bytes:
-    card = {"format": "evilm-world", "version": VERSION, "complete": complete, "plan": asdict(plan)} | more
+    told = asdict(plan)
+    if not plan.unseen:  # what the cards of usual worlds never held
+        del told["unseen"]
+    card = {"format": "evilm-world", "version": VERSION, "complete": complete, "plan": told} | more
     return (json.dumps(card, indent=2) + "\n").encode()
 
 
