@@ -168,6 +168,6 @@ def test_what_cannot_be_adapted_is_refused_and_leaves_nothing(
 def test_the_pace_follows_the_clips() -> None:
     steps = {clips: pace(clips).epochs * (clips // pace(clips).batch) for clips in (8, 100, 300, 1000, 20_000)}
     assert pace(8).batch == 8
-    assert steps[8] == 60
-    assert 100 <= steps[300] <= steps[1000] <= 300
-    assert steps[20_000] == pytest.approx(10 * 312)
+    assert steps[8] == 40
+    assert 60 <= steps[300] <= steps[1000] <= 150
+    assert steps[20_000] == pytest.approx(6 * 312)

@@ -45,17 +45,17 @@ def test_new_rows_are_the_mean_of_the_pieces(vocabulary: Vocabulary) -> None:
 
 def test_what_the_model_knew_it_still_knows(trained: Callable[[str], Path], tmp_path: Path) -> None:
     run = checkpoint.find(trained("retrieval"))
-    words.extend(run, ["purple", "sways"], tmp_path / "start")
+    words.extend(run, ["zorgish", "blorps"], tmp_path / "start")
     before, after = evilm.load(run), evilm.load(tmp_path / "start")
     old = Vocabulary.load(run / "vocabulary.json")
     new = Vocabulary.load(tmp_path / "start" / "vocabulary.json")
-    assert new.pieces == (*old.pieces, "purple", "sways")
-    assert new.pieces_of("purple") == [old.size]
+    assert new.pieces == (*old.pieces, "zorgish", "blorps")
+    assert new.pieces_of("zorgish") == [old.size]
     texts = ["a red disc moves left", "a star jumps"]
     assert np.array_equal(before.embed_texts(texts), after.embed_texts(texts))
-    assert not np.allclose(before.embed_texts(["a purple disc"]), after.embed_texts(["a purple disc"]))
+    assert not np.allclose(before.embed_texts(["a zorgish disc"]), after.embed_texts(["a zorgish disc"]))
     about = checkpoint.read_json(tmp_path / "start" / "config.json")
-    assert about["extended"] == {"from": str(run), "words": ["purple", "sways"]}
+    assert about["extended"] == {"from": str(run), "words": ["zorgish", "blorps"]}
 
 
 def test_a_checkpoint_without_words_is_refused(tmp_path: Path) -> None:
@@ -67,5 +67,5 @@ def test_a_checkpoint_without_words_is_refused(tmp_path: Path) -> None:
 
     checkpoint.write(folder, fill)
     with pytest.raises(CheckpointError, match=r"has no model.text_encoder.*for the 9157 pieces"):
-        words.extend(folder, ["purple"], tmp_path / "out")
+        words.extend(folder, ["zorgish"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

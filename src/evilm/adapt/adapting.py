@@ -191,8 +191,8 @@ class Pace:
 
 
 def pace(clips: int) -> Pace:
-    """Few clips are seen often, many seldom: some two hundred steps up to two thousand clips, then ten epochs."""
-    return Pace(min(64, clips), min(60.0, max(10.0, 12_000 / clips)), 5e-4)
+    """Few clips are seen often, many seldom: some hundred steps up to a thousand clips, then six epochs."""
+    return Pace(min(64, clips), min(40.0, max(6.0, 6_000 / clips)), 5e-4)
 
 
 def _recipe(request: Request, start: Start, root: Path, out: Path, clips: int, origin: Path) -> recipe.Recipe:
