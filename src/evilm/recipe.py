@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from evilm import checkpoint, config, distributed
 from evilm.config import Config
 from evilm.data import readers
+from evilm.data.features import FeatureStore
 from evilm.data.frame_store import FrameStore
 from evilm.data.labels import LabelStore
 from evilm.data.loader import DataConfig, Loader, SourceConfig, check_bad
@@ -327,7 +328,15 @@ def frames_of(recipe: Recipe, task: Task) -> tuple[int, int]:
 
 
 def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, label: bool = False) -> Loader:
-    """Batches of some rows, from the cache where the recipe names one, with cached labels where it asks for them."""
+    """Batches of some rows, from the cache where the recipe names one.
+
+    Args:
+        recipe: the settings.
+        task: whose clips they are.
+        rows: of one split.
+        train: draw at random, see ``Loader``.
+        label: with cached labels and features, where the recipe asks for them.
+    """
     data = recipe.data
     count, size = frames_of(recipe, task)
     pixels: FilePixels | StoredPixels = FilePixels(size, data.fit)
@@ -344,6 +353,7 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         train=train,
         augment=data.augment,
         labels=_cached_labels(recipe, task, store) if label else None,
+        features=_cached_features(recipe, task, store) if label else None,
         bad_share=data.bad_share,
         fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.remember,
         workers=data.workers,
@@ -393,3 +403,32 @@ def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> LabelStor
     with Meter("labelling", len(store), "clips") as meter:
         labels.fill(tokenizer.labels, progress=lambda done, _: meter.update(done))
     return labels
+
+
+def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> FeatureStore | None:
+    """What the frozen backbone sees in a store, computed now where it lacks."""
+    if not recipe.data.features:
+        return None
+    if isinstance(task, Pretrain) or not isinstance(task, VideoTextTask):
+        raise ConfigError(f"data.features cannot serve {task.name}, which encodes changed pixels: set it to false")
+    if recipe.optim.backbone_lr and not isinstance(recipe.task, LinearProbeConfig):
+        raise ConfigError(
+            f"data.features keeps what a frozen backbone sees, and optim.backbone_lr = {recipe.optim.backbone_lr:g} "
+            "trains it: set optim.backbone_lr=0, or data.features=false"
+        )
+    if store is None:
+        raise ConfigError("data.features needs cached frames: set data.cache to a folder, or data.packed")
+    device = distributed.device(recipe.run.device)
+    bf16 = distributed.computes_in_bf16(recipe.run.precision, device)
+    encoder = task.model.video_encoder.to(device).eval()
+    grid = encoder.grid(1, store.size, store.size)
+    name = encoder.fingerprint("bf16" if bf16 else "fp32")
+    kept = FeatureStore(store, name, grid, encoder.channels, recipe.data.augment, recipe.seed)
+
+    def see(frames: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return encoder.features(encoder.normalise(frames.to(device))).half()
+
+    with Meter("encoding", len(store), "clips") as meter:
+        kept.fill(see, max(1, 512 // store.candidates), lambda done, _: meter.update(done))
+    return kept

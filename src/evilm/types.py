@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -119,6 +120,7 @@ class Batch:
         readable: (B,) bool, False where the video gave no frames: evaluation counts those as wrong, and in training
             there are none.
         labels: (B, T, h, w) int64 cached labels of the video tokenizer, or None.
+        features: (B, T, h, w, C) what the frozen backbone sees in ``frames``, or None.
     """
 
     examples: tuple[Example, ...]
@@ -126,6 +128,7 @@ class Batch:
     seeds: Tensor
     readable: Tensor
     labels: Tensor | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -137,36 +140,31 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The batch in page-locked memory, from which copies to a GPU need not be waited for."""
-        return replace(
-            self,
-            frames=self.frames.pin_memory(),
-            readable=self.readable.pin_memory(),
-            labels=None if self.labels is None else self.labels.pin_memory(),
-        )
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on ``device``; seeds stay on the CPU, where they are used."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pieces(self, count: int) -> list[Batch]:
         """The batch in ``count`` consecutive pieces of one size."""
         if count == 1:
             return [self]
         size = len(self) // count
-        return [
-            Batch(
-                self.examples[start : start + size],
-                self.frames[start : start + size],
-                self.seeds[start : start + size],
-                self.readable[start : start + size],
-                None if self.labels is None else self.labels[start : start + size],
-            )
-            for start in range(0, size * count, size)
-        ]
+        return [self._rows(slice(start, start + size)) for start in range(0, size * count, size)]
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on ``device``; seeds stay on the CPU, where they are used."""
+    def _rows(self, rows: slice) -> Batch:
+        piece = self._each(lambda tensor: tensor[rows])
+        return replace(piece, examples=self.examples[rows], seeds=self.seeds[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with all tensors but the seeds changed."""
         return replace(
             self,
-            frames=self.frames.to(device, non_blocking=True),
-            readable=self.readable.to(device, non_blocking=True),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            frames=change(self.frames),
+            readable=change(self.readable),
+            labels=None if self.labels is None else change(self.labels),
+            features=None if self.features is None else change(self.features),
         )
 
 

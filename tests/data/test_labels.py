@@ -109,7 +109,7 @@ def test_labels_of_another_tokenizer_or_crop_are_refused(
     mine.fill(tokenizer.labels)
     mine.path.rename(store.folder / "labels-0123.u16")
     mine.path.with_suffix(".json").rename(store.folder / "labels-0123.json")
-    with pytest.raises(DataError, match=rf"labels-0123\.u16: holds labels of another tokenizer \({own}, and 0123"):
+    with pytest.raises(DataError, match=rf"labels-0123\.u16: was computed for another tokenizer \({own}, and 0123"):
         LabelStore(store, "0123", grid)
     (store.folder / "labels-0123.json").write_text("{")
     with pytest.raises(DataError, match="is damaged; delete it"):

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
 _GRACE = 1000  # samples before which the share of unreadable ones is taken of as many
 _INSTEAD = 20  # draws for the place of an unreadable sample
@@ -57,6 +56,9 @@ class DataConfig(Config):
     packed: Path | None = Field(default=None, description="folder that `evilm data pack` wrote, in place of a cache")
     candidates: int = Field(default=8, gt=0, description="frames kept of each clip in the cache")
     fit: Literal["crop", "squash"] = "crop"
+    features: bool = Field(
+        default=False, description="also keep what a frozen backbone (optim.backbone_lr=0) sees in the cached frames"
+    )
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(default=2, ge=0, description="processes that decode; 0 decodes in the run's own")
     prefetch: int = Field(default=2, ge=0, description="batches made ready while the model works")
@@ -66,11 +68,11 @@ class DataConfig(Config):
     )
 
 
-class LabelSource(Protocol):
-    """Token labels made once."""
+class Answers(Protocol):
+    """What a network said of the kept frames once, see ``kept``."""
 
-    def of(self, clip: Clip, chosen: NDArray[np.int64], plan: transforms.Plan) -> NDArray[np.integer[Any]]:
-        """(T, h, w) labels of candidates ``chosen``, changed by ``plan``."""
+    def of(self, clip: Clip, chosen: NDArray[np.int64], plan: transforms.Plan) -> NDArray[Any]:
+        """(T, ...) about the candidates ``chosen``, changed by ``plan``."""
         ...
 
 
@@ -88,6 +90,7 @@ class Loader:
         train: draw moments, crops and order at random; else middles, whole frames, file order, all rows.
         augment: random crops, in training.
         labels: cached token labels, or None.
+        features: cached features of a frozen backbone, or None.
         bad_share: unreadable share of training samples that stops the run.
         order: how test frames are ordered; ``shuffled`` is the control that cannot read time.
         fixed: the same frames in every epoch, for a task that computes each clip once.
@@ -110,7 +113,8 @@ class Loader:
     seed: int = 0
     train: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    labels: LabelSource | None = None
+    labels: Answers | None = None
+    features: Answers | None = None
     bad_share: float = 0.05
     order: Literal["true", "shuffled"] = "true"
     fixed: bool = False
@@ -262,12 +266,15 @@ class Loader:
                 shuffle = seeds.generator(self._seed(epoch, row), "shuffle")
                 pixels[i] = pixels[i][_derangement(self.frames, shuffle)]
             shown.append((row, example, job))
+        jobs = [job for _, _, job in shown]
+        labels, features = self._kept(self.labels, jobs), self._kept(self.features, jobs)
         batch = Batch(
             examples=tuple(example for _, example, _ in shown),
             frames=torch.from_numpy(pixels).permute(0, 1, 4, 2, 3),
             seeds=torch.tensor([self._seed(epoch, row) for row, _, _ in shown], dtype=torch.int64),
             readable=torch.from_numpy(readable),
-            labels=self._labels([job for _, _, job in shown]),
+            labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+            features=None if features is None else torch.from_numpy(features),
         )
         return (batch.pinned() if self.pin else batch), problems
 
@@ -290,12 +297,11 @@ class Loader:
             f"{_INSTEAD} videos in a row cannot be read: mend or leave them out; one of them: {error}"
         )
 
-    def _labels(self, jobs: Sequence[Job]) -> Tensor | None:
-        """The cached labels of the very frames that are shown."""
-        if self.labels is None or not isinstance(self.pixels, StoredPixels):
+    def _kept(self, answers: Answers | None, jobs: Sequence[Job]) -> NDArray[Any] | None:
+        """(B, T, ...) what was kept about the very frames that are shown."""
+        if answers is None or not isinstance(self.pixels, StoredPixels):
             return None
-        found = [self.labels.of(job.clip, self.pixels.choose(job, self.frames), job.plan) for job in jobs]
-        return torch.from_numpy(np.stack(found).astype(np.int64))
+        return np.stack([answers.of(job.clip, self.pixels.choose(job, self.frames), job.plan) for job in jobs])
 
     def _stop_if_bad(self, bad: dict[str, str], epoch: int, number: int) -> None:
         """Of the clips that all ranks tried so far, or a thousand: who has millions need not wait for them all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -180,16 +181,30 @@ class VideoEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Encoded:
         """(B, T, 3, H, W) normalised pixels to e^V, (B, N, D) with N = T h w (Eq. 1)."""
+        return self.regions(self.features(frames))
+
+    def features(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) normalised pixels to (B, T, h, w, C), what the backbone sees."""
         batch, count, _, height, width = frames.shape
         grid = self.grid(count, height, width)
         pixels = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.backbone(pixels)[0]
-        if features.shape[-1] == self.channels and features.shape[1] == grid.height:
-            features = features.permute(0, 3, 1, 2)  # Swin and its kin answer (B*T, h, w, C)
-        cells = features.flatten(2).transpose(1, 2)  # (B*T, h*w, C)
-        regions = self.project(cells).view(batch, count, grid.height * grid.width, -1)
-        regions = regions + self._positions(grid)[None]
+        if features.shape[-1] != self.channels or features.shape[1] != grid.height:
+            features = features.permute(0, 2, 3, 1)  # all but Swin and its kin answer (B*T, C, h, w)
+        return features.reshape(batch, count, grid.height, grid.width, self.channels)
+
+    def regions(self, features: Tensor) -> Encoded:
+        """(B, T, h, w, C) features to e^V: projected, with where and when (Eq. 1)."""
+        grid = Grid(*features.shape[1:4])
+        regions = self.project(features.flatten(2, 3)) + self._positions(grid)[None]
         return Encoded(regions.flatten(1, 2), None, grid)
+
+    def fingerprint(self, precision: str) -> str:
+        """16 hex digits that name what decides the features: backbone, pixel statistics, precision."""
+        digest = hashlib.sha256(precision.encode())
+        for name, tensor in (*sorted(self.backbone.state_dict().items()), *self.normalise.named_buffers()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _positions(self, grid: Grid) -> Tensor:
         """(T, h*w, D): where plus when, interpolated to another size or frame count."""

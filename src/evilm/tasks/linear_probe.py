@@ -85,11 +85,10 @@ class LinearProbe(VideoTextTask):
         keys = [example.clip.id for example in batch.examples]
         if not self.config.remember:
             return self.model.fuse(video=self.encode(batch)).cls.float()
-        for i, key in enumerate(keys):
+        for key, clip in zip(keys, batch.pieces(len(batch)), strict=True):
             if key not in self._remembered:
                 # One clip at a time: its state is then the same to the last bit in whatever batch it first came.
-                video = self.model.encode_video(self.model.normalise(batch.frames[i : i + 1]))
-                self._remembered[key] = self.model.fuse(video=video).cls[0].float()
+                self._remembered[key] = self.model.fuse(video=self.encode(clip)).cls[0].float()
         return torch.stack([self._remembered[key] for key in keys])
 
     @torch.no_grad()

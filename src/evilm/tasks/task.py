@@ -118,7 +118,9 @@ class VideoTextTask(Task):
         return [caption_of(example, seed if self.training else None) for example, seed in pairs]
 
     def encode(self, batch: Batch) -> Encoded:
-        """e^V of the batch's frames, unmasked."""
+        """e^V of the batch's frames, unmasked; of its features, where these were computed before."""
+        if batch.features is not None:
+            return self.model.video_encoder.regions(batch.features)
         return self.model.encode_video(self.model.normalise(batch.frames))
 
 
