@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from evilm.data.labels import LabelStore
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, CodebookError, ConfigError, DataError, GridError
 from evilm.model.presets import PRESETS
+from evilm.tasks import VideoTextTask
 from evilm.tasks.pretrain import Pretrain
 from evilm.tasks.question_answering import QuestionAnsweringConfig
 
@@ -229,6 +231,51 @@ def test_what_cached_labels_cannot_do(make_recipe: Callable[..., Recipe], tokeni
         built, _, _ = recipe.new_task(made, rows)
         with pytest.raises(ConfigError, match=complaint):
             recipe.loader(made, built, rows, train=True, label=True)
+
+
+@pytest.mark.parametrize("augment", [{}, {"scale": 0.5, "shift": 2, "flip": True, "views": 2}], ids=["", "augmented"])
+def test_kept_features_are_those_of_the_frames_that_are_shown(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, augment: dict[str, Any]
+) -> None:
+    data, optim = {"augment": augment, "features": True}, {"backbone_lr": 0, "batch_size": 4}
+    made = make_recipe(tmp_path, {"name": "retrieval"}, start=str(base), data=data, optim=optim)
+    rows = recipe.examples(made.data.train)
+    built, _, _ = recipe.new_task(made, rows)
+    assert isinstance(built, VideoTextTask)
+    loader = recipe.loader(made, built, rows, train=True, label=True)
+    built.eval()
+    for epoch in (0, 1):
+        for batch in loader.epoch(epoch):
+            assert batch.features is not None
+            with torch.no_grad():
+                kept, seen = built.encode(batch), built.encode(replace(batch, features=None))
+            assert kept.grid == seen.grid
+            # Half precision keeps eleven bits.
+            torch.testing.assert_close(kept.tokens, seen.tokens, rtol=2e-3, atol=2e-3)
+    plain = recipe.loader(made, built, rows, train=True)
+    assert next(iter(plain)).features is None
+
+
+@pytest.mark.parametrize(
+    ("change", "task", "complaint"),
+    [
+        ({"optim": {"backbone_lr": 1.0}}, "retrieval", r"optim\.backbone_lr = 1 trains it: set optim\.backbone_lr=0"),
+        ({"data": {"cache": None}}, "retrieval", r"needs cached frames: set data\.cache"),
+        ({"data": {"augment": {"shift": 2}}}, "retrieval", r"data\.features cannot follow random crops"),
+        ({}, "pretrain", r"data\.features cannot serve pretrain, which encodes changed pixels"),
+    ],
+)
+def test_what_kept_features_cannot_do(
+    make_recipe: Callable[..., Recipe], base: Path, tmp_path: Path, change: dict[str, Any], task: str, complaint: str
+) -> None:
+    data = {"features": True, **change.get("data", {})}
+    settings: dict[str, Any] = {"name": task} if task == "retrieval" else {"name": task, "mvm": 0.0}
+    optim = {"backbone_lr": 0, **change.get("optim", {})}
+    made = make_recipe(tmp_path, settings, start=str(base), data=data, optim=optim)
+    rows = recipe.examples(made.data.train)
+    built, _, _ = recipe.new_task(made, rows)
+    with pytest.raises(ConfigError, match=complaint):
+        recipe.loader(made, built, rows, train=True, label=True)
 
 
 def test_restore_gives_back_the_very_task(base: Path) -> None:

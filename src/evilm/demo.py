@@ -89,6 +89,11 @@ class Demo:
         """The override that begins with what another run of this demo learned."""
         return f"start={json.dumps(str(self.out / run))}"
 
+    def blind(self, stage: str) -> tuple[str, str]:
+        """The overrides of the twin that cannot see: half as long, for there is little to learn (docs/decisions.md)."""
+        epochs = self.recipe(stage, stage).optim.epochs
+        return "task.blind=true", f"optim.epochs={epochs / 2}"
+
     def evaluate(self, run: str, split: str = "test", *changes: str, **options: Any) -> Evaluation:
         """Evaluate a run; the true order of frames is also saved, as the run's evaluation."""
         outcome = evaluation.of_checkpoint(self.out / run, split, changes, **options)  # pyright: ignore[reportArgumentType]
@@ -197,19 +202,20 @@ def _retrieval(run: Demo) -> Results:
 
 
 def _question_answering(run: Demo) -> Results:
-    run.train("question-answering", "question_answering", run.start())
-    run.train("question-answering", "question_only", run.start(), "task.blind=true")
-    return _answers(run, "question_answering", "question_only", _flags(run.world / "test_qa.json"))
+    start = run.start("retrieval")
+    run.train("question-answering", "question_answering", start)
+    run.train("question-answering", "question_only", start, *run.blind("question-answering"))
+    return _answers(run, "question_answering", "question_only")
 
 
 def _multiple_choice(run: Demo) -> Results:
     start = run.start("retrieval")
     run.train("multiple-choice", "multiple_choice", start)
-    run.train("multiple-choice", "text_only", start, 'task.head="match"', "task.blind=true")
-    return _answers(run, "multiple_choice", "text_only", _flags(run.world / "mc_test.jsonl"))
+    run.train("multiple-choice", "text_only", start, 'task.head="match"', *run.blind("multiple-choice"))
+    return _answers(run, "multiple_choice", "text_only")
 
 
-def _answers(run: Demo, sighted: str, blind: str, temporal: dict[str, bool]) -> Results:
+def _answers(run: Demo, sighted: str, blind: str) -> Results:
     """Accuracy of a task that answers, of its blind twin, and without the order of frames."""
     outcome, shuffled = run.evaluate(sighted), run.evaluate(sighted, shuffled=True)
     alone = run.evaluate(blind)
@@ -217,20 +223,45 @@ def _answers(run: Demo, sighted: str, blind: str, temporal: dict[str, bool]) -> 
         "metrics": _metrics(outcome),
         "blind": alone.summary.metrics,
         "frames shuffled": shuffled.summary.metrics,
-        "temporal": _share(outcome, temporal),
-        "temporal blind": _share(alone, temporal),
-        "temporal shuffled": _share(shuffled, temporal),
+        "temporal": _temporal(outcome),
+        "temporal blind": _temporal(alone),
+        "temporal shuffled": _temporal(shuffled),
     }
 
 
 def _linear_probe(run: Demo) -> Results:
     run.train("linear-probe", "linear_probe", run.start())
     words = json.dumps(str(run.out / "vocabulary.json"))
-    run.train("linear-probe", "untrained_probe", "start=", 'model.preset="evilm-tiny"', f"vocabulary={words}")
+    # Its backbone is no other task's, and four frames of each clip are all that it is asked for.
+    untrained = ("start=", 'model.preset="evilm-tiny"', f"vocabulary={words}", "data.features=false")
+    run.train("linear-probe", "untrained_probe", *untrained)
     return {
         "metrics": _metrics(run.evaluate("linear_probe")),
         "untrained": run.evaluate("untrained_probe").summary.metrics,
         "frames shuffled": run.evaluate("linear_probe", shuffled=True).summary.metrics,
+    }
+
+
+def _export(run: Demo) -> Results:
+    """The retrieval model without torch, measured; and with it an index of the held-out clips to search in."""
+    from evilm.export import writer
+    from evilm.search.held_out import index_held_out
+
+    console = Meter("", 1).console
+    made = writer.export(
+        run.out / "retrieval", run.out / "export", int8=True,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )  # fmt: skip
+    with index_held_out(run.world, run.out / "export", run.out / "search") as index:
+        moments = len(index)
+    measured = made.measured
+    return {
+        "metrics": measured["metrics"]["export"],
+        "checkpoint": measured["metrics"]["checkpoint"],
+        "rule": measured["metrics"]["rule"],
+        "cosine": {name: found["mean"] for name, found in measured["cosine"].items()},
+        "megabytes": measured["size in MB"]["all"],
+        "moments": moments,
     }
 
 
@@ -242,6 +273,7 @@ STAGES: dict[str, tuple[str, Callable[[Demo], Results]]] = {
     "question_answering": ("question answering, and the same without the video", _question_answering),
     "multiple_choice": ("multiple choice, and the same without the video", _multiple_choice),
     "linear_probe": ("linear probe of the frozen model, and of an untrained one", _linear_probe),
+    "export": ("export to int8 without torch, and an index of the held-out clips", _export),
 }
 
 
@@ -249,7 +281,7 @@ def gather(run: Demo) -> Results:
     """``results.json``: every number with chance, baselines and target beside it."""
     found = run.found
     retrieval, qa = found["retrieval"], found["question_answering"]
-    choice, probe = found["multiple_choice"], found["linear_probe"]
+    choice, probe, export = found["multiple_choice"], found["linear_probe"], found["export"]
     seconds = {name: entry["seconds"] for name, entry in found.items()}
     targets = {"R@1": 30.0, "R@10": 85.0}
     return {
@@ -273,6 +305,13 @@ def gather(run: Demo) -> Results:
         "pretraining": {
             name: _leaf(found["pretrain"], name, None, {})
             for name in found["pretrain"]["metrics"]["metrics"] if name != "score"
+        },
+        "export": {
+            name: {
+                "value": export["metrics"][name], "chance": None,
+                "baselines": {"checkpoint": export["checkpoint"][name]},
+            }
+            for name in ("R@1", "R@5", "R@10")
         },
         "seconds": {
             "value": round(sum(seconds.values()), 1), "stages": seconds, "budget": 60 * run.minutes,
@@ -333,16 +372,9 @@ def _source(run: Demo, stage: str) -> list[str]:
     return [f"data.test.{name}={json.dumps(value)}" for name, value in fields.items()]
 
 
-def _flags(path: Path) -> dict[str, bool]:
-    """Which questions need the order of frames, by id; the world's annotations say so."""
-    text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    return {str(row.get("id", row.get("qid"))): bool(row["temporal"]) for row in rows}
-
-
-def _share(outcome: Evaluation, temporal: dict[str, bool]) -> float:
+def _temporal(outcome: Evaluation) -> float:
     """Accuracy on the rows that need the order of frames, in percent."""
-    scores = [row["score"] for row in outcome.summary.rows if temporal[row["key"]]]
+    scores = [row["score"] for row in outcome.summary.rows if row["temporal"]]
     return 100 * sum(scores) / max(1, len(scores))
 
 

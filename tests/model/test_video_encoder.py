@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from evilm.model import video_encoder
 from evilm.model.presets import ModelConfig, build
 from evilm.model.tokenizer import FrameEncoder, TokenizerConfig
-from evilm.model.video_encoder import backbone, keep_frozen
+from evilm.model.video_encoder import backbone, feature_map, keep_frozen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,3 +85,32 @@ def test_one_trainable_weight_is_enough_to_be_trained() -> None:
         parameter.requires_grad_(False)
     keep_frozen(module)
     assert not module[1].training
+
+
+def test_a_few_pictures_at_a_time_are_seen_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = encoder().eval()
+    made.backbone.requires_grad_(False)
+    pixels = torch.rand(7, 3, 64, 64)
+    whole = feature_map(made.backbone, pixels)
+    sizes: list[int] = []
+    made.backbone.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(video_encoder, "_PIECE", 3 * 64 * 64)
+    torch.testing.assert_close(feature_map(made.backbone, pixels), whole)
+    assert sizes == [3, 3, 1]
+    sizes.clear()
+    # The statistics of a batch are of all of it, and so is a gradient's pass.
+    feature_map(made.backbone.train(), pixels)
+    feature_map(made.backbone.eval().requires_grad_(True), pixels)
+    assert sizes == [7, 7]
+
+
+def test_a_fingerprint_names_backbone_pixels_and_precision() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(backbone="resnet10t", stride=16, size=64, width=32, depth=1, heads=2)
+    first, second = (build(config, 50).video_encoder for _ in range(2))
+    assert first.fingerprint("fp32") != second.fingerprint("fp32")
+    second.backbone.load_state_dict(first.backbone.state_dict())
+    assert first.fingerprint("fp32") == second.fingerprint("fp32")
+    assert first.fingerprint("fp32") != first.fingerprint("bf16")
+    second.normalise.mean += 1
+    assert first.fingerprint("fp32") != second.fingerprint("fp32")

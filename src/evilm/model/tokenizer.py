@@ -20,7 +20,7 @@ from evilm.config import Config
 from evilm.errors import CodebookError, ConfigError, GridError
 from evilm.model.blocks import Block, Normalise, initialise
 from evilm.model.quantizer import Codebook, GumbelQuantizer, Quantizer
-from evilm.model.video_encoder import Options, backbone, keep_frozen, statistics
+from evilm.model.video_encoder import Options, backbone, feature_map, keep_frozen, statistics
 from evilm.types import Grid
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""
         batch, count = frames.shape[:2]
-        features: Tensor = self.backbone(self.normalise(frames.flatten(0, 1)))[0]
+        features = feature_map(self.backbone, self.normalise(frames.flatten(0, 1)))
         if features.shape[-1] != self.width:
             features = features.permute(0, 2, 3, 1)
         return features.view(batch, count, *features.shape[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,8 +42,7 @@ def masked_examples(run: Path) -> list[dict[str, Any]]:
     if not isinstance(task, Pretrain) or task.tokenizer is None or recipe.data.validation is None:
         raise CheckpointError(f"{run}: is no pre-training run with a video tokenizer and validation rows")
     rows = recipes.examples(recipe.data.validation)
-    shown = [rows[i * len(rows) // SHOWN] for i in range(min(SHOWN, len(rows)))]
-    predictions = _predictions(recipe, task, shown)
+    predictions = _predictions(recipe, task, rows)
     words = code_words(_codes_of(recipe, task, recipes.examples(recipe.data.train)))
     shape = task.model.config
     grid = list(task.model.video_encoder.grid(shape.frames, shape.size, shape.size))
@@ -74,20 +74,20 @@ def code_words(clips: Iterable[tuple[set[int], Sequence[str]]]) -> dict[int, lis
     return meanings
 
 
-def _predictions(recipe: recipes.Recipe, task: Pretrain, rows: list[Example]) -> list[Prediction]:
-    loader = recipes.loader(recipe, task, rows, train=False)
+def _predictions(recipe: recipes.Recipe, task: Pretrain, rows: Sequence[Example]) -> list[Prediction]:
+    """Of some clips, evenly spread."""
+    shown = [rows[i * len(rows) // SHOWN] for i in range(min(SHOWN, len(rows)))]
+    loader = replace(recipes.loader(recipe, task, rows, train=False), examples=shown)
     with torch.inference_mode():
         return [prediction for batch in loader for prediction in task.predict(batch)]
 
 
 def _codes_of(recipe: recipes.Recipe, task: Pretrain, rows: Sequence[Example]) -> list[tuple[set[int], Sequence[str]]]:
     """The codes in each training clip's middle frames; what the tokenizer says of 1,000 clips is enough."""
-    assert task.tokenizer is not None
-    some = rows[:1000]
-    loader = recipes.loader(recipe, task, some, train=False)
+    loader = replace(recipes.loader(recipe, task, rows, train=False, label=True), examples=rows[:1000])
     found: list[tuple[set[int], Sequence[str]]] = []
     for batch in loader:
-        labels = task.tokenizer.labels(batch.frames).flatten(1)
+        labels = task.labels(batch).flatten(1)
         found += [({int(label) for label in row}, e.captions) for row, e in zip(labels, batch.examples, strict=True)]
     return found
 

@@ -16,6 +16,7 @@ GROUPS = {
     "linear_probe": "Linear probe",
     "tokenizer": "Video tokenizer",
     "pretraining": "Pre-training",
+    "export": "Retrieval, exported to int8",
 }
 NAMES = {
     "MdR": "median rank",

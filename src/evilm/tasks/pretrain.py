@@ -124,7 +124,7 @@ class Pretrain(VideoTextTask):
         parts: dict[str, Tensor] = {}
         if config.mvm:
             assert fused.video is not None
-            labels = self._labels(batch).flatten(1)  # Eq. 4
+            labels = self.labels(batch).flatten(1)  # Eq. 4
             parts["mvm"] = predicted(self.region_head(fused.video[where]), labels[where])  # Eq. 3
         if config.mlm:
             assert fused.text is not None
@@ -163,7 +163,7 @@ class Pretrain(VideoTextTask):
             ordinary=(max(self.vocabulary.special_ids) + 1, self.vocabulary.size),
         )
 
-    def _labels(self, batch: Batch) -> Tensor:
+    def labels(self, batch: Batch) -> Tensor:
         """(B, T, h, w) labels of the unmasked frames: cached, or asked of the tokenizer now."""
         if batch.labels is not None:
             return batch.labels
@@ -209,7 +209,7 @@ class Pretrain(VideoTextTask):
         columns: dict[str, np.ndarray] = {}
         if config.mvm:
             assert fused.video is not None
-            labels, guess = self._labels(batch).flatten(1), self.region_head(fused.video).argmax(-1)
+            labels, guess = self.labels(batch).flatten(1), self.region_head(fused.video).argmax(-1)
             columns["mvm"] = _share((guess == labels) & where, where)
             columns["labels"], columns["guesses"] = labels.cpu().numpy(), guess.cpu().numpy()
             columns["hidden"] = where.cpu().numpy()

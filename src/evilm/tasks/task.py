@@ -164,12 +164,19 @@ def own_rows(whole: Tensor, batch: Batch) -> Tensor:
 def scored_rows(
     predictions: Sequence[Prediction], scores: Sequence[float], columns: Mapping[str, Sequence[Any]]
 ) -> list[dict[str, Any]]:
-    """The rows of a ``Summary``: key, video, kind, readable, score, then the task's columns."""
+    """The rows of a ``Summary``: key, video, kind, temporal, readable, score, then the task's columns."""
     rows: list[dict[str, Any]] = []
     for i, (prediction, score) in enumerate(zip(predictions, scores, strict=True)):
         example = prediction.example
-        head = {"key": example.key, "video": example.video, "kind": example.kind, "readable": prediction.readable}
-        rows.append({**head, "score": float(score), **{name: values[i] for name, values in columns.items()}})
+        head = {
+            "key": example.key,
+            "video": example.video,
+            "kind": example.kind,
+            "temporal": example.temporal,
+            "readable": prediction.readable,
+            "score": float(score),
+        }
+        rows.append({**head, **{name: values[i] for name, values in columns.items()}})
     return rows
 
 
