@@ -8,6 +8,7 @@ import pytest
 from evilm import config, demo
 from evilm.errors import OutputError
 from evilm.report import codes, table
+from evilm.tasks.question_answering import QuestionAnsweringConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,10 @@ def finished(out: Path) -> demo.Demo:
                 "metrics": outcome(accuracy=40.0), "untrained": {"accuracy": 15.0},
                 "frames shuffled": {"accuracy": 25.0}, "seconds": 6.0,
             },
+            "export": {
+                "metrics": {"R@1": 30.6, "R@5": 59.0, "R@10": 79.8, "MdR": 3.0}, "checkpoint": ranks,
+                "megabytes": {"model": 3.0}, "seconds": 7.0,
+            },
         },
     )  # fmt: skip
 
@@ -81,7 +86,8 @@ def test_results_hold_value_chance_and_baselines_of_every_number(tmp_path: Path)
         "question only": 19.0,
         "frames shuffled": 30.0,
     }
-    assert results["seconds"]["value"] == 26.0
+    assert results["export"]["R@1"] == {"value": 30.6, "chance": None, "baselines": {"checkpoint": 31.0}}
+    assert results["seconds"]["value"] == 33.0
     assert table.render(results).row_count > 10
 
 
@@ -90,6 +96,15 @@ def test_work_grows_with_the_budget(tmp_path: Path) -> None:
     assert demo.Demo(tmp_path, 54.0).growth == pytest.approx(2)  # 13 minutes of work become 52
     whole = demo.Demo(tmp_path, demo.BUDGET).recipe("pretrain", "pretrain").optim.epochs
     assert demo.Demo(tmp_path, 3.0).recipe("pretrain", "pretrain").optim.epochs < whole / 3
+
+
+def test_a_blind_twin_has_half_the_epochs_and_no_sight(tmp_path: Path) -> None:
+    run = demo.Demo(tmp_path, demo.BUDGET)
+    sighted = run.recipe("question-answering", "question_answering")
+    blind = run.recipe("question-answering", "question_only", *run.blind("question-answering"))
+    assert isinstance(blind.task, QuestionAnsweringConfig)
+    assert blind.task.blind
+    assert blind.optim.epochs == pytest.approx(sighted.optim.epochs / 2)
 
 
 def test_a_demo_of_another_length_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from evilm.errors import CheckpointError, ConfigError, GridError
 from evilm.model.blocks import Attention, fused_is_slow
 from evilm.model.presets import PRESETS, ModelConfig, build, preset
 from evilm.model.video_encoder import backbone
-from evilm.types import Grid, Text
+from evilm.types import Encoded, Grid, Text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +80,32 @@ def test_other_sizes_that_the_stride_divides(model: EViLM, height: int, width: i
     found = model.encode_video(model.normalise(clips(1, 2, height, width)))
     assert found.grid == Grid(2, height // 16, width // 16)
     assert found.tokens.shape == (1, 2 * (height // 16) * (width // 16), 32)
+
+
+@pytest.mark.parametrize("parts", ["both", "video", "text"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_cls_alone_is_that_of_the_whole_fusion(model: EViLM, vocabulary: Vocabulary, parts: str, bf16: bool) -> None:
+    """Also its gradient: the last block of all other places changes nothing."""
+    text = vocabulary.encode(["a red square moves left", "a circle"], 12)
+    given: dict[str, Encoded] = {}
+    if parts != "text":
+        given["video"] = model.encode_video(model.normalise(clips()))
+    if parts != "video":
+        given["text"] = model.encode_text(text)
+    given = {name: replace(one, tokens=one.tokens.detach()) for name, one in given.items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        whole, alone = model.fuse(**given).cls, model.fuse_cls(**given)
+    close = {"rtol": 2e-2, "atol": 2e-2} if bf16 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(alone, whole, **close)
+    if bf16:
+        return
+    weights = list(model.decoder.parameters())
+    some = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0))
+    found = [torch.autograd.grad((one * some).sum(), weights, allow_unused=True) for one in (alone, whole)]
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

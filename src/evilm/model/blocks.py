@@ -39,11 +39,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, S, D) to (B, S, D); ``mask`` (B, S) is False on positions that nothing may attend to."""
-        batch, length, width = x.shape
-        states = self.qkv(x).view(batch, length, 3, self.heads, -1)
-        query, key, value = states.permute(2, 0, 3, 1, 4)  # (B, heads, S, .)
+    def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+        """(B, S, D) to (B, S, D); ``mask`` (B, S) is False on positions that nothing may attend to.
+
+        With ``first`` only so many places at the beginning ask, and (B, first, D) is the answer.
+        """
+        query, key, value = self._states(x, first)
         bias = None if mask is None else mask[:, None, None, :]
         drop = self.dropout if self.training else 0.0
         if fused_is_slow(query):
@@ -52,7 +53,22 @@ class Attention(nn.Module):
             mixed = F.dropout(scores.softmax(-1).to(value.dtype), drop) @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=drop)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _states(self, x: Tensor, first: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (of the ``first`` places), keys and values, (B, heads, S, .) each."""
+        batch, _, width = x.shape
+
+        def by_head(states: Tensor, count: int) -> Tensor:
+            return states.view(batch, -1, count, self.heads, width // self.heads)
+
+        if first is None:
+            query, key, value = by_head(self.qkv(x), 3).permute(2, 0, 3, 1, 4)
+            return query, key, value
+        weight, bias = self.qkv.weight, self.qkv.bias
+        [query] = by_head(F.linear(x[:, :first], weight[:width], bias[:width]), 1).permute(2, 0, 3, 1, 4)
+        key, value = by_head(F.linear(x, weight[width:], bias[width:]), 2).permute(2, 0, 3, 1, 4)
+        return query, key, value
 
 
 class Block(nn.Module):
@@ -66,14 +82,14 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.recompute = False  # activations computed again on the way back, see ``economy``
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, S, D) to (B, S, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+        """(B, S, D) to (B, S, D), or to (B, first, D) where only the first places are asked for."""
         if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(self._pass, x, mask, use_reentrant=False)
-        return self._pass(x, mask)
+            return checkpoint(self._pass, x, mask, first, use_reentrant=False)
+        return self._pass(x, mask, first)
 
-    def _pass(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.drop(self.attention(self.norm1(x), mask))
+    def _pass(self, x: Tensor, mask: Tensor | None, first: int | None) -> Tensor:
+        x = x[:, :first] + self.drop(self.attention(self.norm1(x), mask, first))
         return x + self.drop(self.feed(self.norm2(x)))
 
 

@@ -33,17 +33,22 @@ class Decoder(nn.Module):
         for embedding in (self.cls, self.type_text, self.type_video):
             nn.init.trunc_normal_(embedding, std=0.02)
 
-    def forward(self, video: Encoded | None, text: Encoded | None) -> Fused:
-        """e^V and e^L, or one of them, to h^CLS, h^L, h^V (Eq. 2)."""
+    def forward(self, video: Encoded | None, text: Encoded | None, *, cls_only: bool = False) -> Fused:
+        """e^V and e^L, or one of them, to h^CLS, h^L, h^V (Eq. 2).
+
+        With ``cls_only`` the last block is computed for [CLS] alone, and there are no h^L and h^V.
+        """
         parts = [self.type_text + text.tokens] if text is not None else []
         parts += [self.type_video + video.tokens] if video is not None else []
         if not parts:
             raise ValueError("fuse needs a video, a text, or both")
         sequence = torch.cat([self.cls.expand(len(parts[0]), -1, -1).to(parts[0].dtype), *parts], 1)
         mask = _mask(video, text, sequence)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             sequence = block(sequence, mask)
-        sequence = self.norm(sequence)
+        sequence = self.norm(self.blocks[-1](sequence, mask, 1 if cls_only else None))
+        if cls_only:
+            return Fused(sequence[:, 0], None, None)
         words = 0 if text is None else text.tokens.shape[1]
         return Fused(
             cls=sequence[:, 0],

@@ -84,17 +84,17 @@ class LinearProbe(VideoTextTask):
         """(B, D) frozen h^CLS."""
         keys = [example.clip.id for example in batch.examples]
         if not self.config.remember:
-            return self.model.fuse(video=self.encode(batch)).cls.float()
+            return self.model.fuse_cls(video=self.encode(batch)).float()
         for key, clip in zip(keys, batch.pieces(len(batch)), strict=True):
             if key not in self._remembered:
                 # One clip at a time: its state is then the same to the last bit in whatever batch it first came.
-                self._remembered[key] = self.model.fuse(video=self.encode(clip)).cls[0].float()
+                self._remembered[key] = self.model.fuse_cls(video=self.encode(clip))[0].float()
         return torch.stack([self._remembered[key] for key in keys])
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
         video = self.encode(batch)
-        logits = self.classifier(self.scale(self.model.fuse(video=video).cls.float())).float().cpu().numpy()
+        logits = self.classifier(self.scale(self.model.fuse_cls(video=video).float())).float().cpu().numpy()
         return [
             Prediction(example, bool(ok), {"logits": logits[i]})
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))

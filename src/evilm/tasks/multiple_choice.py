@@ -87,11 +87,11 @@ class MultipleChoice(VideoTextTask):
         rows = torch.tensor([i for i, group in enumerate(options) for _ in group], device=device)
         columns = torch.tensor([k for group in options for k in range(len(group))], device=device)
         if self.config.head == "embed":
-            v = self.embed.video(self.model.fuse(video=self.encode(batch)).cls)[rows]
-            found = (v * self.embed.text(self.model.fuse(text=text).cls)).sum(-1) / self.embed.temperature
+            v = self.embed.video(self.model.fuse_cls(video=self.encode(batch)))[rows]
+            found = (v * self.embed.text(self.model.fuse_cls(text=text))).sum(-1) / self.embed.temperature
         else:
             video = None if self.config.blind else self.encode(batch)[rows]
-            found = self.match(self.model.fuse(video, text).cls).float()
+            found = self.match(self.model.fuse_cls(video, text)).float()
         scores = found.new_full((len(options), count), float("-inf"))
         return scores.index_put((rows, columns), found)
 

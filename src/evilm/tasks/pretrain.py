@@ -173,14 +173,14 @@ class Pretrain(VideoTextTask):
 
     def _embeddings(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
         """(B, 512) each, from one-modality fusion."""
-        return self.embed.video(self.model.fuse(video=video).cls), self.embed.text(self.model.fuse(text=text).cls)
+        return self.embed.video(self.model.fuse_cls(video=video)), self.embed.text(self.model.fuse_cls(text=text))
 
     def _matching(self, batch: Batch, video: Encoded, text: Encoded, fused: Fused, similarity: Tensor | None) -> Tensor:
         """VTM: the fusion at hand against fusions of the same video with other texts of the batch."""
         others = self._partners(batch, similarity if self.config.hard_negatives else None)
         count = others.shape[1]
         rows = torch.arange(len(batch), device=others.device).repeat_interleave(count)
-        against = self.model.fuse(video[rows], everyone(text)[others.flatten()]).cls
+        against = self.model.fuse_cls(video[rows], everyone(text)[others.flatten()])
         scores = torch.cat([self.match(fused.cls)[:, None], self.match(against).view(-1, count)], 1)
         return losses.matching(scores) if self.config.matching == "choice" else losses.binary_matching(scores)
 
@@ -218,7 +218,7 @@ class Pretrain(VideoTextTask):
             guess = self.word_head(fused.text, model.text_encoder.word_embeddings).argmax(-1)
             columns["mlm"] = _share(guess == hidden, hidden != masking.IGNORE)
         if config.vtm:
-            other = model.fuse(video, text[torch.arange(len(batch)).roll(1).to(where.device)]).cls
+            other = model.fuse_cls(video, text[torch.arange(len(batch)).roll(1).to(where.device)])
             own, others = self.match(fused.cls), self.match(other)
             columns["vtm"] = ((own > others).float() + (own == others).float() / 2).cpu().numpy()  # a tie is chance
         if config.contrastive:

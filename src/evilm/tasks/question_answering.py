@@ -66,7 +66,7 @@ class QuestionAnswering(VideoTextTask):
         """(B, K)."""
         text = self.model.encode_text(self.text([example.question or "" for example in batch.examples], batch))
         video = None if self.config.blind else self.encode(batch)
-        return self.answer_head(self.model.fuse(video, text).cls)
+        return self.answer_head(self.model.fuse_cls(video, text))
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:

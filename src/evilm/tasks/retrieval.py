@@ -107,8 +107,8 @@ class Retrieval(VideoTextTask):
             closeness = distributed.same(torch.rand(same.shape, device=same.device))
         if self.config.vtm:
             hardest = own_rows(closeness.masked_fill(same, -2.0), batch).argmax(1)
-            right = self.match(self.model.fuse(video, text).cls)
-            wrong = self.match(self.model.fuse(video, everyone(text)[hardest]).cls)
+            right = self.match(self.model.fuse_cls(video, text))
+            wrong = self.match(self.model.fuse_cls(video, everyone(text)[hardest]))
             parts["vtm"] = losses.binary_matching(torch.stack([right, wrong], 1))
         weights = {"contrastive": self.config.contrastive, "vtm": self.config.vtm}
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
@@ -116,7 +116,7 @@ class Retrieval(VideoTextTask):
 
     def embed_encoded(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
         """(B, 512) each, l2-normalised, from one-modality fusion."""
-        return self.embed.video(self.model.fuse(video=video).cls), self.embed.text(self.model.fuse(text=text).cls)
+        return self.embed.video(self.model.fuse_cls(video=video)), self.embed.text(self.model.fuse_cls(text=text))
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
@@ -190,8 +190,8 @@ class Retrieval(VideoTextTask):
         for some in np.array_split(columns, max(1, len(columns) // 64)):
             regions: NDArray[np.float16] = np.stack([predictions[int(j)].values["regions"] for j in some])
             video = Encoded(torch.from_numpy(regions).float().to(device))
-            fused = self.model.fuse(video, Encoded(pieces.expand(len(some), -1, -1)))
-            found.append(self.match(fused.cls).double().cpu().numpy())
+            cls = self.model.fuse_cls(video, Encoded(pieces.expand(len(some), -1, -1)))
+            found.append(self.match(cls).double().cpu().numpy())
         return np.concatenate(found)
 
 

@@ -1,0 +1,160 @@
+"""The stages of the demo: each trains by a recipe and says what it found, as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from evilm.data import vocabulary_build, world
+from evilm.demo.plan import PIECES, SEED, TEST, TRAIN, VALIDATION, Demo, Results
+from evilm.progress import Meter
+from evilm.report import codes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from evilm.evaluation import Evaluation
+
+
+def _world(run: Demo) -> Results:
+    clips = round(TRAIN * run.growth) + VALIDATION + TEST
+    with Meter("rendering", clips, "clips") as meter:
+        made = world.build(
+            run.world, clips, SEED, val=VALIDATION, test=TEST, progress=lambda done, _: meter.update(done)
+        )
+    report = vocabulary_build.build([_training_text(run.world)], run.out / "vocabulary.json", size=PIECES)
+    return {"clips": clips, "splits": dict(made.splits), "pieces": report.pieces}
+
+
+def _training_text(world_folder: Path) -> Path:
+    """One sentence a line: all that the training split says, from which the demo's vocabulary is counted."""
+    questions = json.loads((world_folder / "train_qa.json").read_text(encoding="utf-8"))
+    choices = (world_folder / "mc_train.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (world_folder / "captions_train.txt").read_text(encoding="utf-8").splitlines()
+    lines += [f"{row['question']} {row['answer']}" for row in questions]
+    lines += [option for row in choices for option in json.loads(row)["options"]]
+    path = world_folder.parent / "words.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _tokenizer(run: Demo) -> Results:
+    run.train("tokenizer", "tokenizer")
+    outcome = run.evaluate("tokenizer", "validation")
+    return {"metrics": _metrics(outcome)}
+
+
+def _pretrain(run: Demo) -> Results:
+    tokenizer = run.out / "tokenizer"
+    words = json.dumps(str(run.out / "vocabulary.json"))
+    run.train("pretrain", "pretrain", f"task.tokenizer={json.dumps(str(tokenizer))}", f"vocabulary={words}")
+    outcome = run.evaluate("pretrain", "validation")
+    shown = codes.masked_examples(run.out / "pretrain")
+    (run.out / "pretrain" / "masked.json").write_text(json.dumps(shown), encoding="utf-8")
+    return {"metrics": _metrics(outcome)}
+
+
+def _retrieval(run: Demo) -> Results:
+    run.train("retrieval", "retrieval", run.start())
+    return {
+        "metrics": _metrics(run.evaluate("retrieval")),
+        "frames shuffled": run.evaluate("retrieval", shuffled=True).summary.metrics,
+        "pre-training alone": run.evaluate(
+            "pretrain", "test", *_source(run, "retrieval"), task="retrieval"
+        ).summary.metrics,
+    }
+
+
+def _question_answering(run: Demo) -> Results:
+    start = run.start("retrieval")
+    run.train("question-answering", "question_answering", start)
+    run.train("question-answering", "question_only", start, *run.blind("question-answering"))
+    return _answers(run, "question_answering", "question_only")
+
+
+def _multiple_choice(run: Demo) -> Results:
+    start = run.start("retrieval")
+    run.train("multiple-choice", "multiple_choice", start)
+    run.train("multiple-choice", "text_only", start, 'task.head="match"', *run.blind("multiple-choice"))
+    return _answers(run, "multiple_choice", "text_only")
+
+
+def _answers(run: Demo, sighted: str, blind: str) -> Results:
+    """Accuracy of a task that answers, of its blind twin, and without the order of frames."""
+    outcome, shuffled = run.evaluate(sighted), run.evaluate(sighted, shuffled=True)
+    alone = run.evaluate(blind)
+    return {
+        "metrics": _metrics(outcome),
+        "blind": alone.summary.metrics,
+        "frames shuffled": shuffled.summary.metrics,
+        "temporal": _temporal(outcome),
+        "temporal blind": _temporal(alone),
+        "temporal shuffled": _temporal(shuffled),
+    }
+
+
+def _linear_probe(run: Demo) -> Results:
+    run.train("linear-probe", "linear_probe", run.start())
+    words = json.dumps(str(run.out / "vocabulary.json"))
+    # Its backbone is no other task's, and four frames of each clip are all that it is asked for.
+    untrained = ("start=", 'model.preset="evilm-tiny"', f"vocabulary={words}", "data.features=false")
+    run.train("linear-probe", "untrained_probe", *untrained)
+    return {
+        "metrics": _metrics(run.evaluate("linear_probe")),
+        "untrained": run.evaluate("untrained_probe").summary.metrics,
+        "frames shuffled": run.evaluate("linear_probe", shuffled=True).summary.metrics,
+    }
+
+
+def _export(run: Demo) -> Results:
+    """The retrieval model without torch, measured; and with it an index of the held-out clips to search in."""
+    from evilm.export import writer
+    from evilm.search.held_out import index_held_out
+
+    console = Meter("", 1).console
+    made = writer.export(
+        run.out / "retrieval", run.out / "export", int8=True,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )  # fmt: skip
+    with index_held_out(run.world, run.out / "export", run.out / "search") as index:
+        moments = len(index)
+    measured = made.measured
+    return {
+        "metrics": measured["metrics"]["export"],
+        "checkpoint": measured["metrics"]["checkpoint"],
+        "rule": measured["metrics"]["rule"],
+        "cosine": {name: found["mean"] for name, found in measured["cosine"].items()},
+        "megabytes": measured["size in MB"]["all"],
+        "moments": moments,
+    }
+
+
+STAGES: dict[str, tuple[str, Callable[[Demo], Results]]] = {
+    "world": ("a world of moving shapes, as H.264 files and published annotation formats", _world),
+    "tokenizer": ("the semantic vector-quantized video tokenizer", _tokenizer),
+    "pretrain": ("pre-training: masked video, masked language, matching, contrast", _pretrain),
+    "retrieval": ("text-to-video retrieval", _retrieval),
+    "question_answering": ("question answering, and the same without the video", _question_answering),
+    "multiple_choice": ("multiple choice, and the same without the video", _multiple_choice),
+    "linear_probe": ("linear probe of the frozen model, and of an untrained one", _linear_probe),
+    "export": ("export to int8 without torch, and an index of the held-out clips", _export),
+}
+
+
+def _metrics(outcome: Evaluation) -> Results:
+    return {key: outcome.result[key] for key in ("metrics", "chance", "interval", "rule", "samples")}
+
+
+def _source(run: Demo, stage: str) -> list[str]:
+    """Overrides that give a checkpoint of another task the test rows of ``stage``."""
+    source = run.recipe(stage, stage).data.test
+    assert source is not None
+    fields = {"reader": source.reader, "annotations": str(source.annotations), "split": source.split}
+    return [f"data.test.{name}={json.dumps(value)}" for name, value in fields.items()]
+
+
+def _temporal(outcome: Evaluation) -> float:
+    """Accuracy on the rows that need the order of frames, in percent."""
+    scores = [row["score"] for row in outcome.summary.rows if row["temporal"]]
+    return 100 * sum(scores) / max(1, len(scores))
