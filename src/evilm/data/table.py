@@ -1,9 +1,9 @@
 """Examples by the million: columns in memory-mapped files, so that memory does not grow with their number.
 
 Each column of texts is its bytes end to end and where each text ends; a row becomes an ``Example`` when it is asked
-for. Pages that were read are given back now and then, so that a process that has seen all rows holds no more of them
-than one that has seen few; the kernel keeps them for whoever asks next, and all processes share them. Processes that
-decode are sent single jobs and hold no rows at all.
+for. Pages that were read are given back before they come to ``_MAPPED`` bytes, so that a process that has seen all
+rows holds no more of them than one that has seen few; the kernel keeps them for whoever asks next, and all processes
+share them. Processes that decode are sent single jobs and hold no rows at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 KEEP = 50_000  # rows below which a plain list is smaller and faster
 _CHUNK = 4096  # rows written or read at a time
-_RELEASE = 100_000  # rows read between two returns of their pages
+_MAPPED = 128 << 20  # bytes of pages that may be held until they are given back
+_AROUND = 1 << 16  # bytes that Linux maps around each one that is touched
 _NO_LABEL = np.iinfo(np.int64).min
 _TEXTS = ("key", "video", "path", "frames", "captions", "question", "answer", "choices", "kind")
 _FIELDS = np.dtype([("start", "<f8"), ("end", "<f8"), ("label", "<i8"), ("temporal", "i1")])  # -1: not said
@@ -89,7 +90,10 @@ class Table(Sequence[Example]):
             raise DataError(f"{folder}: holds no whole table of rows ({error}); write it anew") from None
         fields = np.frombuffer(self._numbers.memory, dtype=_FIELDS)
         self._fields: NDArray[np.void] = fields[: self._count]
-        self._read = 0
+        parts = [self._numbers, *(part for each in self._texts.values() if each is not None for part in each.parts)]
+        self._touched = _AROUND * len(parts)  # by one row, wherever it is
+        self._row_bytes = sum(len(part.memory) for part in parts) / max(1, self._count)
+        self._held = 0.0
 
     @classmethod
     def write(cls, folder: Path, examples: Iterable[Example]) -> Self:
@@ -110,7 +114,7 @@ class Table(Sequence[Example]):
                     hashes.frombytes(hashlib.blake2b(identity, digest_size=8).digest())
                 count += len(rows)
         named = [name for name, writer in writers.items() if writer.close()]
-        clips = len(np.unique(np.frombuffer(hashes, dtype=np.uint64))) if count else 0
+        clips = _distinct(np.frombuffer(hashes, dtype=np.uint64))
         (folder / _ABOUT).write_text(json.dumps({"rows": count, "clips": clips, "texts": named}), encoding="utf-8")
         return cls(folder)
 
@@ -135,8 +139,8 @@ class Table(Sequence[Example]):
 
     def _rows(self, start: int, stop: int) -> list[Example]:
         """Rows ``start`` to ``stop``, at most a chunk of them."""
-        self._read += stop - start
-        if self._read >= _RELEASE:
+        self._held += self._touched + self._row_bytes * (stop - start)
+        if self._held >= _MAPPED:
             self._release()
         none: list[tuple[str, ...]] = [()] * (stop - start)
         texts = {name: none if each is None else each.rows(start, stop) for name, each in self._texts.items()}
@@ -162,11 +166,18 @@ class Table(Sequence[Example]):
 
     def _release(self) -> None:
         """Give pages that were read back to the kernel, which still has them."""
-        self._read = 0
+        self._held = 0.0
         self._numbers.release()
         for column in self._texts.values():
             if column is not None:
                 column.release()
+
+
+def _distinct(hashes: NDArray[np.uint64]) -> int:
+    """How many different ones there are; sorts them where they lie, as a copy of ten million takes 80 MB."""
+    hashes.sort()
+    changes = (np.count_nonzero(np.diff(hashes[i : i + _CHUNK + 1])) for i in range(0, len(hashes), _CHUNK))
+    return int(sum(changes)) + bool(len(hashes))
 
 
 def _columns(rows: Sequence[Example]) -> dict[str, list[Sequence[str]]]:
@@ -229,6 +240,7 @@ class _Texts:
         self._ends = _Mapped(folder / f"{name}.ends", 8 * items)
         self._item_ends: NDArray[np.int64] = np.frombuffer(self._ends.memory, dtype="<i8")
         self._data = _Mapped(folder / f"{name}.utf8", int(self._item_ends[-1]))
+        self.parts = (self._counts, self._ends, self._data)
 
     def rows(self, start: int, stop: int) -> list[tuple[str, ...]]:
         """The texts of some rows."""
@@ -241,7 +253,7 @@ class _Texts:
         return [tuple(texts[a - first : b - first]) for a, b in itertools.pairwise(counts)]
 
     def release(self) -> None:
-        for part in (self._counts, self._ends, self._data):
+        for part in self.parts:
             part.release()
 
 

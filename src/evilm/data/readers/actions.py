@@ -167,9 +167,11 @@ def _of_list(path: Path, library: Videos, first: int = 0) -> Iterator[Example]:
             label = numbered[-1] - (first if len(numbered) == 1 else 0)
         else:
             if folder is None or folder not in numbers:
+                known = "is in no folder that names its class" if folder is None else f"no class list names {folder}"
                 raise AnnotationError(
-                    path, f"{text.strip()!r:.80} has no label, and no class list names {folder}", line
-                )
+                    path, f"{text.strip()!r:.80} has no label, and {known}: lines are 'path label', or 'class/file' "
+                    "beside a class list", line,
+                )  # fmt: skip
             label = numbers[folder]
         kind = named.get(label, folder)
         if label < 0 or (named and label not in named):

@@ -7,6 +7,7 @@ later picture that is still due before the moment has been seen, so the answer s
 
 from __future__ import annotations
 
+import contextlib
 import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Self, cast
@@ -248,23 +249,25 @@ class VideoReader:
 
     def _packets(self) -> Generator[Packet[VideoStream] | None]:
         """Packets of the video stream, then None: time to flush the decoder, also where the file breaks off."""
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except MemoryError:
-                raise faults.out_of_memory(self.path, self.limits) from None
-            except faults.FAULTS:
-                self.damaged += 1
-                packet = None
-            if packet is None or (not packet.size and packet.dts is None):
-                yield None
-                return
-            if packet.has_sidedata("encryption_info"):
-                raise faults.encrypted(self.path)
-            self.damaged += packet.is_corrupt
-            if packet.size:  # AVI marks a picture that stays on screen by a packet of no bytes
-                yield packet
+        # Closed, for PyAV's own generator loses a packet and 1 byte where it is just let go of.
+        demux = cast("Generator[Packet[VideoStream]]", self._container.demux(self._stream))
+        with contextlib.closing(demux) as packets:
+            while True:
+                try:
+                    packet = next(packets, None)
+                except MemoryError:
+                    raise faults.out_of_memory(self.path, self.limits) from None
+                except faults.FAULTS:
+                    self.damaged += 1
+                    packet = None
+                if packet is None or (not packet.size and packet.dts is None):
+                    yield None
+                    return
+                if packet.has_sidedata("encryption_info"):
+                    raise faults.encrypted(self.path)
+                self.damaged += packet.is_corrupt
+                if packet.size:  # AVI marks a picture that stays on screen by a packet of no bytes
+                    yield packet
 
     def _scan(self) -> float:
         """Seconds by the time stamps of all packets, without decoding any."""
