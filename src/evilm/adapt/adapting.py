@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evilm import checkpoint, config, evaluation, recipe, trainer
@@ -26,7 +28,6 @@ from evilm.progress import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     from evilm.adapt.start import Start
     from evilm.types import Example
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 STATE = "adapt.json"
 SHOWN = ("R@1", "R@5", "R@10", "MdR")
 _CACHED = 4e9  # bytes of decoded frames that are kept on the disk at most
+_CANDIDATES = 8  # frames of a clip among these
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,6 @@ def _begun(request: Request, out: Path) -> dict[str, Any] | None:
 
 def _begin(request: Request, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Look at model and clips, divide them, measure, and write it all down; nothing is written before it all fits."""
-    from pathlib import Path
-
     start = starts.trainable(request.model)
     own = own_clips(Path(request.source), None if request.videos is None else Path(request.videos))
     if own.nameless:
@@ -151,8 +151,6 @@ def _begin(request: Request, out: Path, say: Callable[[str], None]) -> dict[str,
 
 def _readable(examples: Sequence[Example]) -> tuple[list[Example], list[dict[str, str]]]:
     """The rows whose video gives frames, and path, status and reason of those that do not."""
-    from concurrent.futures import ThreadPoolExecutor
-
     paths = list(dict.fromkeys(row.clip.path for row in examples if not row.clip.frames))
     workers = os.cpu_count() or 1
     bad: dict[Path, dict[str, str]] = {}
@@ -199,14 +197,13 @@ def _recipe(request: Request, start: Start, root: Path, out: Path, clips: int, o
     """The recipe of the run: retrieval, as the model embeds, on what was written to ``out``."""
     speed, theirs = pace(clips), start.recipe
     source = {"reader": "captions", "videos": str(root.resolve())}
-    size = theirs.model.size if theirs.model is not None else start.shape.size
-    cached = clips * 8 * 3 * size**2 <= _CACHED
+    cached = clips * _CANDIDATES * 3 * start.shape.size**2 <= _CACHED
     table: dict[str, Any] = {
         "task": {"name": "retrieval", "words": start.words, "embedding": start.embedding, "focus": start.focus},
         "data": {
             "train": {**source, "annotations": str(out.resolve() / "train.jsonl")},
             "validation": {**source, "annotations": str(out.resolve() / "held-out.jsonl")},
-            "cache": str(out / "cache") if cached else None, "candidates": 8, "fit": theirs.data.fit,
+            "cache": str(out / "cache") if cached else None, "candidates": _CANDIDATES, "fit": theirs.data.fit,
             "bad_share": 0.2,
         },
         "optim": {"batch_size": speed.batch, "epochs": speed.epochs, "lr": speed.lr, "backbone_lr": 0.0},
