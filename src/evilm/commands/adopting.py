@@ -72,7 +72,7 @@ def adapt(
     try:
         found = adapt(request, out, resume=resume, say=say)
     except KeyboardInterrupt:
-        say_how_to_go_on("stopped; what was learned is saved", [*again, "--resume"])
+        say_how_to_go_on("stopped; what was done is kept", [*again, "--resume"])
         raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(found, indent=2))
