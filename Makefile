@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "Python's venv module is missing: 'apt-get install python3-venv' (as root) brings it; then run make again." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --retries 10 --timeout 60 --quiet -c constraints.txt -e '.[train,export,dev]'
+	$(BIN)/python -m pip install --retries 10 --timeout 60 --quiet -c constraints.txt -e '.[train,export,clip,dev]'
 	@touch $@
 
 demo: setup      ## the whole chain on a procedural world: some 20 minutes on two cores, by estimate

@@ -75,6 +75,18 @@ def test_the_task_learns_and_is_measured(
     assert [row["key"] for row in summary.rows] == [row.key for row in rows]
 
 
+def test_the_dual_encoder_serves_search(names: dict[str, Any], small_world: Path, tmp_path: Path) -> None:
+    import evilm
+
+    (tmp_path / "videos").mkdir()
+    for path in sorted((small_world / "videos").glob("*.mp4"))[:3]:
+        (tmp_path / "videos" / path.name).symlink_to(path)
+    with evilm.VideoIndex.build(tmp_path / "videos", names["by_colour"], tmp_path / "index") as index:
+        assert len(index.search("a blue disc", k=2)) == 2
+    texts = names["by_colour"].embed_texts(["red", "a red disc", "blue"])
+    assert texts[0] @ texts[1] > 0.99 > texts[0] @ texts[2]
+
+
 def test_the_reader_reads(names: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "scenes_train.tsv").write_text("film\tfrom\tto\twhat\nm\t61.5\t64\ta horse runs\n")
     [row] = names["scenes"](tmp_path, None, "train")

@@ -123,7 +123,7 @@ def test_what_a_model_cannot_do_is_said(
     with pytest.raises(ConfigError, match="at least two different options, and there are 1"):
         retrieval.choose(clips[0], ["a", "a"])
     model = evilm.load(trained("question_answering"))
-    with pytest.raises(ConfigError, match="embeds nothing"):
+    with pytest.raises(ConfigError, match="embeds no texts"):
         model.embed_texts(["a disc"])
     with pytest.raises(ConfigError, match="does not know the answer 'purple elephants'; it knows"):
         model.answer(clips[0], "what?", choices=["purple elephants"])

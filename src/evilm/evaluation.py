@@ -15,6 +15,7 @@ from evilm.data import world
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
 from evilm.progress import Meter
 from evilm.tasks import FINETUNE, TOKENIZERS
+from evilm.tasks.distill import Distill
 from evilm.tasks.retrieval import Retrieval
 from evilm.tasks.task import caption_of
 
@@ -183,6 +184,8 @@ def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> recip
         # Nothing is trained, so only the heads that the protocol ranks by are asked of the checkpoint.
         weights = {"contrastive": 0.0, "vtm": 0.0} if task == "retrieval" else dict[str, float]()
         told = _choosing(own) if task == "multiple_choice" else {}
+        if task == "retrieval" and own.get("name") == "distill":
+            told = {"embedding": about["facts"]["width"]}  # the teacher's space
         table = {**table, "task": {"name": task, **weights, **{key: own[key] for key in shared}, **told}}
     return config.check(recipes.Recipe, config.override(table, assignments), f"{folder}: its recipe")
 
@@ -223,7 +226,7 @@ def _check_rows(task: str, rows: Sequence[Example], split: str) -> None:
 
 def _judge(task: Task, rows: Sequence[Example], truth: Path | None, annotations: Path) -> bool:
     """Let a world's truth say what is relevant, where there is one; whether it does."""
-    if not isinstance(task, Retrieval):
+    if not isinstance(task, Retrieval | Distill):
         if truth is not None:
             raise ConfigError(f"{truth}: only retrieval is scored by what is true; leave --truth out for {task.name}")
         return False

@@ -135,3 +135,50 @@ def contrastive(
     target = torch.arange(len(logits), device=logits.device)
     each = [F.cross_entropy(scores, target, reduction="none") for scores in (logits, logits.T)]
     return focused(torch.stack(each), focus).mean()
+
+
+def following(found: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
+    """One minus the cosine to a teacher's embeddings: feature distillation (CLIP-KD, Yang et al., 2024).
+
+    Args:
+        found: (B, d) l2-normalised.
+        wanted: (B, d) the teacher's, l2-normalised.
+        known: (B,) bool, rows that the teacher has something to say of; zero, with a gradient of zero, without any.
+    """
+    apart = 1 - (found.float() * wanted.float()).sum(-1)
+    return (apart * known).sum() / known.sum().clamp(min=1)
+
+
+def relation(
+    found: Tensor, wanted: Tensor, others: tuple[Tensor, Tensor] | None, temperature: float, known: Tensor
+) -> Tensor:
+    """How differently two models see likenesses within a batch: KL(teacher || student) of softmaxed cosines.
+
+    Over videos and texts it is CLIP-KD's contrastive relational distillation (Yang et al., 2024), in both directions;
+    over videos alone, each against the others, the form that SEED (Fang et al., 2021) has with a queue.
+
+    Args:
+        found, wanted: (B, d) the student's and the teacher's embeddings, l2-normalised.
+        others: the same of what they are compared with, row by row their partners; None compares them among themselves.
+        temperature: divides the cosines of both.
+        known: (B,) bool, rows to be taken.
+
+    Returns:
+        the mean over rows; zero, with a gradient of zero, where fewer than two can be compared.
+    """
+    rows = known.nonzero()[:, 0]
+    mine, his = (each.float()[rows] for each in (found, wanted))
+    beside, beside_his = (mine, his) if others is None else (each.float()[rows] for each in others)
+    student, teacher = mine @ beside.T / temperature, his @ beside_his.T / temperature
+    if len(rows) < (2 if others else 3):
+        return student.sum() * 0
+    if others is None:
+        own = torch.eye(len(rows), dtype=torch.bool, device=student.device)
+        student, teacher = (each[~own].view(len(rows), -1) for each in (student, teacher))
+        return _divergence(student, teacher)
+    return (_divergence(student, teacher) + _divergence(student.T, teacher.T)) / 2
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of logits (B, K), mean over rows."""
+    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from pydantic import Field, model_validator
 
-from evilm import checkpoint, config, distributed
+from evilm import checkpoint, config, distributed, teacher
 from evilm.config import Config
 from evilm.data import readers
 from evilm.data.features import FeatureStore
@@ -28,6 +28,7 @@ from evilm.model.tokenizer import FrameEncoder
 from evilm.optim import OptimConfig
 from evilm.progress import Meter
 from evilm.tasks import FINETUNE, TOKENIZERS, AnyTaskConfig, VideoTextTask
+from evilm.tasks.distill import Distill, DistillConfig
 from evilm.tasks.linear_probe import LinearProbeConfig
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
@@ -179,6 +180,10 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
         if task_config.backbone == "tokenizer":
             _share_backbone(model, tokenizer)
         task: Task = Pretrain(model, vocabulary, task_config, facts, tokenizer)
+    elif isinstance(task_config, DistillConfig):
+        whose = teacher.named(task_config.teacher, distributed.device(recipe.run.device), restore)
+        facts = Distill.facts(task_config, rows, whose)
+        task = Distill(model, vocabulary, task_config, facts, whose)
     else:
         kind = FINETUNE[task_config.name]
         facts = kind.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
@@ -296,6 +301,8 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
             restored = Pretrain(model, vocabulary, wanted, facts, _tokenizer_at_hand(wanted, facts))
         elif isinstance(wanted, TokenizerTaskConfig | ReconstructionConfig):
             raise CheckpointError(f"{folder}: holds no video tokenizer")
+        elif isinstance(wanted, DistillConfig):
+            restored = Distill(model, vocabulary, wanted, facts, teacher.at_hand(wanted.teacher, facts, restore))
         else:
             try:
                 restored = FINETUNE[wanted.name](model, vocabulary, wanted, facts)  # pyright: ignore[reportArgumentType]
@@ -338,6 +345,8 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         label: with cached labels and features, where the recipe asks for them.
     """
     data = recipe.data
+    if isinstance(task, Distill):
+        teacher.look(task, rows, data)
     count, size = frames_of(recipe, task)
     pixels: FilePixels | StoredPixels = FilePixels(size, data.fit)
     store = _store(recipe, rows, size, train=train)

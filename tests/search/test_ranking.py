@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evilm.errors import ConfigError
+from evilm.search import cache, ranking
 from evilm.search.matrix import Matrix
 from evilm.search.ranking import Exact, best, store_named
 
@@ -82,6 +83,32 @@ def test_a_damaged_faiss_cache_is_made_anew(tmp_path: Path) -> None:
     assert path.read_bytes() != data
 
 
+def test_many_vectors_are_faiss_matter_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec("json")
+    monkeypatch.setattr(ranking.importlib.util, "find_spec", lambda _: there)
+    rows = ranking.LARGE // 256
+    assert ranking.chosen("auto", rows, 256) == "exact"
+    assert ranking.chosen("auto", rows + 1, 256) == "faiss"
+    assert ranking.chosen("auto", 0, 256) == "exact"
+    assert ranking.chosen("exact", 10 * rows, 256) == "exact"
+    assert ranking.chosen("lance", 1, 256) == "lance"
+    monkeypatch.setattr(ranking.importlib.util, "find_spec", lambda _: None)
+    assert ranking.chosen("auto", 10 * rows, 256) == "exact"
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "some.cache"
+    assert cache.write(path, [b"one", memoryview(b" two")])
+    assert path.read_bytes() == b"one two"
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    assert not cache.write(path, [b"three"])
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("some.cache", b"one two")]
+
+
 def test_an_unknown_store_is_named() -> None:
-    with pytest.raises(ConfigError, match="there are exact, faiss, lance"):
+    with pytest.raises(ConfigError, match="there are auto, exact, faiss, lance"):
         store_named("pinecone")

@@ -31,6 +31,7 @@ class Cut(StrEnum):
 class StoreName(StrEnum):
     """What answers."""
 
+    auto = "auto"
     exact = "exact"
     faiss = "faiss"
     lance = "lance"
@@ -119,7 +120,7 @@ def search(
     after: Annotated[str | None, typer.Option(metavar="DAY", help="Only files changed on this day or later.")] = None,
     before: Annotated[str | None, typer.Option(metavar="DAY", help="Only files changed before this day.")] = None,
     rerank: Annotated[int, typer.Option(min=0, metavar="K", help="Order the first K by the fusion decoder.")] = 0,
-    store: Annotated[StoreName, typer.Option(help="What answers; faiss and lance are extras.")] = StoreName.exact,
+    store: Annotated[StoreName, typer.Option(help="What answers; faiss and lance are extras.")] = StoreName.auto,
     as_json: AsJson = False,
 ) -> None:
     """Search an index by a text, a video or a picture."""

@@ -41,7 +41,7 @@ def pretrain(recipe: RecipeName, changes: Changes = None, resume: Resume = False
 
 
 def finetune(recipe: RecipeName, changes: Changes = None, resume: Resume = False) -> None:
-    """Fine-tune a pre-trained model on a task, or probe it."""
+    """Fine-tune a pre-trained model on a task, probe it, or distil a teacher into it."""
     _train("finetune", recipe, changes, resume)
 
 

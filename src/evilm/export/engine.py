@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pydantic import Field
 
 from evilm.config import Config
+from evilm.data.video.limits import Fit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
-
-    from evilm.data.vocabulary import Vocabulary
 
 Head = Literal["embed_video", "embed_text", "match", "answer", "classify"]
 
@@ -65,7 +65,7 @@ class About(Config):
     task: str
     frames: int = Field(gt=0, le=4096)
     size: int = Field(gt=0, le=8192)
-    fit: Literal["crop", "squash"] = "crop"
+    fit: Fit = "crop"
     grid: tuple[int, int]
     words: int = Field(gt=2, le=65536)
     width: int = Field(gt=0)
@@ -78,14 +78,34 @@ class About(Config):
     source: dict[str, Any] = {}
 
 
-class Engine(Protocol):
-    """A model that can be run; ``TorchEngine`` and ``OnnxEngine`` are the two."""
+class Words(Protocol):
+    """What turns texts into the numbers that a model reads; ``Vocabulary`` is ours."""
 
-    folder: Path
+    def encode_arrays(self, texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Ids and mask, (n, L) each; raises VocabularyError."""
+        ...
+
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """The share of pieces that the model does not know."""
+        ...
+
+
+class Engine(Protocol):
+    """A model that can be run: ``TorchEngine``, ``OnnxEngine``, and ``DualEngine`` for models of other libraries."""
+
     about: About
-    vocabulary: Vocabulary
     fingerprint: str
     form: str
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files are; None for a model of another library, which is not ours to publish."""
+        ...
+
+    @property
+    def vocabulary(self) -> Words:
+        """Its words."""
+        ...
 
     def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, T, H, W, 3) to regions (n, N, D)."""

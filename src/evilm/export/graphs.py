@@ -123,8 +123,13 @@ def heads(tensors: Mapping[str, Tensor], width: int) -> tuple[dict[Head, nn.Modu
     temperature = None
     try:
         if "embed.video_out.weight" in tensors:
-            embed = _filled(EmbeddingHead(width, tensors["embed.video_out.weight"].shape[0]), tensors, "embed.")
-            found |= {"embed_video": _Half(embed.video_out), "embed_text": _Half(embed.text_out)}
+            embed = EmbeddingHead(width, tensors["embed.video_out.weight"].shape[0])
+            if "embed.text_out.weight" not in tensors:  # distilled from videos alone
+                del embed.text_out
+            _filled(embed, tensors, "embed.")
+            found["embed_video"] = _Half(embed.video_out)
+            if hasattr(embed, "text_out"):
+                found["embed_text"] = _Half(embed.text_out)
             temperature = float(embed.temperature.detach())
         if "match.layers.0.weight" in tensors:
             found["match"] = _Column(_filled(MatchHead(width), tensors, "match."))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from evilm import checkpoint
-from evilm.errors import CheckpointError, DependencyError, OutputError
+from evilm.errors import CheckpointError, OutputError
+from evilm.network import library as _library
+from evilm.network import reachable as _reachable
 
 if TYPE_CHECKING:
     from evilm.export.engine import About
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _WANTED = ("*.json", "*.onnx", "*.safetensors", "README.md", checkpoint.MARK)
 _KEPT_BACK = ("training",)  # of a checkpoint: the optimiser's state, twice the size of the weights
-_SECONDS = 3.0  # that the hub has to answer before it counts as out of reach
 
 
 def is_name(text: str) -> bool:
@@ -104,25 +102,3 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_paths(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
     return "/".join(value.rstrip("/").split("/")[-2:]) if isinstance(value, str) and value.startswith("/") else value
-
-
-def _library(name: str) -> Any:
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError:
-        raise DependencyError(f"{name}: a model on the hub needs huggingface_hub: pip install 'evilm[hub]'") from None
-    return huggingface_hub
-
-
-def _reachable(hub: Any) -> bool:
-    """Whether the hub answers, asked once and shortly: the library itself goes on trying for half a minute."""
-    if hub.constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy knows; a connection of ours would go past it
-    address = urlsplit(str(hub.constants.ENDPOINT))
-    try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=_SECONDS).close()
-    except OSError:
-        return False
-    return True

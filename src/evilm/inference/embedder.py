@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evilm.data.video import read_clip
-from evilm.errors import ConfigError, DataError, VideoError
+from evilm.errors import ConfigError, DataError, OutputError, VideoError
 from evilm.inference.results import Answer, VideoEmbeddings, joined, ranked, softmax
 from evilm.inference.videos import clip_of, times
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.data.video import Mode
+    from evilm.data.video import Fit, Mode
     from evilm.errors import VideoStatus
     from evilm.export.engine import About, Engine, Head
     from evilm.inference.loading import Device
@@ -55,6 +55,8 @@ class Embedder:
         """
         from evilm.export import hub
 
+        if self.engine.folder is None:
+            raise OutputError(f"{name}: {self.form} is another library's model: publish it by that library's means")
         return hub.upload(self.engine.folder, name, self.about, private=private)
 
     # What it is
@@ -85,7 +87,7 @@ class Embedder:
         return self.about.size
 
     @property
-    def fit(self) -> Literal["crop", "squash"]:
+    def fit(self) -> Fit:
         """How a picture becomes square, as ``read_clip`` takes it."""
         return self.about.fit
 
@@ -371,7 +373,7 @@ class Embedder:
 
 _LACKS: dict[Head, tuple[str, str]] = {
     "embed_video": ("embeds nothing", "take a retrieval model, or one pre-trained with task.contrastive > 0"),
-    "embed_text": ("embeds nothing", "take a retrieval model, or one pre-trained with task.contrastive > 0"),
+    "embed_text": ("embeds no texts", "take a retrieval model, or one pre-trained with task.contrastive > 0"),
     "match": ("matches no texts with videos", "take a multiple_choice model, or one pre-trained with task.vtm > 0"),
     "answer": ("answers no questions", "take a question_answering model, or name choices of a multiple_choice one"),
     "classify": ("has no classes of its own", "give names, or take a linear_probe model"),

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evilm import checkpoint
+from evilm.encoders import names as encoder_names
 from evilm.errors import CheckpointError, DependencyError
 from evilm.inference.embedder import Embedder
 
 if TYPE_CHECKING:
+    from evilm.inference.dual_engine import DualEngine
+
     Device = Literal["auto", "cpu", "cuda"]
 
 EXPORT = "export.json"  # what tells an exported folder from a checkpoint
@@ -22,15 +25,18 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
 
     Args:
         model: the folder of an export; of a run or checkpoint (needs torch); ``world-tiny``, which comes with the
-            package; or a name on the hub (``owner/name``).
-        device: where a checkpoint runs; an export runs on the CPU.
-        threads: of an export's runtime; None takes one for each core.
+            package; a name on the hub (``owner/name``); or a dual encoder of another library, such as
+            ``open_clip:ViT-B-32:laion2b_s34b_b79k`` (see ``evilm.encoders``).
+        device: where a checkpoint or a dual encoder runs; an export runs on the CPU.
+        threads: of an export's runtime; None takes one for each core. Torch keeps its own count.
 
     Raises:
         CheckpointError: no such model, or it is damaged or not to be trusted.
         DependencyError: torch is missing and the folder is a checkpoint.
     """
     path = shipped(model) or Path(model).expanduser()
+    if not _exists(path) and encoder_names.is_name(str(model)):
+        return Embedder(_dual(str(model), device))
     if not _exists(path):
         from evilm.export import hub
 
@@ -57,6 +63,24 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
 def shipped(model: str | Path) -> Path | None:
     """Where the model of that name lies in the package; None where none is meant. A folder of the name goes first."""
     return _SHIPPED / TINY if str(model) == TINY and not _exists(Path(model)) else None
+
+
+def settled(model: str | Path) -> str:
+    """What ``load`` takes, so written that it means the same from any folder."""
+    path = Path(model).expanduser()
+    if _exists(path):
+        return str(path.resolve())
+    return encoder_names.absolute(str(model)) if encoder_names.is_name(str(model)) else str(model)
+
+
+def _dual(name: str, device: Device) -> DualEngine:
+    """A dual encoder of another library."""
+    try:
+        from evilm.encoders import dual
+        from evilm.inference.dual_engine import DualEngine
+    except ModuleNotFoundError as error:
+        raise DependencyError(f"{name}: needs {error.name}: pip install 'evilm[clip]'") from None
+    return DualEngine(dual.load(name, device))
 
 
 def _exists(path: Path) -> bool:

@@ -46,9 +46,11 @@ def bind(catalogue: Catalogue, given: Embedder | None, origin: Embedder | str | 
         return checked(given or made["path"], made, catalogue.folder)
     assert given is not None
     width = int(given.embed_texts(["a video"]).shape[1])
-    path = str(origin) if isinstance(origin, (str, Path)) else None
-    if path is not None and Path(path).expanduser().exists():
-        path = str(Path(path).expanduser().resolve())
+    path = None
+    if isinstance(origin, (str, Path)):
+        from evilm.inference.loading import settled
+
+        path = settled(origin)
     with catalogue.transaction():
         catalogue.set_fact("model", {"path": path, "fingerprint": given.fingerprint})
         catalogue.set_fact("width", width)

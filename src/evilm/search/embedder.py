@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from evilm.data.video import Fit
 
 
 @runtime_checkable
@@ -35,7 +37,7 @@ class Embedder(Protocol):
         ...
 
     @property
-    def fit(self) -> Literal["crop", "squash"]:
+    def fit(self) -> Fit:
         """How a picture becomes square."""
         ...
 

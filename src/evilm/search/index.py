@@ -22,7 +22,7 @@ from evilm.search.calibration import GOOD, UNKNOWN, Calibration, fit
 from evilm.search.catalogue import NAME, UNFINISHED, Catalogue
 from evilm.search.embedder import Embedder, Matcher, unit
 from evilm.search.hits import Hit, Hits
-from evilm.search.ranking import Ranking, Store, ranking, store_named
+from evilm.search.ranking import Ranking, Store, chosen, ranking, store_named
 from evilm.search.update import Report, Update, writing
 from evilm.types import Clip
 
@@ -42,13 +42,13 @@ class VideoIndex:
     Args:
         folder: of the index.
         model: the model that made it, where it is at hand; else it is loaded when it is first needed.
-        store: what answers: ``exact``, ``faiss`` or ``lance``.
+        store: what answers: ``exact``, ``faiss`` or ``lance``; ``auto`` takes ``exact`` until that is slow.
 
     Raises:
         VideoIndexError: no index, a damaged one, or one of another model.
     """
 
-    def __init__(self, folder: Path, model: Embedder | str | Path | None = None, store: Store | str = "exact") -> None:
+    def __init__(self, folder: Path, model: Embedder | str | Path | None = None, store: Store | str = "auto") -> None:
         self.folder = folder
         self.store: Store = store_named(store)
         self._catalogue = Catalogue(folder)
@@ -57,6 +57,7 @@ class VideoIndex:
         self._guard = threading.RLock()
         self._matrix: matrix.Matrix | None = None
         self._ranking: Ranking | None = None
+        self._told = False
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +146,7 @@ class VideoIndex:
         return cls(place, embedder)
 
     @classmethod
-    def open(cls, folder: str | Path, model: Embedder | str | Path | None = None, store: Store | str = "exact") -> Self:
+    def open(cls, folder: str | Path, model: Embedder | str | Path | None = None, store: Store | str = "auto") -> Self:
         """An index that was made before.
 
         Args:
@@ -214,7 +215,7 @@ class VideoIndex:
             QueryError: an empty text, an endless one, or one in words that the model does not know.
             VideoIndexError: the index's model is not to be found, or another one was given.
         """
-        if rerank and not isinstance(self.model, Matcher):
+        if rerank and not _fuses(self.model):
             raise QueryError("this model has no fusion decoder to re-rank with: search without --rerank")
         plain = query.checked(text, self.model)
         vector = unit(self.model.embed_texts([plain]), "query")[0]
@@ -268,7 +269,7 @@ class VideoIndex:
             )
         allowed = np.isin(found.files, where.files(self._catalogue)) if where else None
         with self._guard:
-            answering = self._ranking or ranking(self.store, found, self._catalogue)
+            answering = self._ranking or self._rank(found)
             self._ranking = answering
         rows, cosines = answering.nearest(vector, k, allowed)
         places = self._catalogue.places([int(found.moments[row]) for row in rows])
@@ -279,6 +280,18 @@ class VideoIndex:
                 path, start, end = place
                 hits.append(Hit(Path(os.fsdecode(path)), start, end, float(score), float(cosine)))
         return hits, len(hits) == len(rows)
+
+    def _rank(self, found: matrix.Matrix) -> Ranking:
+        """What answers now; that it is FAISS, without having been asked for, is said once."""
+        store = chosen(self.store, *found.vectors.shape)
+        if store not in {self.store, "exact"} and not self._told:
+            from evilm.progress import say
+
+            self._told = True
+            say(
+                f"{self.folder}: {len(found):,} moments, so {store} answers; exact looks at every vector, and is slower"
+            )
+        return ranking(store, found, self._catalogue)
 
     def _refresh(self) -> matrix.Matrix:
         """The vectors as they are now."""
@@ -304,6 +317,12 @@ class VideoIndex:
             except VideoError:
                 fits[hit] = -np.inf
         return [*sorted(fits, key=lambda hit: -fits[hit]), *hits[count:]]
+
+
+def _fuses(model: Embedder) -> bool:
+    """Whether a model can look at a text and a video together."""
+    about = getattr(model, "about", None)
+    return isinstance(model, Matcher) and (about is None or "match" in about.heads)
 
 
 def _as_scanned(path: Path) -> bytes:

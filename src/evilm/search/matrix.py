@@ -11,14 +11,14 @@ damaged one is read anew. Deleting it loses nothing.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from evilm.search import cache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,26 +84,13 @@ def _renewed(catalogue: Catalogue, width: int, old: Matrix | None) -> Matrix:
 
 def save(folder: Path, identity: str, matrix: Matrix) -> bool:
     """Write the cache; False where there is no room, which loses nothing."""
-    path, temporary = folder / NAME, folder / (NAME + ".tmp")
     numbers = np.stack([matrix.moments, matrix.files], 1)
     header: dict[str, Any] = {
         "identity": identity, "generation": matrix.generation, "rows": len(matrix),
         "width": matrix.vectors.shape[1], "checksum": _checksum(numbers, matrix.vectors),
     }  # fmt: skip
-    try:
-        with temporary.open("wb") as file:
-            file.write(json.dumps(header).encode().ljust(_HEADER))
-            for array in (numbers, matrix.vectors):
-                for some in _blocks(array):
-                    file.write(some)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        return False
-    return True
+    head = json.dumps(header).encode().ljust(_HEADER)
+    return cache.write(folder / NAME, [head, *_blocks(numbers), *_blocks(matrix.vectors)])
 
 
 def _read(path: Path, identity: str, width: int) -> Matrix | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from evilm.search.catalogue import Catalogue
     from evilm.search.matrix import Matrix
 
-Store = Literal["exact", "faiss", "lance"]
-STORES: tuple[Store, ...] = ("exact", "faiss", "lance")
+Store = Literal["auto", "exact", "faiss", "lance"]
+STORES: tuple[Store, ...] = ("auto", "exact", "faiss", "lance")
+LARGE = 300_000_000  # numbers (rows times width) past which comparing with all of them takes longer than 60 ms
 _BLOCK = 64  # scores of which the best is looked at before all of them are
 
 
@@ -92,8 +94,20 @@ def store_named(name: str) -> Store:
     raise ConfigError(f"store {name!r}: there are {', '.join(STORES)}")
 
 
+def chosen(store: Store, rows: int, width: int) -> Store:
+    """What answers where ``auto`` leaves it open: every vector, or FAISS where they are many and it is there.
+
+    Args:
+        store: as it was asked for.
+        rows, width: of the vectors.
+    """
+    if store != "auto":
+        return store
+    return "faiss" if rows * width > LARGE and importlib.util.find_spec("faiss") is not None else "exact"
+
+
 def ranking(store: Store, matrix: Matrix, catalogue: Catalogue) -> Ranking:
-    """The store of that name over the vectors of an index.
+    """The store of that name, none of them ``auto``, over the vectors of an index.
 
     Raises:
         DependencyError: its package is not installed.

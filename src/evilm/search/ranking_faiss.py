@@ -7,15 +7,14 @@ not fit.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zlib
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
 from evilm.errors import DependencyError
+from evilm.search import cache
 from evilm.search.ranking import best
 
 if TYPE_CHECKING:
@@ -116,14 +115,5 @@ def _read(faiss: Any, path: Path, stamp: dict[str, Any]) -> Any:
 
 def _write(faiss: Any, path: Path, stamp: dict[str, Any], index: Any) -> None:
     """Keep the index; where there is no room it is made anew next time."""
-    body = faiss.serialize_index(index).tobytes()
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(json.dumps(stamp | {"checksum": zlib.crc32(body)}).encode() + b"\n" + body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    body = cast("NDArray[np.uint8]", faiss.serialize_index(index))
+    cache.write(path, [json.dumps(stamp | {"checksum": zlib.crc32(body.data)}).encode() + b"\n", body.data])

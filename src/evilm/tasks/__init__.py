@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from evilm.tasks.distill import Distill, DistillConfig
 from evilm.tasks.linear_probe import LinearProbe, LinearProbeConfig
 from evilm.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
@@ -22,7 +23,8 @@ AnyTaskConfig = Annotated[
     | RetrievalConfig
     | QuestionAnsweringConfig
     | MultipleChoiceConfig
-    | LinearProbeConfig,
+    | LinearProbeConfig
+    | DistillConfig,
     Field(discriminator="name"),
 ]
 
@@ -31,20 +33,23 @@ TOKENIZERS: dict[str, type[TokenizerTask] | type[ReconstructionTask]] = {
     "tokenizer": TokenizerTask,
     "reconstruction": ReconstructionTask,
 }
-# Tasks that are built as Task(model, vocabulary, config, facts); pre-training also takes a tokenizer.
+# Tasks that are built as Task(model, vocabulary, config, facts).
 FINETUNE: dict[str, type[Retrieval] | type[QuestionAnswering] | type[MultipleChoice] | type[LinearProbe]] = {
     "retrieval": Retrieval,
     "question_answering": QuestionAnswering,
     "multiple_choice": MultipleChoice,
     "linear_probe": LinearProbe,
 }
-TASKS: dict[str, type[Task]] = {**TOKENIZERS, "pretrain": Pretrain, **FINETUNE}
+# Pre-training takes a tokenizer beside these, and distillation a teacher.
+TASKS: dict[str, type[Task]] = {**TOKENIZERS, "pretrain": Pretrain, "distill": Distill, **FINETUNE}
 
 __all__ = [
     "FINETUNE",
     "TASKS",
     "TOKENIZERS",
     "AnyTaskConfig",
+    "Distill",
+    "DistillConfig",
     "Prediction",
     "Summary",
     "Task",

@@ -20,6 +20,7 @@ from evilm.tasks.task import (
     caption_of,
     everyone,
     own_rows,
+    own_video,
     same_video,
     scored_rows,
 )
@@ -193,9 +194,3 @@ class Retrieval(VideoTextTask):
             cls = self.model.fuse_cls(video, Encoded(pieces.expand(len(some), -1, -1)))
             found.append(self.match(cls).double().cpu().numpy())
         return np.concatenate(found)
-
-
-def own_video(predictions: Sequence[Prediction]) -> NDArray[np.bool_]:
-    """(texts, videos): a text is true of its own video alone."""
-    videos = np.array([p.example.video for p in predictions])
-    return videos[:, None] == videos[None]

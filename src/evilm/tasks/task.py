@@ -20,6 +20,7 @@ from evilm.types import Encoded
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from evilm.data.vocabulary import Vocabulary
@@ -159,6 +160,12 @@ def everyone(text: Encoded) -> Encoded:
 def own_rows(whole: Tensor, batch: Batch) -> Tensor:
     """The rows of this process out of those of the global batch."""
     return whole[distributed.rank() * len(batch) :][: len(batch)]
+
+
+def own_video(predictions: Sequence[Prediction]) -> NDArray[np.bool_]:
+    """(texts, videos): a text is true of its own video alone."""
+    videos = np.array([p.example.video for p in predictions])
+    return videos[:, None] == videos[None]
 
 
 def scored_rows(

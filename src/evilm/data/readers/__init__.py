@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from evilm.data.readers.actions import hmdb51, kinetics400, ucf101
 from evilm.data.readers.didemo import didemo
-from evilm.data.readers.generic import captions, classes, sidecars
+from evilm.data.readers.generic import captions, classes, sidecars, videos_alone
 from evilm.data.readers.images import coco_captions, flickr8k
 from evilm.data.readers.msrvtt import msrvtt_mc, msrvtt_qa, msrvtt_retrieval
 from evilm.data.readers.msvd import msvd_qa, msvd_retrieval
@@ -65,8 +65,12 @@ READERS: dict[str, Reader] = {
     "tgif_frame": tgif_frame,
     "tgif_transition": tgif_transition,
     "ucf101": ucf101,
+    "videos": videos_alone,
     "webvid": webvid,
 }
+
+
+TEXTLESS = frozenset({"videos"})  # readers whose rows have nothing but a video, and are meant to
 
 
 def reader(name: str) -> Reader:
@@ -97,7 +101,7 @@ def stream(name: str, annotations: Path, videos: Path | None = None, split: str 
         yield example
     if not count:
         raise SplitError(annotations, f"has no examples in split {split!r}")
-    if not useful:
+    if not useful and name not in TEXTLESS:
         raise AnnotationError(
             annotations, f"names {count} videos in split {split!r}, and no caption, question or label for any: put the "
             "file that has them beside it"

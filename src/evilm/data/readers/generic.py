@@ -71,6 +71,17 @@ def sidecars(annotations: Path, videos: Path | None, split: str) -> Iterator[Exa
         yield Example(key=name, video=name, clip=Clip(path), captions=_told(told))
 
 
+def videos_alone(annotations: Path, videos: Path | None, split: str) -> Iterator[Example]:
+    """Videos without any text, with all folders below: ``annotations/{split}`` where it is there, else ``annotations``.
+
+    For what learns from videos alone, such as distillation.
+    """
+    root = _split_folder(videos or annotations, split)
+    for path in video_files(root):
+        name = path.relative_to(root).as_posix()
+        yield Example(key=name, video=name, clip=Clip(path))
+
+
 def _told(path: Path) -> tuple[str, ...]:
     """The captions of a sidecar."""
     if path.suffix == ".txt":

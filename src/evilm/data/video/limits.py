@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["exact", "fast"]
-Fit = Literal["crop", "squash"]
+# How a picture becomes square, and how it is scaled where that is prescribed; see ``pixels.fitted``.
+Fit = Literal["crop", "squash", "crop-bicubic", "crop-bilinear", "squash-bicubic", "squash-bilinear"]
 
 # FFmpeg's own names of the containers that may be opened. Each of them is one file: playlists, scripts, device names
 # and picture sequences, which make FFmpeg open something else, are not among them. Bare bitstreams (H.264 without a

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evilm.data.video.limits import Fit
 
 SQUARE = Fraction(1)
+_SCALERS = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR}
 
 
 def fitted(
@@ -30,6 +31,8 @@ def fitted(
         picture: as decoded.
         size: the side of the square asked for; None keeps the size, or takes ``shape``.
         fit: ``crop`` scales the shorter side to ``size`` and keeps the centre; ``squash`` keeps all of the picture.
+            Behind a hyphen, the interpolation, for models that were trained with one; else the mean of the pixels that
+            become one (cheap), or bicubic where the picture grows.
         scale: reused between pictures.
         aspect: how much wider than high a stored pixel is shown.
         shape: (H, W) to squash to where ``size`` is None.
@@ -38,7 +41,7 @@ def fitted(
     width, height = max(1, round(picture.width * aspect)), picture.height
     if size is None:
         height, width = shape[:: -1 if turns % 2 else 1] if shape else (height, width)
-    elif fit == "squash":
+    elif fit.startswith("squash"):
         width = height = size
     else:
         shorter = min(width, height)
@@ -47,7 +50,9 @@ def fitted(
             width = height = shorter
         # Half rounds up, so that no side falls below the size.
         width, height = (max(size, math.floor(side * size / shorter + 0.5)) for side in (width, height))
-    kind = Interpolation.AREA if width * height < picture.width * picture.height else Interpolation.BICUBIC
+    kind = _SCALERS.get(fit.partition("-")[2])
+    if kind is None:
+        kind = Interpolation.AREA if width * height < picture.width * picture.height else Interpolation.BICUBIC
     pixels = scale.reformat(picture, width, height, "rgb24", interpolation=kind).to_ndarray()
     pixels = np.rot90(pixels, turns)
     if size is not None:
