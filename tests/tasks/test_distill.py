@@ -138,15 +138,15 @@ def test_it_learns_what_its_teacher_says(
     task, batch = build(text=0.0).train(), random_batch(captioned)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], 3e-3)
     before = task.losses(batch).parts["cosine"].item()
-    for _ in range(80):
+    for _ in range(40):
         optimizer.zero_grad()
         task.losses(batch).total.backward()
         optimizer.step()
     assert before > 0.8
-    assert task.losses(batch).parts["cosine"].item() < 0.2
+    assert task.losses(batch).parts["cosine"].item() < 0.35
     summary = task.eval().summarise(task.predict(batch))
-    assert summary.metrics["cosine"] > 80
-    assert summary.metrics["R@1"] > 80  # chance 17
+    assert summary.metrics["cosine"] > 65
+    assert summary.metrics["R@1"] > 50  # chance 17
 
 
 def test_metrics_by_hand(build: Callable[..., Distill], captioned: list[Example]) -> None:
