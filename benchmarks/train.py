@@ -1,8 +1,11 @@
-"""What a pre-training step costs, part by part, and what each way of saving time is worth.
+"""What a pre-training step costs, part by part, and what each way of saving time or memory is worth.
 
     python benchmarks/train.py                          # evilm-xx-small at 128x128 on the CPU, one thread
-    python benchmarks/train.py --preset evilm-small --size 256 --batch 128 --device cuda
-    python benchmarks/train.py --world FOLDER           # the share of time that a step waits for packed frames, too
+    python benchmarks/train.py --extra compiled recompute accumulate ema
+    python benchmarks/train.py --memory                 # also the peak memory of each variant, a process each
+    python benchmarks/train.py --world FOLDER           # also the share of a run's time that waits for packed frames
+
+``benchmarks/sweep.py`` sweeps the batch, on a GPU above all; ``benchmarks/roofline.py`` says what could be had at most.
 
 Variants are measured in turn, round after round, so that what else the machine does hits all alike; the median counts.
 On a CPU the clock is this process's own CPU time, which other programs do not slow; on a GPU it is the wall's.
@@ -15,148 +18,45 @@ import argparse
 import json
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from pretrain_step import Step, Variant, batches
 
-from evilm import distributed, optim
-from evilm.data.vocabulary import Vocabulary
-from evilm.model.economy import economise
-from evilm.model.presets import build, preset
-from evilm.tasks.pretrain import Pretrain, PretrainConfig
-from evilm.types import Batch, Clip, Example
+from evilm import distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Sequence
 
-    from evilm.model.video_encoder import VideoEncoder
+    from evilm.data.pixels import Store
+    from evilm.types import Example
 
-CODES = 9420
-CAPTION = "a small red disc moves slowly to the left and a green star jumps up behind it"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Which savings are on."""
-
-    channels_last: bool = True
-    bf16: bool = True
-    fused: bool = True
-    encode_once: bool = True
-    compiled: bool = False
-    recompute: bool = False
+EXTRA = {"compiled": True, "recompute": True, "accumulate": 4, "ema": True}  # off by default, and what turns them on
 
 
-class Contiguous(nn.Module):
-    """A backbone fed with pictures in the default layout."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.inner = backbone.to(memory_format=torch.contiguous_format)
-
-    def forward(self, pixels: torch.Tensor) -> Any:
-        return self.inner(pixels.contiguous(memory_format=torch.contiguous_format))
-
-
-class Step:
-    """A pre-training step of one variant."""
-
-    def __init__(self, arguments: argparse.Namespace, variant: Variant) -> None:
-        self.variant, self.device = variant, torch.device(arguments.device)
-        torch.manual_seed(0)
-        shape = preset(arguments.preset).model_copy(update={"size": arguments.size, "frames": arguments.frames})
-        words = Vocabulary.default()
-        self.model = build(shape, words.size).to(self.device)
-        if not variant.channels_last:
-            encoder: VideoEncoder = self.model.video_encoder
-            encoder.backbone = Contiguous(encoder.backbone)
-        wholes = [{"mvm": 1, "mlm": 1, "vtm": 1}]
-        parts = [{"mvm": 1, "mlm": 0, "vtm": 0}, {"mvm": 0, "mlm": 1, "vtm": 0}, {"mvm": 0, "mlm": 0, "vtm": 1}]
-        settings = wholes if variant.encode_once else parts
-        self.tasks = nn.ModuleList(
-            Pretrain(self.model, words, PretrainConfig.model_validate(each), {"codes": CODES}, None)
-            for each in settings
-        ).to(self.device)
-        economise(self.tasks, recompute=variant.recompute, compiled=variant.compiled)
-        self.optimizer = optim.optimizer(self.tasks, optim.OptimConfig(fused=variant.fused), frozenset())
-        self.spent: dict[str, float] = defaultdict(float)
-        for name, part in (("encode_video", "video"), ("encode_text", "text"), ("fuse", "fuse")):
-            setattr(self.model, name, self._timed(part, getattr(self.model, name)))
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
-    def _timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **named: Any) -> Any:
-            began = self.now()
-            found = call(*args, **named)
-            self.spent[part] += self.now() - began
-            return found
-
-        return timed
-
-    def take(self, batch: Batch) -> float:
-        """One step; its seconds."""
-        self.tasks.train()
-        began = self.now()
-        batch = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.variant.bf16):
-            losses = [task.losses(batch).total for task in self.tasks]
-        forward = self.now()
-        torch.stack(losses).sum().backward()
-        back = self.now()
-        torch.nn.utils.clip_grad_norm_(self.tasks.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        end = self.now()
-        self.spent["backward"] += back - forward
-        self.spent["optimiser"] += end - back
-        self.spent["all"] += end - began
-        return end - began
-
-
-def batches(arguments: argparse.Namespace) -> Iterator[Batch]:
-    """Noise for frames, one caption a clip, labels at random: the time of a step does not depend on what is seen."""
-    random = torch.Generator().manual_seed(0)
-    stride, count, side = preset(arguments.preset).stride, arguments.frames, arguments.size
-    shape = (arguments.batch, count, 3, side, side)
-    cells = side // stride
-    examples = tuple(Example(str(i), f"v{i}", Clip(Path(f"{i}.mp4")), (CAPTION,)) for i in range(arguments.batch))
-    number = 0
-    while True:
-        seeds = torch.arange(number, number + arguments.batch)
-        number += arguments.batch
-        yield Batch(
-            examples,
-            torch.randint(0, 256, shape, generator=random, dtype=torch.uint8),
-            seeds,
-            torch.ones(arguments.batch, dtype=torch.bool),
-            torch.randint(0, CODES, (arguments.batch, count, cells, cells), generator=random),
-        )
+def variants(arguments: argparse.Namespace) -> dict[str, Variant]:
+    """What is compared, by name; the full one first."""
+    full = Variant(bf16=distributed.computes_in_bf16(arguments.precision, torch.device(arguments.device)))
+    found = {"full": full, "plain": Variant(False, False, False, False)}
+    for name in ("channels_last", "bf16", "fused", "encode_once"):
+        if getattr(full, name):
+            found[f"without {name}"] = replace(full, **{name: False})
+    for name in arguments.extra:
+        found[f"with {name}"] = replace(full, **{name: EXTRA[name]})
+    return found
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of every variant, interleaved, and the parts of the full one."""
-    full = Variant(bf16=distributed.computes_in_bf16(arguments.precision, torch.device(arguments.device)))
-    variants = {"full": full, "plain": Variant(False, False, False, False)}
-    for name in ("channels_last", "bf16", "fused", "encode_once"):
-        if getattr(full, name):
-            variants[f"without {name}"] = replace(full, **{name: False})
-    for name in arguments.extra:
-        variants[f"with {name}"] = replace(full, **{name: True})
-    if arguments.only is not None:
-        variants = {name: variants[name] for name in ("full", *arguments.only)}
     source = batches(arguments)
-    steps = {name: Step(arguments, variant) for name, variant in variants.items()}
+    steps = {name: Step(arguments, variant) for name, variant in variants(arguments).items()}
     seconds: dict[str, list[float]] = defaultdict(list)
     for number in range(arguments.rounds + 1):
         for name, step in steps.items():
@@ -177,53 +77,89 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "clips/s": {name: round(arguments.batch / value, 3) for name, value in median.items()},
         "full is faster by": {n: round(value / median["full"], 2) for n, value in median.items() if n != "full"},
         "share of the step": {n: round(value / spent["all"], 3) for n, value in spent.items() if n != "all"},
-        "peak MB": round(_peak(torch.device(arguments.device))),
     }
 
 
-def _peak(device: torch.device) -> float:
-    """Peak memory: of the GPU, or of this process with all the variants that it holds (``--only`` for one)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
+def memory(arguments: argparse.Namespace) -> dict[str, float]:
+    """MB that a process of each variant had at most, less what it had before its first step; on a GPU all of it."""
+    found: dict[str, float] = {}
+    for name in variants(arguments):
+        command = [sys.executable, __file__, "--one", name, "--extra", *arguments.extra]
+        for key in ("preset", "size", "frames", "batch", "device", "precision", "threads"):
+            command += [f"--{key}", str(getattr(arguments, key))]
+        found[name] = _told(command)["MB"]
+    return found
+
+
+def _told(command: list[str]) -> dict[str, float]:
+    """What this program, started again, says."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603, our own words
+    return json.loads(done.stdout)
+
+
+def one(arguments: argparse.Namespace) -> dict[str, float]:
+    """Two steps of one variant and the memory that they took."""
+    cuda = arguments.device.startswith("cuda")
+    step, source = Step(arguments, variants(arguments)[arguments.one]), batches(arguments)
+    batch = next(source)
+    before = 0.0 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    for _ in range(2):
+        step.take(batch)
+    after = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident()
+    return {"MB": round(after - before)}
+
+
+def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def waiting(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The share of a run's wall time in which it waits for its loader, from packed frames."""
+    """The share of a run's wall time in which it waits for its loader, from raw and from JPEG packs."""
     from evilm.data import readers
-    from evilm.data.frame_store import FrameStore
+    from evilm.data.pack import pack
+    from evilm.data.packed import PackConfig, packed_for
+
+    rows = readers.read("msrvtt_retrieval", arguments.world, None, "train")
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="evilm-packs-") as name:
+        for kind in ("raw", "jpeg"):
+            config = PackConfig.model_validate({"size": arguments.size, "frames": kind})
+            pack(rows, Path(name) / kind, "train", config)
+            found[kind] = _waited(arguments, rows, packed_for(Path(name) / kind, rows[0].clip, arguments.size, "crop"))
+    return found
+
+
+def _waited(arguments: argparse.Namespace, rows: Sequence[Example], store: Store) -> dict[str, Any]:
+    """Steps on batches of a store, as a run takes them."""
     from evilm.data.loader import Loader
     from evilm.data.pixels import StoredPixels
 
-    rows = readers.read("msrvtt_retrieval", arguments.world, None, "train")
-    cache = arguments.world.parent / f"{arguments.world.name}-frames"
-    store = FrameStore(cache, [row.clip for row in rows], size=arguments.size, candidates=8)
-    store.fill(0)
     loader = Loader(
-        rows, StoredPixels(store), arguments.frames, arguments.size, arguments.batch, train=True, prefetch=2
-    )
-    bf16 = distributed.computes_in_bf16(arguments.precision, torch.device(arguments.device))
-    step, source = Step(arguments, Variant(bf16=bf16)), batches(arguments)
-    waited, steps = 0.0, 0
-    began = time.perf_counter()
-    for epoch in range(100):
-        feed = iter(loader.epoch(epoch))
-        while True:
+        rows, StoredPixels(store), arguments.frames, arguments.size, arguments.batch, train=True, prefetch=2,
+        workers=arguments.workers,
+    )  # fmt: skip
+    step, source = Step(arguments, variants(arguments)["full"], parts=False), batches(arguments)
+    waited, steps, began = 0.0, -1, 0.0
+    while steps < arguments.rounds:
+        feed = loader.epoch(max(0, steps) // len(loader))
+        for _ in range(len(loader)):
             asked = time.perf_counter()
-            batch = next(feed, None)
+            batch = next(feed)
             waited += time.perf_counter() - asked
-            if batch is None:
-                break
             step.take(replace(batch, labels=next(source).labels))
             steps += 1
+            if steps == 0:  # the first step warms up, and waits for the first batch
+                waited, began = 0.0, time.perf_counter()
             if steps == arguments.rounds:
-                whole = time.perf_counter() - began
-                return {"steps": steps, "waiting for data": round(waited / whole, 4), "seconds": round(whole, 1)}
-    return {}
+                break
+        feed.close()
+    whole = time.perf_counter() - began
+    loader.close()
+    return {"steps": steps, "waiting for data": round(waited / whole, 4), "seconds": round(whole, 1)}
 
 
-def main() -> None:
-    """Read the command line, measure, tell."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="evilm-xx-small")
     parser.add_argument("--size", type=int, default=128)
@@ -233,14 +169,26 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--extra", nargs="*", default=[], choices=["compiled", "recompute"])
-    parser.add_argument("--only", nargs="*", help="these variants beside the full one; none for its memory alone")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the loader, for --world")
+    parser.add_argument("--extra", nargs="*", default=[], choices=list(EXTRA), help="what is off by default")
+    parser.add_argument("--memory", action="store_true", help="peak memory too, a process for each variant")
     parser.add_argument("--world", type=Path, help="a world (`evilm world FOLDER`), to measure waiting for its frames")
-    arguments = parser.parse_args()
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Read the command line, measure, tell."""
+    arguments = parse()
     torch.set_num_threads(arguments.threads)
-    found = measure(arguments)
-    if arguments.world is not None:
-        found["loader"] = waiting(arguments)
+    if arguments.one is not None:
+        found: dict[str, Any] = one(arguments)
+    else:
+        found = measure(arguments)
+        if arguments.memory:
+            found["peak MB of the steps"] = memory(arguments)
+        if arguments.world is not None:
+            found["loader"] = waiting(arguments)
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
 
 

@@ -20,7 +20,7 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.toml"))
 # From the ground up. A room may import from its own layer and those below, and never from those above.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "config", "errors"),
-    ("losses", "masking", "metrics", "distributed", "checkpoint", "seeds", "network", "progress", "signals"),
+    ("losses", "masking", "metrics", "distributed", "checkpoint", "seeds", "network", "progress", "reach", "signals"),
     ("model", "data", "encoders"),
     ("tasks", "optim", "trainer", "evaluation", "recipe", "journal", "snapshot", "step", "teacher"),
     ("inference", "export", "search", "scale", "server", "report", "demo", "trial", "adapt"),

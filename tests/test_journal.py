@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from evilm import journal
-from evilm.errors import OutputError
+from evilm.errors import DependencyError, OutputError
 from evilm.journal import METRICS, VALIDATION, Journal
 from evilm.types import Clip, Example
 
@@ -71,7 +72,19 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     made.begin(0, {})
     made.add(METRICS, row(1))
     made.close(curves=False)
-    assert next((tmp_path / "tensorboard").iterdir()).stat().st_size > 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("lr", "gradient", "loss", "skipped"):
+        (event,) = seen.Scalars(f"metrics/{name}")
+        assert (event.step, event.value) == (1, pytest.approx(row(1)[name]))
+
+
+def test_tensorboard_that_is_not_installed_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(DependencyError, match=r"run\.tensorboard needs tensorboard: pip install tensorboard, or leave"):
+        Journal(tmp_path, tensorboard=True).begin(0, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_fingerprint_of_rows() -> None:

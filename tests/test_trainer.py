@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from evilm import checkpoint, config, evaluation, optim, recipe, seeds, trainer
+from evilm import checkpoint, config, evaluation, optim, progress, recipe, seeds, trainer
 from evilm.errors import CheckpointError, OutputError, TrainingError
 from evilm.recipe import Recipe
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
@@ -267,7 +268,9 @@ class Drawn:
         self.pixels = torch.from_numpy(pixels)
         cells = self.pixels.long().reshape(48, 2, 3, 4, 16, 4, 16).sum((4, 6))
         self.labels = (cells * torch.tensor([1, 3, 7])[:, None, None]).sum(2) // 4096 % 24
-        self.batch_size, self.bad = batch_size, dict[str, str]()
+        self.batch_size = batch_size
+
+    bad: ClassVar[dict[str, str]] = {}
 
     def state(self) -> dict[str, Any]:
         return {"bad": {}}
@@ -312,6 +315,38 @@ def golden_run(tiny: ModelConfig, vocabulary: Vocabulary, out: Path, jitter: flo
     run = trainer.Run(made, task, Drawn(12), torch.device("cpu"), {})
     run.fit()
     return [row["loss"] for row in rows_of(out)]
+
+
+def test_progress_is_told_without_a_terminal(
+    tiny: ModelConfig, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One line: how far, how fast, how long still, losses by objective, rate, gradient, what was skipped, the curve."""
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(Drawn, "bad", {"v3": "cannot be read"}, raising=False)
+    golden_run(tiny, vocabulary, tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pretrain: ")]
+    number = r"[\d.]+(?:e[+-]?\d+)?"
+    told = (
+        rf"pretrain: 3/20 steps, {number} steps/s, \d+:\d\d left, mvm {number} mlm {number} "
+        rf"contrastive {number} vtm {number}, lr 0\.002, gradient {number}, 1 skipped [▁▂▃▄▅▆▇█]{{3}}"
+    )
+    assert re.fullmatch(told, lines[2]), lines[2]
+    assert re.fullmatch(r"pretrain: 20/20 steps in \d+:\d\d", lines[-1])
+    assert "\x1b" not in "".join(lines)
+    assert {row["skipped"] for row in rows_of(tmp_path / "run")} == {1}
+
+
+def test_a_tokenizers_progress_tells_how_many_codes_it_uses(
+    build: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    out = trainer.train(build(tmp_path / "run", "tokenizer", optim={"epochs": 0.5, "batch_size": 18}))
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("tokenizer: 2/2 steps, "))
+    used = rows_of(out)[1]["codes_in_batch"]
+    assert 1 <= used <= 24
+    assert f"codes_in_batch {used:.3g}, lr " in line
+    assert {"voc_rate", "perplexity"} <= rows_of(out, "validation.jsonl")[-1].keys()
 
 
 def test_the_golden_curve(tiny: ModelConfig, vocabulary: Vocabulary, tmp_path: Path) -> None:

@@ -38,8 +38,19 @@ KEPT = 2
 _REMEDY = "take another checkpoint, or copy this one anew"
 
 
-def write(folder: Path, fill: Callable[[Path], None]) -> None:
+def write(
+    folder: Path,
+    fill: Callable[[Path], None],
+    *,
+    what: str = "checkpoint",
+    remedy: str = "what was saved before is whole: free space and go on with --resume",
+) -> None:
     """Make ``folder`` a checkpoint: ``fill`` a temporary one, seal it, move it into place.
+
+    Args:
+        folder: where.
+        fill: writes the files.
+        what, remedy: of a folder that is sealed alike and is no checkpoint; both are told where writing fails.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written; nothing of the old checkpoint is lost.
@@ -65,10 +76,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"{folder}: cannot write the checkpoint: {error.strerror or error}; what was saved before is whole: free "
-            "space and go on with --resume"
-        ) from error
+        raise OutputError(f"{folder}: cannot write the {what}: {error.strerror or error}; {remedy}") from error
 
 
 def point(run: Path, folder: Path) -> None:

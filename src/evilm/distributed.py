@@ -32,6 +32,7 @@ T = TypeVar("T")
 # The first process may decode a whole data set while the others wait. A process that dies is noticed by its closed
 # connection and by torchrun, long before.
 PATIENCE = timedelta(hours=2)
+MEETING = timedelta(minutes=3)  # in which all must have connected
 BUCKET = 2**23  # numbers of a gradient bucket: 32 MB
 
 
@@ -103,14 +104,46 @@ def together(name: str) -> Generator[None]:
         torch.cuda.set_device(where)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store = _own_attempt()
+        own, count = (-1, -1) if store is None else (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        dist.init_process_group(backend, timeout=MEETING, store=store, rank=own, world_size=count)
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise DeviceError(f"the {os.environ['WORLD_SIZE']} processes of this run cannot meet: {first}") from None
+        raise DeviceError(
+            f"the {os.environ['WORLD_SIZE']} processes of this run cannot meet: {first}; start them again with "
+            "--resume, as torchrun's --max-restarts does by itself"
+        ) from None
+    _be_patient()
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _own_attempt() -> Any:
+    """Where the processes of this attempt find one another; None leaves that to torch.
+
+    torchrun keeps one store over all its restarts, and torch looks up addresses there without saying of which attempt
+    (seen with 2.15): half of the restarted processes would wait for dead ones. On one machine the number of the attempt
+    tells them apart. On several it differs from machine to machine; there torchrun itself must not share its store
+    (docs/performance.md).
+    """
+    told = os.environ
+    if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or told.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    place, port, count = told["MASTER_ADDR"], int(told["MASTER_PORT"]), int(told["WORLD_SIZE"])
+    torchs: Any = dist  # whose stores are public and not declared so
+    shared = torchs.TCPStore(place, port, count, is_master=False, timeout=MEETING)
+    return torchs.PrefixStore(f"evilm/{told.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+
+
+def _be_patient() -> None:
+    """From here on, wait for one another as long as real work takes."""
+    torchs: Any = dist
+    set_timeout = getattr(torchs, "set_timeout", None)
+    if set_timeout is None:  # torch before 2.15 has no public way
+        set_timeout = torchs.distributed_c10d._set_pg_timeout  # noqa: SLF001
+    set_timeout(PATIENCE)
 
 
 def rank() -> int:

@@ -55,6 +55,8 @@ class Journal:
         """
         if not self.writes:
             return
+        if self._wants_board:
+            self._board = _board(self.folder / "tensorboard", step)
         path = self.folder / BEGINNINGS
         try:
             before: list[Any] = json.loads(path.read_text(encoding="utf-8"))["beginnings"] if path.is_file() else []
@@ -76,8 +78,6 @@ class Journal:
             os.replace(temporary, path)
         except OSError as error:
             raise _unwritable(path, error) from None
-        if self._wants_board:
-            self._board = _board(self.folder / "tensorboard", step)
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl`` or ``validation.jsonl``.

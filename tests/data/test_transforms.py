@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evilm.data import transforms
+from evilm.data import rand_augment, transforms
 from evilm.data.transforms import IDENTITY, AugmentConfig, Plan, apply, draw, sided, view
 from evilm.types import Clip, Example
 
@@ -113,3 +113,55 @@ def test_clips_whose_texts_say_left_or_right_are_not_mirrored() -> None:
 def test_the_scaler_is_not_told_what_others_scaled() -> None:
     assert transforms.apply(frames(), Plan(box=(0, 0, 20, 20))).shape == (5, 20, 20, 3)
     assert np.abs(transforms.apply(frames(), Plan(box=(0, 0, 20, 20))).astype(int) - frames()).max() <= 1
+
+
+RAND = AugmentConfig(rand_ops=3, rand_magnitude=17)
+
+
+def test_rand_augment_is_drawn_by_the_sample_and_leaves_what_else_is_drawn_alone() -> None:
+    plans = [draw(RAND, example(), 64, 0, seed) for seed in range(300)]
+    assert plans == [draw(RAND, example(), 64, 9, seed) for seed in range(300)]
+    assert {len(plan.changes) for plan in plans} == {3}
+    assert {name for plan in plans for name, _ in plan.changes} == set(rand_augment.RANGES)
+    shears = sorted({amount for plan in plans for name, amount in plan.changes if name == "shear_x"})
+    assert shears == pytest.approx([-0.17, 0.17])
+    both = RAND.model_copy(update={"scale": 0.4, "shift": 3, "flip": True})
+    for seed in range(20):
+        plan, plain = draw(both, example(), 64, 0, seed), draw(ALL, example(), 64, 0, seed)
+        assert (plan.box, plan.shift, plan.flip) == (plain.box, plain.shift, plain.flip)
+    assert RAND.crops is None  # nothing that was computed once can follow it
+
+
+def test_rand_augment_changes_all_frames_alike() -> None:
+    pixels = frames(4, 24)
+    plan = draw(RAND, example(), 24, 0, 1)
+    assert np.array_equal(apply(pixels, plan)[[2, 0]], apply(pixels[[2, 0]], plan))
+
+
+OPERATIONS = {
+    "shear_x": "ShearX", "shear_y": "ShearY", "translate_x": "TranslateX", "translate_y": "TranslateY",
+    "rotate": "Rotate", "brightness": "Brightness", "color": "Color", "contrast": "Contrast",
+    "sharpness": "Sharpness", "posterize": "Posterize", "solarize": "Solarize", "auto_contrast": "AutoContrast",
+    "equalize": "Equalize", "identity": "Identity",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_torchvisions(name: str) -> None:
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    torch = pytest.importorskip("torch")
+    theirs = v2.RandAugment()
+    magnitudes, signed = theirs._AUGMENTATION_SPACE[OPERATIONS[name]]
+    found = magnitudes(31, 20, 20)
+    amount = 0.0 if found is None else float(found[9])
+    most, both = rand_augment.RANGES[name]
+    pixels = frames(2, 20)
+    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    expected = theirs._apply_image_or_video_transform(
+        pictures, OPERATIONS[name], amount, interpolation=v2.InterpolationMode.NEAREST, fill={}
+    )
+    own = most * 9 / rand_augment.STEPS
+    assert both == signed
+    ours = rand_augment.apply(pixels, [(name, own)]).astype(int)
+    assert np.abs(ours - expected.permute(0, 2, 3, 1).numpy()).max() <= 1  # 0.27 of theirs is a float32
+    assert name in ("identity", "auto_contrast") or (ours != pixels).any()  # noise has all contrast already

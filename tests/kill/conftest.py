@@ -20,7 +20,7 @@ from evilm import checkpoint, evaluation
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 HOST = Path(__file__).parent / "host.py"
 PUBLISH = os.environ.get("EVILM_KILL_REPORT")  # a file that counts are appended to
@@ -106,6 +106,18 @@ STAGES: dict[str, tuple[str, str, str | None]] = {
 }
 
 
+def ranks(count: int) -> list[dict[str, str]]:
+    """The variables by which processes that work together find each other, as torchrun sets them; none for one."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port)}  # fmt: skip
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
 class Killing:
     """A host of commands, the recipes they carry out, and what unbroken runs of them gave."""
 
@@ -144,15 +156,15 @@ class Killing:
 
     def together(self, stage: str, out: str, count: int, *options: str) -> list[int]:
         """Start a stage in several processes, as torchrun would; they share one log and one list of steps."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-                  "MASTER_PORT": str(port)}  # fmt: skip
-        return [
-            self.start(stage, out, *options, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(count)
-        ]
+        return [self.start(stage, out, *options, env=each) for each in ranks(count)]
+
+    def evaluate(self, run: str, out: str, count: int, *options: str) -> tuple[dict[str, float], str]:
+        """Metrics and per-sample predictions of a run, from so many processes."""
+        log, folder = self.folder / f"{out}.log", self.folder / out
+        argv = ["evaluate", str(self.folder / run), *options, "--out", str(folder)]
+        asked = [self.ask(argv=argv, log=str(log), steps=os.devnull, env=each)["pid"] for each in ranks(count)]
+        assert {self.wait(pid) for pid in asked} == {0}, log.read_text()
+        return json.loads((folder / "metrics.json").read_text())["metrics"], (folder / "predictions.jsonl").read_text()
 
     def wait(self, pid: int) -> int:
         return self.ask(wait=pid)["status"]
@@ -184,16 +196,20 @@ class Killing:
             self.points[stage] = len(listing.read_text().splitlines())
         return run
 
-    def broken(self, stage: str, out: str, kills: int, rng: random.Random) -> Path:
-        """The same run, killed that many times: at named points and at random moments in turn."""
+    def broken(self, stage: str, out: str, numbers: Iterable[int], rng: random.Random) -> int:
+        """The same run, killed once for each of ``numbers``; how many of them it took before it was over.
+
+        Of every ten, six strike at a named point inside checkpoint writing and four at a random moment.
+        """
         self.unbroken(stage)
         names = (self.folder / f"{stage}.points").read_text().splitlines()
         each = next(n for n, name in enumerate(names) if name == "after replacing latest") + 1
-        for number in range(kills):
-            options = ["--resume"] if number else []
+        taken = 0
+        for number in numbers:
+            options = ["--resume"] if taken else []
             log = self.folder / f"{out}.passed"
             log.unlink(missing_ok=True)
-            if number % 10 < 6:  # inside checkpoint writing; within the first few of this start
+            if number % 10 < 6:  # within the first few of this start
                 pid = self.start(stage, out, *options, die=rng.randint(1, 2 * each), points=str(log))
                 status = self.wait(pid)
                 where = log.read_text().splitlines()[-1] if status else "ended before its point"
@@ -205,15 +221,17 @@ class Killing:
                 status = self.wait(pid)
                 where = "at a random moment" if status else "ended before its moment"
             assert status in {0, -signal.SIGKILL}, (self.folder / f"{out}.log").read_text()
-            self.kills[where] += 1
+            self.kills[f"{stage}: {where}"] += 1
             if status == 0:
                 break
+            taken += 1
         status = self.wait(self.start(stage, out, "--resume"))
         assert status == 0, (self.folder / f"{out}.log").read_text()
-        return self.folder / out
+        return taken
 
     def compare(self, stage: str, out: str) -> None:
         """Every step's loss as float hex, the samples of every step, the validation, and sha256 of the weights."""
+        self.kills[f"{stage}: runs compared"] += 1
         whole, cut = self.folder / stage, self.folder / out
         assert Killing.curve(cut) == Killing.curve(whole)
         assert Killing.rows(cut / "validation.jsonl") == Killing.rows(whole / "validation.jsonl")
@@ -222,6 +240,7 @@ class Killing:
         seen = list(Killing.whole_lines(self.folder / f"{out}.steps"))
         assert {row["step"] for row in seen} == expected.keys()
         assert all(row == expected[row["step"]] for row in seen), "a step taken again saw other samples"
+        self.kills[f"{stage}: runs equal to the unbroken one"] += 1
 
     @staticmethod
     def rows(path: Path) -> list[dict[str, Any]]:

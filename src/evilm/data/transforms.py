@@ -18,6 +18,7 @@ from pydantic import Field
 
 from evilm import seeds
 from evilm.config import Config
+from evilm.data import rand_augment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +36,10 @@ class AugmentConfig(Config):
     shift: int = Field(default=0, ge=0, description="pixels by which a clip may be moved, edges repeated")
     flip: bool = Field(default=False, description="mirror half of the clips")
     flip_sided: bool = Field(default=False, description="also those whose texts say left or right, and then lie")
+    rand_ops: int = Field(
+        default=0, ge=0, le=5, description="RandAugment: changes drawn for each clip; needs torchvision"
+    )
+    rand_magnitude: int = Field(default=9, ge=0, le=30, description="how far each of them goes")
     views: int = Field(
         default=0, ge=0, description="different crops of a clip over all epochs, which cached labels need; 0: no limit"
     )
@@ -46,11 +51,13 @@ class AugmentConfig(Config):
 
     @property
     def active(self) -> bool:
-        return self.moves or self.flip
+        return self.moves or self.flip or self.rand_ops > 0
 
     @property
     def crops(self) -> int | None:
-        """How many different crops a clip can have; None where there is no limit."""
+        """How many different crops a clip can have; None where there is no limit, as with RandAugment."""
+        if self.rand_ops:
+            return None
         return (self.views or None) if self.moves else 1
 
 
@@ -62,12 +69,14 @@ class Plan:
         box: top, left, height and width in pixels of the part that is kept and scaled up again; None keeps all.
         shift: pixels down and to the right; edges are repeated.
         flip: whether left and right change places.
+        changes: of RandAugment.
         view: which of the clip's ``views`` this is; 0 where they are not counted.
     """
 
     box: tuple[int, int, int, int] | None = None
     shift: tuple[int, int] = (0, 0)
     flip: bool = False
+    changes: tuple[rand_augment.Change, ...] = ()
     view: int = 0
 
 
@@ -91,7 +100,9 @@ def draw(config: AugmentConfig, example: Example, size: int, seed: int, sample: 
         plan = view(config, example.clip.id, size, seed, int(rng.integers(config.views)))
     else:
         plan = _moved(config, size, rng)
-    return replace(plan, flip=config.flip and rng.random() < 0.5 and (config.flip_sided or not sided(example)))
+    flip = config.flip and rng.random() < 0.5 and (config.flip_sided or not sided(example))
+    changes = rand_augment.draw(config.rand_ops, config.rand_magnitude, seeds.generator(sample, "rand_augment"))
+    return replace(plan, flip=flip, changes=changes)
 
 
 def view(config: AugmentConfig, clip: str, size: int, seed: int, number: int) -> Plan:
@@ -118,7 +129,8 @@ def apply(frames: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
         rows: NDArray[np.int64] = (np.arange(height, dtype=np.int64) - down).clip(0, height - 1)
         columns: NDArray[np.int64] = (np.arange(width, dtype=np.int64) - right).clip(0, width - 1)
         frames = frames[:, rows][:, :, columns]
-    return np.ascontiguousarray(frames[:, :, ::-1]) if plan.flip else frames
+    frames = np.ascontiguousarray(frames[:, :, ::-1]) if plan.flip else frames
+    return rand_augment.apply(frames, plan.changes) if plan.changes else frames
 
 
 def _moved(config: AugmentConfig, size: int, rng: np.random.Generator) -> Plan:

@@ -93,7 +93,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             fill(temporary)
             (temporary / checkpoint.MARK).write_text(KIND + "\n")
 
-        checkpoint.write(folder, marked)
+        checkpoint.write(folder, marked, what="export", remedy="nothing half-written is left: free space, export again")
     except BaseException as error:
         if before.is_dir() and not folder.exists():
             os.replace(before, folder)

@@ -92,7 +92,7 @@ def publishable(folder: Path, copy: Path, about: About) -> None:
         if not (to / "README.md").is_file():
             (to / "README.md").write_text(card.of_checkpoint(about), encoding="utf-8")
 
-    checkpoint.write(copy, fill)
+    checkpoint.write(copy, fill, what="copy to publish", remedy="free space in TMPDIR and try again")
 
 
 def _without_paths(value: Any) -> Any:

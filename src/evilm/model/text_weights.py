@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evilm import reach
 from evilm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -116,13 +117,14 @@ def _fetched(name: str) -> tuple[Path, Path]:
         raise CheckpointError(f"model.text_weights = {name!r}: no such file, and no huggingface_hub to fetch it by name"
                               ) from None  # fmt: skip
     try:
-        words = Path(hf_hub_download(name, "vocab.txt"))
-        try:
-            return Path(hf_hub_download(name, WEIGHTS[0])), words
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return Path(hf_hub_download(name, WEIGHTS[1])), words
+        with reach.hub_or_cache():
+            words = Path(hf_hub_download(name, "vocab.txt"))
+            try:
+                return Path(hf_hub_download(name, WEIGHTS[0])), words
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                return Path(hf_hub_download(name, WEIGHTS[1])), words
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model.text_weights = {name!r}: no such file or folder here, and it cannot be fetched from the hub "

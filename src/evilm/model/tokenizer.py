@@ -21,6 +21,7 @@ from evilm.errors import CodebookError, ConfigError, GridError
 from evilm.model.blocks import Block, Normalise, initialise
 from evilm.model.quantizer import Codebook, GumbelQuantizer, Quantizer
 from evilm.model.video_encoder import Options, backbone, feature_map, keep_frozen, statistics
+from evilm.model.video_swin import SWIN_MEAN, SWIN_STD, VideoSwinEncoder
 from evilm.types import Grid
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from evilm.types import Quantized
 
 COLLAPSED = 2.0  # a codebook whose perplexity is below this says next to nothing
-
-SWIN_MEAN, SWIN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TokenizerConfig(Config):
@@ -100,38 +99,22 @@ class FrameEncoder(nn.Module):
         return features.view(batch, count, *features.shape[1:])
 
 
-class VideoSwinEncoder(nn.Module):
-    """E of Eq. 4 as Video Swin-T, which sees time (torchvision's ``swin3d_t``).
+def _video_swin(config: TokenizerConfig) -> VideoSwinEncoder:
+    """E of Eq. 4 as Video Swin-T.
 
-    Its patches span two frames. ``repeat`` shows every frame twice, so each has labels of its own; ``share`` lets
-    frames 2i and 2i + 1 have the same labels, at half the cost.
+    Raises:
+        ConfigError: a stride or weights that it does not have.
     """
-
-    stride = 32
-
-    def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__()
-        from torchvision.models.video import Swin3D_T_Weights, swin3d_t
-
-        if config.stride != self.stride:
-            raise ConfigError(f"tokenizer.stride = {config.stride}: Video Swin has stride 32 alone")
-        if config.encoder_weights not in ("none", "hub"):
-            raise ConfigError("tokenizer.encoder_weights: Video Swin takes none or hub")
-        self.share = config.swin_frames == "share"
-        self.swin = swin3d_t(weights=Swin3D_T_Weights.DEFAULT if config.encoder_weights == "hub" else None)
-        del self.swin.head  # its classes are not ours
-        self.width = int(self.swin.num_features)
-        self.normalise = Normalise(config.mean or SWIN_MEAN, config.std or SWIN_STD)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""
-        count = frames.shape[1]
-        pixels = self.normalise(frames)
-        if not self.share:
-            pixels = pixels.repeat_interleave(2, 1)
-        states = self.swin.pos_drop(self.swin.patch_embed(pixels.transpose(1, 2)))
-        states = self.swin.norm(self.swin.features(states))  # (B, ceil(T / 2) or T, h, w, width)
-        return states.repeat_interleave(2, 1)[:, :count] if self.share else states
+    if config.stride != VideoSwinEncoder.stride:
+        raise ConfigError(f"tokenizer.stride = {config.stride}: Video Swin has stride {VideoSwinEncoder.stride} alone")
+    if config.encoder_weights not in ("none", "hub"):
+        raise ConfigError("tokenizer.encoder_weights: Video Swin takes none or hub")
+    return VideoSwinEncoder(
+        published=config.encoder_weights == "hub",
+        share=config.swin_frames == "share",
+        mean=config.mean or SWIN_MEAN,
+        std=config.std or SWIN_STD,
+    )
 
 
 class VideoTokenizer(nn.Module):
@@ -146,7 +129,7 @@ class VideoTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = VideoSwinEncoder(config) if config.encoder == "swin3d_t" else FrameEncoder(config)
+        self.encoder = _video_swin(config) if config.encoder == "swin3d_t" else FrameEncoder(config)
         self.to_code = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.code_width))
         # An untrained encoder gives all regions next to the same direction, and one code then serves them all. Centred
         # and scaled, its encodings lie all over the sphere from the first step (docs/decisions.md).

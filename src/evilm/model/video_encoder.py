@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from evilm import reach
 from evilm.errors import CheckpointError, ConfigError, GridError
 from evilm.model.blocks import Normalise
 from evilm.types import Encoded, Grid
@@ -52,21 +54,22 @@ def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = 
         # The last of that stride, by its number in the whole backbone: timm shows a ViT's last blocks alone.
         level: int = probe.feature_info.out_indices[len(strides) - 1 - strides[::-1].index(stride)]
         file = _checked(name, Path(weights), options) if weights not in ("none", "hub") else None
-        model: Any = timm.create_model(
-            name,
-            features_only=True,
-            out_indices=(level,),
-            pretrained=weights != "none",
-            pretrained_cfg_overlay=None if file is None else {"file": str(file)},
-            **options,
-        )
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(f"backbone {name!r} with options {dict(options)}: {str(error).splitlines()[0]}") from None
+        with reach.hub_or_cache() if weights == "hub" else nullcontext():
+            model: Any = timm.create_model(
+                name,
+                features_only=True,
+                out_indices=(level,),
+                pretrained=weights != "none",
+                pretrained_cfg_overlay=None if file is None else {"file": str(file)},
+                **options,
+            )
     except OSError as error:
         raise CheckpointError(
             f"backbone {name!r}: its weights cannot be fetched ({type(error).__name__}); without a network, name a "
-            "safetensors file in `backbone_weights`"
+            "safetensors file in `backbone_weights`, or start at random with `none`"
         ) from None
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"backbone {name!r} with options {dict(options)}: {str(error).splitlines()[0]}") from None
     return model, int(model.feature_info.channels()[-1])
 
 

@@ -1,0 +1,70 @@
+"""Video Swin-T, the encoder of a video tokenizer that sees time (paper 3.3; torchvision's ``swin3d_t``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from evilm import reach
+from evilm.errors import CheckpointError
+from evilm.model.blocks import Normalise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SWIN_MEAN, SWIN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class VideoSwinEncoder(nn.Module):
+    """E of Eq. 4 as Video Swin-T, whose patches span two frames.
+
+    Args:
+        published: start from torchvision's weights, which are fetched once.
+        share: frames 2i and 2i + 1 have the same labels, at half the cost; else every frame is shown twice, so that
+            each has labels of its own.
+        mean, std: pixel statistics.
+
+    Raises:
+        CheckpointError: the weights are not here and cannot be fetched.
+    """
+
+    stride = 32
+
+    def __init__(
+        self, *, published: bool, share: bool, mean: tuple[float, ...] = SWIN_MEAN, std: tuple[float, ...] = SWIN_STD
+    ) -> None:
+        super().__init__()
+        from torchvision.models.video import Swin3D_T_Weights, swin3d_t
+
+        weights = Swin3D_T_Weights.DEFAULT if published else None
+        try:
+            if weights is not None and not _fetched(weights.url) and not reach.reachable(weights.url):
+                raise ConnectionError
+            self.swin = swin3d_t(weights=weights)
+        except OSError as error:
+            raise CheckpointError(
+                f"tokenizer.encoder 'swin3d_t': its weights cannot be fetched ({type(error).__name__}); without a "
+                "network, take another encoder, or start at random with encoder_weights = 'none'"
+            ) from None
+        del self.swin.head  # its classes are not ours
+        self.share = share
+        self.width = int(self.swin.num_features)
+        self.normalise = Normalise(mean, std)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""
+        count = frames.shape[1]
+        pixels = self.normalise(frames)
+        if not self.share:
+            pixels = pixels.repeat_interleave(2, 1)
+        states = self.swin.pos_drop(self.swin.patch_embed(pixels.transpose(1, 2)))
+        states = self.swin.norm(self.swin.features(states))  # (B, ceil(T / 2) or T, h, w, width)
+        return states.repeat_interleave(2, 1)[:, :count] if self.share else states
+
+
+def _fetched(url: str) -> bool:
+    """Whether torch's hub has a copy of this file."""
+    return (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file()

@@ -1,0 +1,100 @@
+"""The benchmarks of training do what they say: on a CPU, with next to nothing in them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from evilm.report.cost import cost_of
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+TINY = ["--preset", "evilm-tiny", "--size", "64", "--frames", "2", "--device", "cpu", "--rounds", "1"]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``program("sweep")``: a benchmark as a module."""
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(str(FOLDER))
+        for each in ("pretrain_step", "roofline", name):
+            monkeypatch.delitem(sys.modules, each, raising=False)
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_operations_are_counted_by_hand(program: Any) -> None:
+    roofline = program("roofline")
+    found = roofline.Count()
+    with roofline.Counting(found):
+        nn.functional.linear(torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(5)).relu()
+    assert found.each == [("matrix", 2 * 2 * 3 * 5, 6 + 15 + 5 + 10, False), ("pointwise", 0.0, 20, False)]
+    found = roofline.Count()
+    pixels, kernel = torch.zeros(1, 4, 8, 8), torch.zeros(4, 1, 3, 3, requires_grad=True)
+    with roofline.Counting(found):
+        nn.functional.conv2d(pixels, kernel, padding=1, groups=4).backward(torch.zeros(1, 4, 8, 8))
+    assert [(kind, flops) for kind, flops, _, _ in found.each][:2] == [
+        ("depthwise", 2 * 4 * 64 * 9),
+        ("depthwise", 2 * 4 * 64 * 9),  # of the kernel alone: the pixels want no gradient
+    ]
+    # 8 TFLOP at 2 TFLOP/s take 4 s, 4e12 bytes at 2 TB/s take 2 s: the slower counts, and pointwise is left out.
+    made = roofline.Count([("matrix", 8e12, 2e12, False), ("norm", 0.0, 2e12, False), ("pointwise", 0.0, 2e12, False)])
+    assert roofline.seconds(made, 2.0, 2.0, fused=True) == pytest.approx(4 + 2)
+    assert roofline.seconds(made, 2.0, 2.0, fused=False) == pytest.approx(4 + 2 + 2)
+
+
+def test_the_bound_agrees_with_what_a_model_costs(program: Any) -> None:
+    found = program("roofline").bound("evilm-tiny", 2, 64, 64, 790.0, 4.3)
+    cost = cost_of("evilm-tiny", 2, 64, 22).parts
+    clip = found["a clip"]
+    video = cost["video_encoder"].macs
+    assert 2 * video / 1e9 <= clip["video forward"]["GFLOP"] <= 2 * (video + cost["projections"].macs) / 1e9 + 1e-3
+    assert clip["fuse forward"]["GFLOP"] == pytest.approx(4 * 2 * cost["decoder"].macs / 1e9, rel=0.02)
+    assert 1.5 < clip["fuse back"]["GFLOP"] / clip["fuse forward"]["GFLOP"] < 2.6
+    assert found["what"] == "arithmetic, not a measurement"
+    assert found["clips/s at most"]["fused"] >= found["clips/s at most"]["unfused"] > 0
+
+
+def test_variants_are_measured_in_turn(program: Any) -> None:
+    train = program("train")
+    arguments = train.parse([*TINY, "--batch", "4", "--extra", "recompute", "accumulate", "ema"])
+    found = train.measure(arguments)
+    names = {"without fused", "without encode_once", "with recompute", "with accumulate", "with ema", "plain"}
+    assert names <= found["full is faster by"].keys()
+    assert {"video", "text", "fuse", "backward", "optimiser"} <= found["share of the step"].keys()
+    assert 0.5 < sum(found["share of the step"].values()) <= 1.01
+    arguments.one = "with recompute"
+    assert train.one(arguments)["MB"] >= 0
+
+
+def test_a_sweep_tells_rates_shares_and_hours(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = program("sweep")
+    real = sweep.Step
+
+    def step(arguments: Any, *rest: Any, **named: Any) -> Any:
+        if arguments.batch > 4:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(arguments, *rest, **named)
+
+    monkeypatch.setattr(sweep, "Step", step)
+    asked = [*TINY, "--warmup", "1", "--batches", "2", "4", "8", "16", "--profile", str(tmp_path / "profile.txt")]
+    found = sweep.sweep(sweep.parse(asked))
+    assert [each["batch"] for each in found["tried"]] == [2, 4, 8]
+    assert found["tried"][2]["out of memory"]
+    rate = max(each["clips/s"] for each in found["tried"])
+    assert found["clips/s"] == rate
+    assert found["hours for 20 epochs of 2,500,000 clips"] == pytest.approx(20 * 2.5e6 / rate / 3600, abs=0.01)
+    assert found["share of the ceiling"] == pytest.approx(found["TFLOP/s"] / 790, abs=1e-4)
+    assert {"TFLOP/s", "share of the ceiling", "ms"} <= found["parts"]["backward"].keys()
+    assert "tells nothing about a GPU" in found["device"]
+    assert "aten::" in (tmp_path / "profile.txt").read_text()
