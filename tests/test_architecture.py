@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "config", "errors"),
     ("losses", "masking", "metrics", "distributed", "checkpoint", "seeds", "network", "progress", "reach", "signals"),
     ("model", "data", "encoders"),
-    ("tasks", "optim", "trainer", "evaluation", "recipe", "journal", "snapshot", "step", "teacher"),
+    ("tasks", "optim", "trainer", "evaluation", "recipe", "journal", "snapshot", "step", "run", "teacher"),
     ("inference", "export", "search", "scale", "server", "report", "demo", "trial", "adapt"),
     ("cli", "commands", "__init__", "__main__"),
 )

@@ -36,13 +36,15 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_operations_are_counted_by_hand(program: Any) -> None:
     roofline = program("roofline")
     found = roofline.Count()
+    x, weight, bias = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(5)
     with roofline.Counting(found):
-        nn.functional.linear(torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(5)).relu()
+        nn.functional.linear(x, weight, bias).relu()
     assert found.each == [("matrix", 2 * 2 * 3 * 5, 6 + 15 + 5 + 10, False), ("pointwise", 0.0, 20, False)]
     found = roofline.Count()
     pixels, kernel = torch.zeros(1, 4, 8, 8), torch.zeros(4, 1, 3, 3, requires_grad=True)
+    back = torch.zeros(1, 4, 8, 8)
     with roofline.Counting(found):
-        nn.functional.conv2d(pixels, kernel, padding=1, groups=4).backward(torch.zeros(1, 4, 8, 8))
+        nn.functional.conv2d(pixels, kernel, padding=1, groups=4).backward(back)
     assert [(kind, flops) for kind, flops, _, _ in found.each][:2] == [
         ("depthwise", 2 * 4 * 64 * 9),
         ("depthwise", 2 * 4 * 64 * 9),  # of the kernel alone: the pixels want no gradient

@@ -75,7 +75,7 @@ def _operation(name: str) -> Callable[[Tensor, float], Tensor]:
     def moved(
         pixels: Tensor, across: float = 0.0, down: float = 0.0, shear: tuple[float, float] = (0.0, 0.0)
     ) -> Tensor:
-        shift = [int(across * pixels.shape[-1]), int(down * pixels.shape[-2])]
+        shift: list[float] = [int(across * pixels.shape[-1]), int(down * pixels.shape[-2])]
         degrees = [math.degrees(math.atan(each)) for each in shear]
         centre = [0.0, 0.0] if any(shear) else None  # torchvision shears about the corner
         return F.affine(pixels, angle=0.0, translate=shift, scale=1.0, shear=degrees, center=centre)
