@@ -83,7 +83,7 @@ class Step:
         self.optimizer = optim.optimizer(self.tasks, optim.OptimConfig(fused=variant.fused), frozenset())
         self.average = Average(self.tasks, 0.999) if variant.ema else None
         self.spent: dict[str, float] = defaultdict(float)
-        for name, part in (("encode_video", "video"), ("encode_text", "text"), ("fuse", "fuse")):
+        for name, part in (("encode_video", "video"), ("encode_text", "text"), ("fuse", "fuse"), ("fuse_cls", "fuse")):
             setattr(self.model, name, self._timed(part, getattr(self.model, name)))
 
     def now(self, *, inside: bool = False) -> float:

@@ -166,7 +166,7 @@ def _counted(name: str, frames: int, size: int, clips: int) -> list[Part]:
     table = model.text_encoder.word_embeddings
     states = [torch.zeros(clips * many, wide, requires_grad=True) for many in (cells, pieces, 1 + NEGATIVES)]
     seen, read = (_leaf(each) for each in (model.encode_video(pixels), model.encode_text(text)))
-    rows = torch.arange(clips).repeat(1 + NEGATIVES)
+    rows = torch.arange(clips).repeat(NEGATIVES)
 
     def heads() -> torch.Tensor:
         codes = torch.nn.functional.cross_entropy(region(states[0]), torch.zeros(len(states[0]), dtype=torch.long))
@@ -174,10 +174,10 @@ def _counted(name: str, frames: int, size: int, clips: int) -> list[Part]:
         return codes + guess + match(states[2]).sum()
 
     def fuse() -> torch.Tensor:
-        fused = model.fuse(seen[rows], read[rows])
+        fused, others = model.fuse(seen, read), model.fuse_cls(seen[rows], read[rows])
         assert fused.text is not None
         assert fused.video is not None
-        return fused.cls.sum() + fused.text.sum() + fused.video.sum()
+        return fused.cls.sum() + fused.text.sum() + fused.video.sum() + others.sum()
 
     def video() -> torch.Tensor:
         return model.encode_video(pixels).tokens.sum()

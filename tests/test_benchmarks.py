@@ -61,7 +61,8 @@ def test_the_bound_agrees_with_what_a_model_costs(program: Any) -> None:
     clip = found["a clip"]
     video = cost["video_encoder"].macs
     assert 2 * video / 1e9 <= clip["video forward"]["GFLOP"] <= 2 * (video + cost["projections"].macs) / 1e9 + 1e-3
-    assert clip["fuse forward"]["GFLOP"] == pytest.approx(4 * 2 * cost["decoder"].macs / 1e9, rel=0.02)
+    # One fusion whole, three whose last block is for [CLS] alone.
+    assert 0.4 < clip["fuse forward"]["GFLOP"] / (4 * 2 * cost["decoder"].macs / 1e9) < 1
     assert 1.5 < clip["fuse back"]["GFLOP"] / clip["fuse forward"]["GFLOP"] < 2.6
     assert found["what"] == "arithmetic, not a measurement"
     assert found["clips/s at most"]["fused"] >= found["clips/s at most"]["unfused"] > 0
