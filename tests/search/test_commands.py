@@ -31,12 +31,13 @@ def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: p
     assert all(Path(hit["path"]).is_file() for hit in found["hits"])
     like: dict[str, Any] = json.loads(run("search", at, "--like", str(clips / "red.mp4"), "--json"))
     assert Path(like["hits"][0]["path"]).name == "red.mp4"
-    assert len(run("search", at, "a red disc", "--rerank", "4", "--in", str(clips / "deep")).splitlines()) in (1, 2)
+    assert len(run("search", at, "a red disc", "--in", str(clips / "deep")).splitlines()) in (1, 2)
     for arguments, said in (
         (("search", at, ""), "the query is empty"),
         (("search", at, "собака ловит мяч"), "does not know the words"),
         (("search", at, "word " * 10_000), "10,000 words"),
         (("search", at), "say what to search for"),
+        (("search", at, "a red disc", "--rerank", "4"), "no fusion decoder to re-rank with"),
         (("search", at, "x", "--after", "soon"), "write it as 2026-01-31"),
         (("search", str(clips), "x"), "holds no index"),
         (("index", str(clips), str(clips), "--model", "world-tiny"), "holds something else"),
