@@ -57,6 +57,13 @@ def test_what_the_export_cost_is_said_and_within_limits(exported: Path) -> None:
     assert "## Limits" in text
 
 
+def test_no_graph_tells_where_it_was_made(exported: Path) -> None:
+    """torch notes the file and line of every operator, in whose home it was."""
+    for path in exported.glob("*.onnx"):
+        found = path.read_bytes()
+        assert not [trace for trace in (b'File "', b"site-packages", b"graphs.py") if trace in found], path.name
+
+
 def test_it_embeds_and_matches_as_the_checkpoint_does(exported: Path, run: Path, small_world: Path) -> None:
     ours, theirs = evilm.load(exported, threads=1), evilm.load(run)
     clips = sorted((small_world / "videos").glob("*.mp4"))[:5]

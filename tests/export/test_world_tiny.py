@@ -54,3 +54,9 @@ def test_it_cannot_be_asked_what_it_has_no_answers_for(small_world: Path, capsys
     assert cli.run(["ask", video, "what color is it?", "--model", "world-tiny"]) == 2
     assert "this retrieval model answers no questions" in capsys.readouterr().err
     assert cli.run(["ask", video, "what color is it?", "--model", "world-tiny", "--choices", "red", "blue"]) == 0
+
+
+def test_no_path_of_whoever_exported_it_is_in_a_graph(home: Path) -> None:
+    for path in home.glob("*.onnx"):
+        found = path.read_bytes()
+        assert not [trace for trace in (b'File "', b"site-packages", b"/home/", b"/tmp/") if trace in found], path.name

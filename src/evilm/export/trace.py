@@ -124,7 +124,7 @@ def write(
                 dynamic_shapes=shapes, external_data=False, verbose=False,
             )  # fmt: skip
         assert program is not None
-        program.save(path)
+        path.write_bytes(_anonymous(program.model_proto).SerializeToString())
     except torch.onnx.OnnxExporterError as error:
         reason = " ".join(str(error).split())[:200]
         raise ExportError(f"{path.stem}: this model cannot be turned into an ONNX graph: {reason}") from error
@@ -132,3 +132,15 @@ def write(
         logging.disable(before)
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+def _anonymous(model: Any) -> Any:
+    """A graph without the files and lines that torch notes for each operator: paths of whoever exported it."""
+    graphs = [model.graph, *model.functions]
+    for part in (model, *graphs, *(one for graph in graphs for one in (*graph.node, *graph.value_info))):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    return model
