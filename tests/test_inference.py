@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,13 +15,13 @@ import torch
 
 import evilm
 from evilm import cli, inference, recipe
+from evilm.data.video import DecoderPool
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError, VideoError
 from evilm.tasks import VideoTextTask
 from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from evilm.inference import Embedder
 
@@ -143,9 +144,38 @@ def test_what_is_no_model_is_said(tmp_path: Path, tokenizer_run: Path) -> None:
 
 
 def test_times_are_the_middles_of_equal_segments(clips: list[Path]) -> None:
-    whole = inference.times(Clip(clips[0]), 4)
+    with DecoderPool() as decoders:
+        whole = inference.times(Clip(clips[0]), 4, decoders)
+        part = inference.times(Clip(clips[0], 0.5, 1.5), 2, decoders)
     assert np.diff(whole) == pytest.approx(np.full(3, 2 * whole[0]))
-    assert inference.times(Clip(clips[0], 0.5, 1.5), 2) == pytest.approx((0.75, 1.25))
+    assert part == pytest.approx((0.75, 1.25))
+
+
+def test_files_are_decoded_in_processes_that_may_die(
+    trained: Callable[[str], Path], clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What crashes the decoder costs its own row; nothing is opened in this process."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("decoded in the process that asks")
+
+    monkeypatch.setattr("evilm.data.video.clips.VideoReader", never)
+    monkeypatch.setattr("evilm.data.video.reader.VideoReader.__init__", never)
+    deadly = (
+        "import os, sys; from evilm.data.video import child; real = child.ANSWERS['clip']; "
+        "child.ANSWERS['clip'] = lambda p, *r: os.abort() if 'bomb' in p.name else real(p, *r); child.main()"
+    )
+    shutil.copy(clips[0], tmp_path / "bomb.mp4")
+    with evilm.load(trained("question_answering")) as model:
+        model.decoders.program = ("-P", "-c", deadly)
+        answer = model.ask(clips[0], "what color is the disc?")
+        assert len(answer.times) == model.frames
+        with pytest.raises(VideoError, match=r"bomb\.mp4: crashed: the decoder has died of SIGABRT"):
+            model.ask(tmp_path / "bomb.mp4", "what color is the disc?")
+        assert model.ask(clips[0], "what color is the disc?").candidates == answer.candidates
+        alive = model.decoders.processes
+        assert alive
+    assert not any((Path("/proc") / str(number)).exists() for number in alive)
 
 
 def test_the_core_needs_no_torch() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -195,6 +196,23 @@ def test_resuming_with_another_recipe_is_refused(build: Callable[..., Recipe], t
     trainer.train(build(tmp_path / "run", "question_answering", optim={"epochs": 0.25, "batch_size": 18}))
     with pytest.raises(CheckpointError, match="was trained by another recipe"):
         trainer.train(build(tmp_path / "run", "pretrain"), resume=True)
+
+
+def test_what_was_skipped_is_listed_at_the_end(
+    build: Callable[..., Recipe], small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_world, tmp_path / "world", symlinks=True)
+    rows = recipe.examples(build(tmp_path / "run", "retrieval").data.train)
+    name = rows[5].clip.path.name
+    (tmp_path / "world" / "videos" / name).write_bytes(b"no video")
+    source = {"reader": "msrvtt_retrieval", "annotations": str(tmp_path / "world")}
+    data = {"train": source, "validation": None, "cache": None}
+    run = trainer.train(build(tmp_path / "run", "retrieval", data=data, optim={"epochs": 1, "batch_size": 18}))
+    said = capsys.readouterr().err
+    assert f"skipped: 1 clips could not be read and were not trained on: {run / 'skipped.json'}" in said
+    listed = json.loads((run / "skipped.json").read_text())
+    assert [Path(clip).name for clip in listed] == [name]
+    assert [row["skipped"] for row in rows_of(run)][-1] == 1
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(

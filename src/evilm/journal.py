@@ -2,6 +2,7 @@
 
 run.json            recipe, start, command, versions, git state, hardware, data; one entry for each time it was begun
 metrics.jsonl       a line every few steps: losses by objective, learning rate, gradient norm, rate, skipped samples
+skipped.json        clips that could not be read and why, where there are any; renewed with each checkpoint
 validation.jsonl    a line an evaluation
 curves.png          the above, drawn
 tensorboard/        the same for TensorBoard, where ``run.tensorboard`` asks for it
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from evilm.types import Example
 
-BEGINNINGS, METRICS, VALIDATION = "run.json", "metrics.jsonl", "validation.jsonl"
+BEGINNINGS, METRICS, VALIDATION, SKIPPED = "run.json", "metrics.jsonl", "validation.jsonl", "skipped.json"
 
 
 class Journal:
@@ -78,6 +79,11 @@ class Journal:
             os.replace(temporary, path)
         except OSError as error:
             raise _unwritable(path, error) from None
+
+    def skip(self, clips: Mapping[str, str]) -> None:
+        """Keep the list of clips that could not be read, id to reason."""
+        if self.writes and clips:
+            checkpoint.write_json(self.folder / SKIPPED, dict(sorted(clips.items())))
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl`` or ``validation.jsonl``.

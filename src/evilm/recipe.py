@@ -15,10 +15,12 @@ from evilm.data import readers
 from evilm.data.features import FeatureStore
 from evilm.data.frame_store import FrameStore
 from evilm.data.labels import LabelStore
-from evilm.data.loader import DataConfig, Loader, SourceConfig, check_bad
+from evilm.data.loader import Loader
 from evilm.data.packed import packed_for
 from evilm.data.pixels import FilePixels, StoredPixels
+from evilm.data.sources import DataConfig, SourceConfig, shards
 from evilm.data.table import collect
+from evilm.data.unreadable import check_bad
 from evilm.data.vocabulary import Vocabulary
 from evilm.distributed import DeviceName, Precision
 from evilm.errors import CheckpointError, ConfigError
@@ -364,6 +366,7 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         labels=_cached_labels(recipe, task, store) if label else None,
         features=_cached_features(recipe, task, store) if label else None,
         bad_share=data.bad_share,
+        shards=shards(data, rows, store) if train and rows else None,
         fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.remember,
         workers=data.workers,
         prefetch=data.prefetch,

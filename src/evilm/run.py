@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evilm import checkpoint, distributed, evaluation, optim, snapshot
 from evilm import recipe as recipes
 from evilm.errors import CheckpointError
-from evilm.journal import METRICS, VALIDATION, Journal
+from evilm.journal import METRICS, SKIPPED, VALIDATION, Journal
 from evilm.model.economy import economise
 from evilm.model.global_norm import synchronise
 from evilm.progress import Meter, say, spark
@@ -95,6 +95,8 @@ class Run:
                 self.journal.close(curves=False)
             self._save()
         self.journal.close(curves=self.recipe.run.curves)
+        if bad := self.loader.bad:
+            say(f"skipped: {len(bad)} clips could not be read and were not trained on: {self.out / SKIPPED}")
 
     def _train(self, meter: Meter) -> None:
         """All steps that are left, with what falls between them."""
@@ -198,6 +200,7 @@ class Run:
             checkpoint.point(self.out, folder)
 
         distributed.from_first(save)
+        self.journal.skip(self.loader.bad)
         self.saved = time.monotonic()
 
     def _fill(self, folder: Path) -> None:

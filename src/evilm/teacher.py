@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evilm.data.loader import DataConfig
+    from evilm.data.sources import DataConfig
     from evilm.data.video import Fit
     from evilm.tasks import Distill, Task
     from evilm.tasks.distill import Teacher

@@ -17,6 +17,8 @@ from evilm.data import transforms
 from evilm.data.pixels import Decoding, FilePixels
 from evilm.errors import VideoError
 
+kept = []
+
 
 class OddDecoding(Decoding):
     """Grey of the number that a clip is named by; its moment is in the first pixel."""
@@ -27,6 +29,13 @@ class OddDecoding(Decoding):
             time.sleep(0.3)
         if "hang" in name:
             time.sleep(600)
+        if "eat" in name:
+            np.zeros(2 << 30, dtype=np.uint8)
+        if "keep" in name:
+            kept.append(np.zeros(600 << 20, dtype=np.uint8))
+        if "once" in name and not job.clip.path.exists():
+            os.mkdir(job.clip.path)  # a process may write no file
+            os.kill(os.getpid(), 9)
         if "die" in name:
             os.kill(os.getpid(), 9)
         if "odd" in name:

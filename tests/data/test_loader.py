@@ -75,6 +75,20 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(make: Callable[..., Loader]) ->
         assert shown(again, 3, first) == expected[first:]
 
 
+def test_an_epoch_through_shards_goes_on_in_its_middle_and_is_shared_by_ranks(make: Callable[..., Loader]) -> None:
+    examples = rows(90, _2="bad")
+    numbers = np.repeat(np.arange(30, dtype=np.int32), 3)
+    whole = make(examples, 6, augment=AUGMENT, shards=numbers)
+    expected = shown(whole, 3)
+    assert expected != shown(make(examples, 6, augment=AUGMENT), 3)
+    for first, workers in ((0, 2), (1, 0), (7, 0), (14, 2)):
+        again = make(examples, 6, augment=AUGMENT, prefetch=2, shards=numbers, workers=workers)
+        again.restore(whole.state())
+        assert shown(again, 3, first) == expected[first:]
+    halves = [shown(make(examples, 6, augment=AUGMENT, shards=numbers, rank=rank, ranks=2), 3) for rank in (0, 1)]
+    assert [[*a[0], *b[0]] for a, b in zip(*halves, strict=True)] == [batch[0] for batch in expected]
+
+
 def test_a_bad_sample_is_skipped_and_counted_and_its_place_is_taken(make: Callable[..., Loader]) -> None:
     examples = rows(20, _5="bad")
     loader = make(examples, bad_share=0.1)

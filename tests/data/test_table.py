@@ -74,8 +74,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from evilm import recipe
-from evilm.data.loader import Loader, SourceConfig
+from evilm.data.loader import Loader
 from evilm.data.pixels import FilePixels
+from evilm.data.sources import SourceConfig
 
 class Grey(FilePixels):
     heavy = False

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from evilm import seeds
-from evilm.config import Config
-from evilm.data import transforms
+from evilm.data import order, transforms
 from evilm.data.background import Background
 from evilm.data.pixels import FilePixels, Job, StoredPixels
 from evilm.data.table import distinct_clips
 from evilm.data.transforms import AugmentConfig
+from evilm.data.unreadable import check_bad
 from evilm.data.workers import TIMEOUT, Workers
 from evilm.errors import ConfigError, DataError, TooManyBadSamplesError, VideoError
 from evilm.types import Batch, Clip, Example
@@ -34,38 +32,6 @@ if TYPE_CHECKING:
 
 _GRACE = 1000  # samples before which the share of unreadable ones is taken of as many
 _INSTEAD = 20  # draws for the place of an unreadable sample
-
-
-class SourceConfig(Config):
-    """One annotation file and its videos."""
-
-    reader: str = Field(description="one of data.readers.READERS")
-    annotations: Path
-    videos: Path | None = None
-    split: str = "train"
-    limit: int | None = Field(default=None, gt=0, description="take this many rows, spread evenly over the file")
-
-
-class DataConfig(Config):
-    """What to learn from and how it is read."""
-
-    train: SourceConfig
-    validation: SourceConfig | None = None
-    test: SourceConfig | None = None
-    cache: Path | None = Field(default=None, description="folder for frames decoded once; none decodes in every epoch")
-    packed: Path | None = Field(default=None, description="folder that `evilm data pack` wrote, in place of a cache")
-    candidates: int = Field(default=8, gt=0, description="frames kept of each clip in the cache")
-    fit: Literal["crop", "squash"] = "crop"
-    features: bool = Field(
-        default=False, description="also keep what a frozen backbone (optim.backbone_lr=0) sees in the cached frames"
-    )
-    augment: AugmentConfig = AugmentConfig()
-    workers: int = Field(default=2, ge=0, description="processes that decode; 0 decodes in the run's own")
-    prefetch: int = Field(default=2, ge=0, description="batches made ready while the model works")
-    timeout: float = Field(default=TIMEOUT, gt=0, description="seconds a worker may take for one sample")
-    bad_share: float = Field(
-        default=0.05, ge=0, le=1, description="unreadable share of training samples that stops the run"
-    )
 
 
 class Answers(Protocol):
@@ -92,6 +58,8 @@ class Loader:
         labels: cached token labels, or None.
         features: cached features of a frozen backbone, or None.
         bad_share: unreadable share of training samples that stops the run.
+        shards: the number of each row's shard, for an order that goes through a few of them at a time; see
+            ``order.mixed``.
         order: how test frames are ordered; ``shuffled`` is the control that cannot read time.
         fixed: the same frames in every epoch, for a task that computes each clip once.
         rank, ranks: this process and how many share the work. In training each takes its slice of every batch, so all
@@ -116,6 +84,7 @@ class Loader:
     labels: Answers | None = None
     features: Answers | None = None
     bad_share: float = 0.05
+    shards: NDArray[np.int32] | None = None
     order: Literal["true", "shuffled"] = "true"
     fixed: bool = False
     rank: int = 0
@@ -192,13 +161,9 @@ class Loader:
 
     def _parts(self, epoch: int, first: int) -> list[tuple[int, NDArray[np.int64]]]:
         """The rows of each batch of this process, with the batch's number in the epoch."""
-        count = len(self.examples)
-        order = seeds.permutation(self.seed, epoch, count) if self.train else np.arange(count)
-        own = self.batch_size // self.ranks if self.train else self.batch_size
-        offset = self.rank * own if self.train else 0
-        numbers = [n for n in range(first, len(self)) if self.train or n % self.ranks == self.rank]
-        starts = [(number, number * self.batch_size + offset) for number in numbers]
-        return [(number, order[start : start + own]) for number, start in starts]
+        count, batches = len(self.examples), range(first, len(self))
+        rows = order.mixed(self.seed, epoch, count, self.shards) if self.train else np.arange(count)
+        return order.parts(rows, self.batch_size, batches, self.rank, self.ranks, train=self.train)
 
     def _reads(
         self, epoch: int, parts: list[NDArray[np.int64]], bad: dict[str, str]
@@ -264,7 +229,7 @@ class Loader:
                 pixels[i] = found
             if self.order == "shuffled":
                 shuffle = seeds.generator(self._seed(epoch, row), "shuffle")
-                pixels[i] = pixels[i][_derangement(self.frames, shuffle)]
+                pixels[i] = pixels[i][order.deranged(self.frames, shuffle)]
             shown.append((row, example, job))
         jobs = [job for _, _, job in shown]
         labels, features = self._kept(self.labels, jobs), self._kept(self.features, jobs)
@@ -310,29 +275,3 @@ class Loader:
         self._clips = self._clips or distinct_clips(self.examples)
         tried = (epoch * len(self) + number + 1) * self.batch_size
         check_bad(list(bad.values()), min(self._clips, max(tried, _GRACE)), self.bad_share)
-
-
-def check_bad(problems: Sequence[str], clips: int, share: float) -> None:
-    """Stop where too much cannot be read.
-
-    Args:
-        problems: one line for each unreadable video.
-        clips: how many videos there are.
-        share: of them that may be unreadable.
-
-    Raises:
-        TooManyBadSamplesError: more are.
-    """
-    if len(problems) > share * clips:
-        raise TooManyBadSamplesError(
-            f"{len(problems)} of {clips} videos cannot be read, more than data.bad_share = {share:g} allows: mend or "
-            f"leave them out, or raise it; the first: {problems[0]}"
-        )
-
-
-def _derangement(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order that is not the true one (where there is another)."""
-    order = rng.permutation(count)
-    while count > 1 and (order == np.arange(count)).all():
-        order = rng.permutation(count)
-    return order

@@ -143,6 +143,10 @@ class PackedFrames:
     def frames_of(self, row: int) -> NDArray[np.uint8] | None:
         return None if self._index["shard"][row] < 0 else self._frames(row, range(self.candidates))
 
+    def shard_of(self, clip: Clip) -> int:
+        """The number of the shard that a clip lies in; -1 where it could not be read."""
+        return int(self._index["shard"][self.row(clip)])
+
     def shard(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:06d}.tar"
 

@@ -1,33 +1,33 @@
 """Processes that decode, each of which may die or hang without harm to the run.
 
 A process works on one sample at a time and writes its frames into memory that it shares with the loader; only a few
-bytes go through its pipe, so that the loader can never be caught reading half a message. One that dies (``crashed``)
-or takes longer than its limit (``timeout``) is killed and replaced, and only the sample that it was at is lost.
+bytes go through its pipe, so that the loader can never be caught reading half a message. A process that takes longer
+than its limit (``timeout``) is killed and replaced, and only the sample that it was at is lost. One that dies is
+replaced, too, and the sample is lost (``crashed``) only where a second process dies of it: the system may have killed
+the first. ``worker_process`` is what they run.
 """
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing
 import os
-import signal
 import tempfile
-import threading
 import time
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
-from multiprocessing import connection, reduction
-from typing import TYPE_CHECKING, Protocol
+from multiprocessing import connection
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from evilm.data.video import LIMITS
-from evilm.data.video.confine import confine
+from evilm.data.video import LIMITS, Limits
+from evilm.data.video.starvation import STARVED, seconds_used, starves
+from evilm.data.worker_process import ANSWER, SLOTS, Memory, heard, serve, shared
 from evilm.errors import DataError, EvilmError, VideoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = 9.0  # seconds for one sample
 _START = 300.0  # seconds for a process to begin: it may import a script of the user's, on a machine that is busy
-_SLOTS = 2  # samples that a process holds: one in work, one waiting, so that it never waits for the loader
+_LOOK = 0.05  # seconds between looks at a process that is over its time
 _STILLBORN = 3  # processes that may die before they begin
 _MEMFD = getattr(os, "memfd_create", None)  # Linux has it
 
@@ -52,6 +52,7 @@ class _Worker:
     ready: bool = False
     held: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])  # (ticket, slot)
     deadline: float = 0.0
+    used: float = 0.0  # processor time before the sample that it works on
 
 
 class Workers:
@@ -61,15 +62,17 @@ class Workers:
         count: processes, at least 1.
         decoding: how samples become frames.
         timeout: seconds that one sample may take.
+        limits: what a process may take beyond what it starts with.
     """
 
-    def __init__(self, count: int, decoding: Work, timeout: float = TIMEOUT) -> None:
-        self.decoding, self.timeout = decoding, timeout
+    def __init__(self, count: int, decoding: Work, timeout: float = TIMEOUT, limits: Limits = LIMITS) -> None:
+        self.decoding, self.timeout, self.limits = decoding, timeout, limits
         self._workers: list[_Worker] = []
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[int] = deque()
         self._done: dict[int, NDArray[np.uint8] | EvilmError] = {}
         self._forgotten: set[int] = set()
+        self._suspects: set[int] = set()  # tickets over which a process has died
         self._next, self._stillborn = 0, 0
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         for _ in range(max(1, count)):
@@ -141,16 +144,19 @@ class Workers:
         now = time.monotonic()
         busy = [worker for worker in self._workers if worker.held or not worker.ready]
         patience = min((worker.deadline for worker in busy), default=now + 1.0) - now
-        ready = connection.wait([worker.pipe for worker in self._workers], max(0.0, patience))
+        ready = connection.wait([worker.pipe for worker in self._workers], max(_LOOK, patience))
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             self._listen(worker)
         now = time.monotonic()
         for worker in [w for w in self._workers if (w.held or not w.ready) and now > w.deadline]:
+            pid, late = worker.process.pid or 0, now - worker.deadline
+            if worker.ready and late < STARVED * self.timeout and starves(pid, worker.used, self.timeout):
+                continue
             self._replace(worker, "timeout", f"no frames after {self.timeout:g} s; data.timeout allows more")
 
     def _hand_out(self) -> None:
         """Give waiting samples to processes that have room, evenly."""
-        for depth in range(_SLOTS):
+        for depth in range(SLOTS):
             for worker in self._workers:
                 if not self._waiting:
                     return
@@ -158,39 +164,49 @@ class Workers:
                     ticket = self._waiting.popleft()
                     slot = 1 - worker.held[0][1] if worker.held else 0
                     if not worker.held:
-                        worker.deadline = time.monotonic() + self.timeout
+                        self._begin(worker)
                     worker.held.append((ticket, slot))
                     try:
                         worker.pipe.send((slot, self._jobs[ticket]))
                     except OSError:  # it has died: its end of the pipe says so next
                         continue
 
+    def _begin(self, worker: _Worker) -> None:
+        """Its next sample's time begins."""
+        worker.deadline = time.monotonic() + self.timeout
+        worker.used = seconds_used(worker.process.pid or 0)
+
     def _listen(self, worker: _Worker) -> None:
         try:
-            said: EvilmError | str | None = worker.pipe.recv()
+            said = worker.pipe.recv_bytes(ANSWER)
         except (EOFError, OSError):
             worker.process.join(1.0)
             code = worker.process.exitcode
-            self._replace(worker, "crashed", f"the process that decoded it died (exit code {code})")
+            self._replace(worker, "crashed", f"two processes that decoded it died (exit code {code})")
             return
-        if said == "ready":
+        if not worker.ready:
             worker.ready = True
             self._stillborn = 0
             return
-        ticket, slot = worker.held.popleft()
-        worker.deadline = time.monotonic() + self.timeout
-        if not isinstance(said, EvilmError):
-            self._finish(ticket, worker.memory[slot].copy())
-        else:
-            self._finish(ticket, said)
+        try:
+            error, spent = heard(said)
+            ticket, slot = worker.held.popleft()
+        except (ValueError, IndexError):
+            self._replace(worker, "crashed", "two processes that decoded it gave answers that cannot be read")
+            return
+        self._begin(worker)
+        self._finish(ticket, worker.memory[slot].copy() if error is None else error)
+        if spent:
+            self._replace(worker)
 
     def _finish(self, ticket: int, outcome: NDArray[np.uint8] | EvilmError) -> None:
         del self._jobs[ticket]
+        self._suspects.discard(ticket)
         if ticket not in self._forgotten:
             self._done[ticket] = outcome
 
-    def _replace(self, worker: _Worker, status: str, reason: str) -> None:
-        """Kill a process, charge the sample it was at, and give what it held besides to others."""
+    def _replace(self, worker: _Worker, status: Literal["timeout", "crashed"] | None = None, reason: str = "") -> None:
+        """Kill a process, charge the sample that it was at where there is a charge, and give what it held to others."""
         worker.process.kill()
         worker.pipe.close()
         worker.process.join(5.0)
@@ -201,49 +217,29 @@ class Workers:
                     "processes that decode die at their start; data.workers=0 decodes in this one (a script of yours "
                     "that trains needs its work under `if __name__ == '__main__':`)"
                 )
-        if worker.held:
-            ticket, _ = worker.held.popleft()
-            path = self._jobs[ticket].clip.path
-            self._finish(ticket, VideoError(path, "timeout" if status == "timeout" else "crashed", reason))
-        for ticket, _ in reversed(worker.held):
-            self._waiting.appendleft(ticket)
+        if status is not None and worker.held:
+            ticket, _ = worker.held[0]
+            if status == "timeout" or ticket in self._suspects:
+                worker.held.popleft()
+                self._finish(ticket, VideoError(self._jobs[ticket].clip.path, status, reason))
+            else:
+                self._suspects.add(ticket)
+        self._waiting.extendleft(ticket for ticket, _ in reversed(worker.held) if ticket not in self._forgotten)
         self._workers[self._workers.index(worker)] = self._start()
 
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")  # not forked: the parent holds torch's threads
         ours, theirs = context.Pipe()
-        shape = (_SLOTS, *self.decoding.shape)
+        shape = (SLOTS, *self.decoding.shape)
         # No name in /dev/shm: containers often give that 64 MB, and a killed run would leave its files there.
         with tempfile.TemporaryFile() if _MEMFD is None else os.fdopen(_MEMFD("evilm-frames"), "r+b") as file:
             file.truncate(int(np.prod(shape)))
-            arguments = (theirs, _Memory(file.fileno()), self.decoding, os.getpid())
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+            arguments = (theirs, Memory(file.fileno()), self.decoding, self.limits, os.getpid())
+            process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
-            memory = _shared(file.fileno(), shape)
+            memory = shared(file.fileno(), shape)
         theirs.close()
         return _Worker(process, ours, memory, deadline=time.monotonic() + _START)
-
-
-class _Duplicate(Protocol):
-    def detach(self) -> int: ...
-
-
-class _Memory:
-    """An open file on its way into a process that is being started."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __reduce__(self) -> tuple[Callable[[_Duplicate], int], tuple[_Duplicate]]:
-        return _arrived, (reduction.DupFd(self.number),)
-
-
-def _arrived(file: _Duplicate) -> int:
-    return file.detach()
-
-
-def _shared(file: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
 
 
 def _stop(workers: list[_Worker]) -> None:
@@ -252,38 +248,3 @@ def _stop(workers: list[_Worker]) -> None:
         worker.pipe.close()
     for worker in workers:
         worker.process.join(5.0)
-
-
-def _serve(pipe: Connection, memory: int, decoding: Work, parent: int) -> None:
-    """The life of a process: a slot and a job in, the job's frames into the slot, None or the error out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loader's process, which then ends this one
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    slots = _shared(memory, (_SLOTS, *decoding.shape))
-    confine(LIMITS)
-    pipe.send("ready")
-    while True:
-        try:
-            slot, job = pipe.recv()
-        except (EOFError, OSError):
-            return
-        outcome: EvilmError | None = None
-        try:
-            slots[slot] = decoding.frames(job)
-        except EvilmError as error:
-            outcome = error
-        except Exception as error:  # noqa: BLE001, whatever a video does to the decoder costs this one sample
-            outcome = VideoError(job.clip.path, "crashed", f"{type(error).__name__}: {str(error)[:200]}")
-        try:
-            pipe.send(outcome)
-        except OSError:
-            return
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, even in the midst of decoding.
-
-    Not by the kernel's death signal, which comes when the *thread* ends that started this process.
-    """
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)

@@ -18,7 +18,7 @@ import torch
 
 from evilm import __version__, checkpoint, seeds
 from evilm import recipe as recipes
-from evilm.data.video import read_clip
+from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, VideoError
 from evilm.export import card, folder, gate, quantize, trace
 from evilm.export.onnx_engine import OnnxEngine
@@ -156,11 +156,12 @@ def _frames(engine: TorchEngine, clips: Sequence[Clip], calibrate: Path | None) 
     """Up to ``_CLIPS`` clips, spread evenly, as the model takes them; unreadable ones left out."""
     about, found = engine.about, list[Any]()
     chosen = [clips[i * len(clips) // _CLIPS] for i in range(_CLIPS)] if len(clips) > _CLIPS else clips
-    for clip in chosen:
-        try:
-            found.append(read_clip(clip, about.frames, about.size, fit=about.fit))
-        except VideoError:
-            continue
+    with DecoderPool() as decoders:
+        for clip in chosen:
+            try:
+                found.append(decoders.read(clip, about.frames, about.size, fit=about.fit))
+            except VideoError:
+                continue
     if not found:
         where = calibrate or engine.recipe.data.train.annotations
         raise DataError(f"{where}: none of its {len(clips)} videos can be read: name others with --calibrate")

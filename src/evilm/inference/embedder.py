@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from evilm.data.video import read_clip
+from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, OutputError, VideoError
 from evilm.inference.results import Answer, VideoEmbeddings, joined, ranked, softmax
 from evilm.inference.videos import clip_of, times
@@ -23,11 +25,16 @@ if TYPE_CHECKING:
     from evilm.inference.loading import Device
     from evilm.inference.videos import Video
 
+_DECODERS = 4  # processes at most: beyond that the model is what takes the time
 _AT_ONCE = 16  # clips, or texts times 4, that go through a graph together
 
 
 class Embedder:
     """A video-language model that can be asked.
+
+    Videos are decoded in processes of its own, which begin with the first video and may be killed: a file that crashes,
+    hangs or wants too much memory gives an error, and nothing else happens. ``close``, or a ``with`` block, ends them;
+    else they end with the program.
 
     Args:
         engine: the model in one of its forms.
@@ -35,6 +42,17 @@ class Embedder:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.decoders = DecoderPool(min(_DECODERS, os.cpu_count() or 1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that decode; another video would start new ones."""
+        self.decoders.close()
 
     def __repr__(self) -> str:
         return f"Embedder({self.about.task}, {self.form}, heads: {', '.join(self.about.heads)}, {self.fingerprint})"
@@ -118,7 +136,23 @@ class Embedder:
         Raises:
             VideoError: the video gives none.
         """
-        return read_clip(clip_of(video), self.frames, self.size, mode=mode, fit=self.fit)
+        return self.decoders.read(clip_of(video), self.frames, self.size, mode=mode, fit=self.fit)
+
+    def _read_all(self, videos: Sequence[Video], mode: Mode) -> list[NDArray[np.uint8] | VideoError]:
+        """``read`` of some videos side by side; its error in the place of what cannot be read."""
+
+        def attempt(video: Video) -> NDArray[np.uint8] | VideoError:
+            try:
+                return self.read(video, mode)
+            except VideoError as error:
+                return error
+
+        with ThreadPoolExecutor(self.decoders.count) as threads:
+            try:
+                return list(threads.map(attempt, videos))
+            except BaseException:  # Ctrl-C: not the videos that wait, too
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def embed_videos(
         self, videos: Sequence[Video], *, mode: Mode = "exact", progress: Callable[[int], None] | None = None
@@ -139,13 +173,12 @@ class Embedder:
         for start in range(0, len(videos), _AT_ONCE):
             rows: list[int] = []
             pixels: list[NDArray[np.uint8]] = []
-            for row, video in enumerate(videos[start : start + _AT_ONCE], start):
-                try:
-                    pixels.append(self.read(video, mode))
-                except VideoError as error:
-                    statuses.append(error.status)
-                    problems.append(str(error))
+            for row, found in enumerate(self._read_all(videos[start : start + _AT_ONCE], mode), start):
+                if isinstance(found, VideoError):
+                    statuses.append(found.status)
+                    problems.append(str(found))
                 else:
+                    pixels.append(found)
                     rows.append(row)
                     statuses.append("ok")
                     problems.append("")
@@ -366,7 +399,7 @@ class Embedder:
             known=threshold is None or probability >= threshold.probability,
             threshold=None if threshold is None else threshold.probability,
             candidates=order[:5],
-            times=times(clip_of(video), self.frames),
+            times=times(clip_of(video), self.frames, self.decoders),
             looked=(looked / max(1e-9, float(looked.sum()))).reshape(self.frames, height, width),
         )
 

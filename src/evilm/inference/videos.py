@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evilm.data import frames as sampling
-from evilm.data.video import VideoReader
 from evilm.types import Clip
 
 if TYPE_CHECKING:
+    from evilm.data.video import DecoderPool
+
     Video = str | Path | tuple[str | Path, float, float | None] | Clip
 
 
@@ -23,7 +24,7 @@ def clip_of(video: Video) -> Clip:
     return Clip(Path(video))
 
 
-def times(clip: Clip, count: int) -> tuple[float, ...]:
+def times(clip: Clip, count: int, decoders: DecoderPool) -> tuple[float, ...]:
     """The moments that are looked at: seconds in the file, or numbers of frames for a clip of stills.
 
     Raises:
@@ -31,7 +32,6 @@ def times(clip: Clip, count: int) -> tuple[float, ...]:
     """
     if clip.frames:
         return tuple(float(i) for i in sampling.pick(len(clip.frames), count))
-    with VideoReader(clip.path) as reader:
-        whole = reader.duration
+    whole = decoders.duration(clip.path)
     end = whole if clip.end is None else min(clip.end, whole)
     return tuple(float(t) for t in sampling.segments(count, max(end - clip.start, 0.0), None, clip.start))

@@ -75,3 +75,18 @@ def test_a_video_in_a_shard_gives_the_pixels_of_its_file(small_world: Path, tmp_
         with pytest.raises(VideoError) as caught:
             read_clip(Clip(hostile, frames=(f"{name}.mp4",)), 2, 64)
         assert caught.value.status == status, name
+
+
+def test_a_video_declared_encrypted_is_said_to_be_so_in_a_shard_too(small_world: Path, tmp_path: Path) -> None:
+    """FFmpeg would give noise."""
+    film = next((small_world / "videos").rglob("*.mp4")).read_bytes()
+    before, stsd, rest = film.partition(b"stsd")
+    locked = before + stsd + rest[:12] + b"encv" + rest[16:]
+    assert len(locked) == len(film)
+    assert locked != film
+    path = tar(tmp_path / "s.tar", {"a.mp4": film, "b.mp4": locked, "c.mp4": film})
+    for name in ("a", "c"):
+        assert read_clip(Clip(path, frames=(f"{name}.mp4",)), 2, 32).any()
+    with pytest.raises(VideoError) as caught:
+        read_clip(Clip(path, frames=("b.mp4",)), 2, 32)
+    assert caught.value.status == "encrypted"

@@ -10,6 +10,7 @@
     confine   what such a process may no longer do
     child     the program of a decoder process
     process   such a process, as its parent sees it
+    starvation  whether a busy machine has kept such a process waiting
     pool      DecoderPool: read_clip, frames_at and check in processes that may be killed
 
 A file from the world outside goes through ``DecoderPool``; what we wrote ourselves may go through ``read_clip``.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from evilm.data.video.limits import Limits
 
+_PART = re.compile(r"subfile,,start,(\d+),end,(\d+),,:(.*)", re.DOTALL)  # what ``member_of_tar`` answers
 _OPENING_SECONDS = 20.0  # an interrupt for reads that never end; a decoder process is killed long before
 
 # What poses as a video: how it begins, and what it is.
@@ -167,18 +168,28 @@ def is_encrypted_mp4(file: str) -> bool:
     """Whether a track of an MP4 is declared encrypted (``encv``), which FFmpeg does not always tell.
 
     Args:
-        file: what ``regular_file`` answered.
+        file: what ``regular_file`` or ``member_of_tar`` answered.
     """
+    part = _PART.fullmatch(file)
+    path, start, end = (part[3], int(part[1]), int(part[2])) if part else (file, 0, None)
     try:
-        with open(file.removeprefix("file:"), "rb") as stream:  # noqa: PTH123 - FFmpeg's form of a path, not a Path
-            return any(re.search(rb"stsd.{12}encv", box, re.DOTALL) for box in _movie_boxes(stream))
+        with open(path.removeprefix("file:"), "rb") as stream:  # noqa: PTH123 - FFmpeg's form of a path, not a Path
+            stream.seek(start)
+            return any(re.search(rb"stsd.{12}encv", box, re.DOTALL) for box in _movie_boxes(stream, end))
     except OSError:
         return False
 
 
-def _movie_boxes(stream: BinaryIO) -> Iterator[bytes]:
-    """The ``moov`` boxes at the top of an MP4, each to at most 8 MiB; none in other files."""
+def _movie_boxes(stream: BinaryIO, end: int | None) -> Iterator[bytes]:
+    """The first ``moov`` box at the top of an MP4, to at most 8 MiB; none in other files.
+
+    Args:
+        stream: stands where the MP4 begins.
+        end: of the MP4 in the file; None for all of it.
+    """
     for _ in range(1000):
+        if end is not None and stream.tell() >= end:
+            return
         header = stream.read(16)
         size, kind = int.from_bytes(header[:4]), header[4:8]
         if len(header) < 8 or not (kind.isascii() and kind.isalnum()):

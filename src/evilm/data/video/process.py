@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from evilm.data.video.starvation import STARVED, seconds_used, starves
 from evilm.errors import EvilmError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 
 _START_SECONDS = 180.0  # on a busy machine a minute is not enough to import numpy
-_STARVED = 3  # times the limit that a process may take longer when a busy machine keeps it waiting
 _HEADER = 1 << 16  # bytes: an answer is a status, a line, a shape
 _PIPE = 1 << 20  # bytes that Linux lets a pipe hold
 # Not `-m`: that would look for modules in the working directory first.
@@ -92,7 +92,7 @@ class DecoderProcess:
             ProcessDied, OutOfTime: the process is of no more use; ``kill`` it.
         """
         until = time.monotonic() + self.limits.timeout
-        self._used = self._seconds_used()
+        self._used = seconds_used(self.pid)
         self.served += 1
         text = json.dumps(question).encode()
         self._write(len(text).to_bytes(4) + text, until)
@@ -154,31 +154,11 @@ class DecoderProcess:
         poll = select.poll()
         poll.register(descriptor, event)
         while not poll.poll(min(max(0.0, until - time.monotonic()), 1.0) * 1000):
-            late = time.monotonic() - until
-            if late >= 0 and not (late < _STARVED * self.limits.timeout and self._starves()):
+            late, limit = time.monotonic() - until, self.limits.timeout
+            if late >= 0 and not (late < STARVED * limit and starves(self.pid, self._used, limit)):
                 raise OutOfTime
             if late >= 0:
                 time.sleep(0.1)
-
-    def _starves(self) -> bool:
-        """Whether it would work, but a busy machine has given it less than half of the time: no fault of the file."""
-        return self._state() in ("R", "D") and self._seconds_used() - self._used < self.limits.timeout / 2
-
-    def _seconds_used(self) -> float:
-        """Processor time of the process so far."""
-        fields = self._stat()
-        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
-
-    def _state(self) -> str:
-        fields = self._stat()
-        return fields[0] if fields else ""
-
-    def _stat(self) -> list[str]:
-        """The fields of /proc/PID/stat from the state on; none where the process or /proc is not there."""
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        except (OSError, ValueError):
-            return []
 
     def _last_words(self) -> str:
         try:
