@@ -202,12 +202,12 @@ def test_what_was_skipped_is_listed_at_the_end(
     build: Callable[..., Recipe], small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small_world, tmp_path / "world", symlinks=True)
-    rows = recipe.examples(build(tmp_path / "run", "retrieval").data.train)
+    rows = recipe.examples(build(tmp_path / "run", "tokenizer").data.train)
     name = rows[5].clip.path.name
     (tmp_path / "world" / "videos" / name).write_bytes(b"no video")
     source = {"reader": "msrvtt_retrieval", "annotations": str(tmp_path / "world")}
     data = {"train": source, "validation": None, "cache": None}
-    run = trainer.train(build(tmp_path / "run", "retrieval", data=data, optim={"epochs": 1, "batch_size": 18}))
+    run = trainer.train(build(tmp_path / "run", "tokenizer", data=data, optim={"epochs": 1, "batch_size": 18}))
     said = capsys.readouterr().err
     assert f"skipped: 1 clips could not be read and were not trained on: {run / 'skipped.json'}" in said
     listed = json.loads((run / "skipped.json").read_text())

@@ -300,7 +300,7 @@ class VideoReader:
             pixels = fitted(picture, size, fit, self._scale, aspect=aspect)
             if like is not None and like.shape != pixels.shape:
                 pixels = fitted(picture, None, fit, self._scale, shape=like.shape[:2])
-        except MemoryError:
+        except (MemoryError, av.error.BlockingIOError):  # EAGAIN: no memory for the scaler's thread
             raise faults.out_of_memory(self.path, self.limits) from None
         except faults.FAULTS as error:
             raise VideoError(self.path, "unsupported", f"its pixels cannot be turned into RGB: {error}") from None
