@@ -18,7 +18,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
-from evilm.data.readers.tables import CAPTION_COLUMNS, first_column, read_json, read_rows
+from evilm.data.readers.row import CAPTION_COLUMNS, first_column
+from evilm.data.readers.tables import read_json, read_rows
 from evilm.data.readers.text import read_text
 from evilm.data.vocabulary import CONTINUES, SPECIALS, UNK, Vocabulary
 from evilm.errors import AnnotationError, VocabularyError

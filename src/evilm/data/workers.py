@@ -224,7 +224,12 @@ class Workers:
                 self._finish(ticket, VideoError(self._jobs[ticket].clip.path, status, reason))
             else:
                 self._suspects.add(ticket)
-        self._waiting.extendleft(ticket for ticket, _ in reversed(worker.held) if ticket not in self._forgotten)
+        for ticket, _ in reversed(worker.held):
+            if ticket in self._forgotten:
+                self._jobs.pop(ticket)
+                self._suspects.discard(ticket)
+            else:
+                self._waiting.appendleft(ticket)
         self._workers[self._workers.index(worker)] = self._start()
 
     def _start(self) -> _Worker:

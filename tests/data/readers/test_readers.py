@@ -264,3 +264,12 @@ def test_frames(tmp_path: Path) -> None:
     assert "video1.json is not a json table" in complaint("frames", tmp_path, "test")
     tar(path, {"x.txt": b""})
     assert "no frames named" in complaint("frames", path)
+
+
+def test_ids_find_files_of_any_extension(tmp_path: Path) -> None:
+    """Tables often name no extension, and cameras write theirs in capitals."""
+    for name in ("a.MOV", "b.wmv", "c.MP4", "d.mp4", "d.MP4"):
+        (tmp_path / name).touch()
+    (tmp_path / "t.csv").write_text("video_id,caption\na,x\nb,x\nc,x\nd,x\ne,x\nc.mp4,x\n")
+    found = [example.clip.path.name for example in read("captions", tmp_path / "t.csv", tmp_path)]
+    assert found == ["a.MOV", "b.wmv", "c.MP4", "d.mp4", "e.mp4", "c.MP4"]

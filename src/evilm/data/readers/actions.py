@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from evilm.data.readers.tables import Row
+    from evilm.data.readers.row import Row
 
 _SPLITS = {"validate": "val", "validation": "val"}
 _FLAGS = {"val": 0, "train": 1, "test": 2}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from evilm.data.readers.places import Videos, find, video_files, video_root
-from evilm.data.readers.tables import CAPTION_COLUMNS, KINDS, PATH_COLUMNS, Row, first_column, read_json, read_rows
+from evilm.data.readers.row import CAPTION_COLUMNS, PATH_COLUMNS, Row, first_column
+from evilm.data.readers.tables import KINDS, read_json, read_rows
 from evilm.data.readers.text import listed
 from evilm.errors import AnnotationError, SplitError
 from evilm.types import Clip, Example

@@ -14,7 +14,7 @@ from evilm.types import Clip, Example
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from evilm.data.readers.tables import Row
+    from evilm.data.readers.row import Row
 
 _KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 _DEV = {"val": "dev"}  # Flickr8k's own word

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from evilm.data.readers.places import Videos, find, find_optional, plain_name, video_root
 from evilm.data.readers.questions import choice, question
+from evilm.data.readers.row import Row
 from evilm.data.readers.sentences import by_video
-from evilm.data.readers.tables import Row, json_rows, read_json, read_rows
+from evilm.data.readers.tables import json_rows, read_json, read_rows
 from evilm.data.readers.text import listed
 from evilm.errors import AnnotationError, SplitError
 from evilm.types import Example

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".gif", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv",
               ".3gp", ".3g2", ".mts", ".m2ts")  # fmt: skip
 PICTURES = stills.SUFFIXES
-_TRIED = EXTENSIONS[:5]
 
 
 class Videos:
@@ -31,10 +30,11 @@ class Videos:
         extension: what a missing file would have been called; tried first.
     """
 
-    def __init__(self, root: Path, extension: str = _TRIED[0]) -> None:
+    def __init__(self, root: Path, extension: str = EXTENSIONS[0]) -> None:
         self.root = root
         self._home = str(root)  # paths are put together as texts: pathlib would take most of the time of a reader
-        self._extensions = (extension, *(e for e in _TRIED if e != extension))
+        small = (extension, *(e for e in EXTENSIONS if e != extension))
+        self._extensions = (*small, *(e.upper() for e in small))  # cameras write .MOV and .MP4
         self._listings: dict[str, frozenset[str]] = {}
 
     def path(self, *names: str) -> Path:

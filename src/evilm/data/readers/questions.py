@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from evilm.types import Example
 
 if TYPE_CHECKING:
-    from evilm.data.readers.tables import Row
+    from evilm.data.readers.row import Row
     from evilm.types import Clip
 
 QUESTION_WORDS = ("what", "who", "whom", "whose", "how", "when", "where", "which", "why", "is", "are", "was", "were",

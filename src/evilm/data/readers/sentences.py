@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from evilm.data.readers.tables import Row, json_rows, list_rows, read_json, read_rows
+from evilm.data.readers.row import Row
+from evilm.data.readers.tables import json_rows, list_rows, read_json, read_rows
 from evilm.data.readers.text import lines
 from evilm.errors import AnnotationError
 

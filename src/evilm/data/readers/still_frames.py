@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from evilm.data import stills
 from evilm.data.readers.places import find, pictures
-from evilm.data.readers.tables import Row, read_json
+from evilm.data.readers.row import Row
+from evilm.data.readers.tables import read_json
 from evilm.data.readers.text import listed
 from evilm.errors import AnnotationError, VideoError
 from evilm.types import Clip, Example

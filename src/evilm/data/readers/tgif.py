@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from evilm.data.readers.tables import Row
+    from evilm.data.readers.row import Row
     from evilm.types import Clip, Example
 
 _FRAME_KINDS = {"0": "object", "1": "number", "2": "color", "3": "location"}  # TGIF-QA's numbers for FrameQA

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from evilm.data import stills
 from evilm.data.readers.places import EXTENSIONS, find, pictures
-from evilm.data.readers.tables import CAPTION_COLUMNS, Row
+from evilm.data.readers.row import CAPTION_COLUMNS, Row
 from evilm.errors import AnnotationError, VideoError
 from evilm.types import Clip, Example
 
