@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from evilm.data.readers.places import Videos, find, find_optional, plain_name, video_root
 from evilm.data.readers.questions import choice, question
-from evilm.data.readers.row import Row
 from evilm.data.readers.sentences import by_video
 from evilm.data.readers.tables import json_rows, read_json, read_rows
 from evilm.data.readers.text import listed
@@ -16,6 +15,8 @@ from evilm.types import Example
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from evilm.data.readers.row import Row
 
 CAPTION_FILES = ("MSRVTT_data.json", "MSR_VTT.json", "videodatainfo*.json", "*videodatainfo.json")
 TEST_FILES = ("MSRVTT_JSFUSION_test.csv", "msrvtt_*test_1k*.csv")
