@@ -13,7 +13,9 @@ import pytest
 import evilm
 from evilm import checkpoint, cli, evaluation
 from evilm.adapt import adapting
+from evilm.adapt import start as starts
 from evilm.adapt.adapting import Request, adapt, pace
+from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
@@ -87,7 +89,9 @@ def test_the_result_is_a_checkpoint_like_any_other(adapted: tuple[Path, Any, str
     assert again.summary.metrics == pytest.approx(found["after"])
     assert again.summary.rule == found["rule"]
     model = evilm.load(out)
-    assert model.engine.vocabulary.pieces[-len(found["words"]["new"]) :] == tuple(found["words"]["new"])
+    assert model.unknown_share(["zorg"]) == 0
+    pieces = Vocabulary.load(checkpoint.find(out) / "vocabulary.json").pieces
+    assert pieces[-len(found["words"]["new"]) :] == tuple(found["words"]["new"])
     clip = mine.parent / "videos" / "video1.mp4"
     assert model.embed_videos([clip]).statuses == ("ok",)
     parts = [{json.loads(line)["path"] for line in (out / f"{name}.jsonl").read_text().splitlines()}
@@ -163,6 +167,25 @@ def test_what_cannot_be_adapted_is_refused_and_leaves_nothing(
     (out / "diary.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds something else"):
         adapt(request(mine, trained("retrieval")), out)
+
+
+def test_features_are_kept_where_they_can_be(adapted: tuple[Path, Any, str], mine: Path, tmp_path: Path) -> None:
+    out, found, _ = adapted
+    assert found["recipe"]["data"]["features"]
+    assert list((out / "cache").glob("*/features-*.f16"))
+    begun = starts.trainable(found["request"]["model"])
+
+    def kept(*changes: str, clips: int = 31) -> bool:
+        asked = request(mine, found["request"]["model"], *changes)
+        return adapting.recipe_for(asked, begun, mine.parent, tmp_path, clips, begun.folder).data.features
+
+    assert kept()
+    assert kept("data.augment.scale=0.6", "data.augment.views=3", "data.augment.flip=true")
+    assert not kept("data.augment.scale=0.6")
+    assert not kept("optim.backbone_lr=0.1")
+    assert not kept("data.cache=")
+    assert not kept("data.features=false")
+    assert not kept(clips=100_000)
 
 
 def test_the_pace_follows_the_clips() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 from evilm import checkpoint, config, evaluation, recipe, trainer
 from evilm.adapt import start as starts
 from evilm.adapt.captions import own_clips
+from evilm.adapt.readable import decodable, readable
 from evilm.adapt.split import divide
 from evilm.adapt.words import examine, extend
-from evilm.data.video import DecoderPool
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import ConfigError, DataError, OutputError
-from evilm.progress import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 STATE = "adapt.json"
 SHOWN = ("R@1", "R@5", "R@10", "MdR")
-_CACHED = 4e9  # bytes of decoded frames that are kept on the disk at most
+_CACHED = 4e9  # bytes of decoded frames, and of what is kept about them, on the disk at most
 _CANDIDATES = 8  # frames of a clip among these
 
 
@@ -115,25 +113,30 @@ def _begin(request: Request, out: Path, say: Callable[[str], None]) -> dict[str,
     own = own_clips(Path(request.source), None if request.videos is None else Path(request.videos))
     if own.nameless:
         say(f"{len(own.nameless)} videos are left out, as their names say nothing: {', '.join(own.nameless[:3])}, ...")
-    readable, unreadable = _readable(own.examples)
-    if unreadable:
-        say(f"{len(unreadable)} of {len(own.examples)} clips cannot be read and are left out:")
-        for line in unreadable[:5]:
-            say(f"  {line['path']}: {line['status']}: {line['reason']}")
-    train, held = divide(readable, request.share, request.seed)
+    rows, unreadable = readable(own.examples)
+    _say_left_out(unreadable, len(own.examples), say)
+    train, held = divide(rows, request.share, request.seed)
     vocabulary = Vocabulary.load(start.folder / "vocabulary.json")
     words = examine(vocabulary, train)
     say(f"{len(train)} clips to learn from, {len(held)} held out; captions: {own.origin}")
     say(str(words))
     checkpoint.claim(out, trainer.KIND)
-    _write_rows(out / "train.jsonl", train)
-    _write_rows(out / "held-out.jsonl", held)
-    _write_lines(out / "unreadable.jsonl", unreadable)
     new = words.new if request.new_words else ()
     if new:
         extend(start.folder, new, out / "start")
         say(f"{len(new)} of these words get a piece of their own: {', '.join(new[:12])}")
-    plan = _recipe(request, start, own.root, out, len(train), out / "start" if new else start.folder)
+    origin = out / "start" if new else start.folder
+    plan = recipe_for(request, start, own.root, out, len(train), origin)
+    (train, lost), (held, missed) = (decodable(part, plan.data, start.shape.size) for part in (train, held))
+    if lost or missed:
+        _say_left_out(lost + missed, len(rows), say)
+        if not train or not held:
+            raise DataError(f"{len(train)} clips to learn from and {len(held)} held out are left: mend the others")
+        plan = recipe_for(request, start, own.root, out, len(train), origin)
+        unreadable += lost + missed
+    _write_rows(out / "train.jsonl", train)
+    _write_rows(out / "held-out.jsonl", held)
+    _write_lines(out / "unreadable.jsonl", unreadable)
     before = _measure(start, plan, out)
     state = {
         "request": asdict(request),
@@ -149,28 +152,11 @@ def _begin(request: Request, out: Path, say: Callable[[str], None]) -> dict[str,
     return state
 
 
-def _readable(examples: Sequence[Example]) -> tuple[list[Example], list[dict[str, str]]]:
-    """The rows whose video gives frames, and path, status and reason of those that do not."""
-    paths = list(dict.fromkeys(row.clip.path for row in examples if not row.clip.frames))
-    workers = os.cpu_count() or 1
-    bad: dict[Path, dict[str, str]] = {}
-    with (
-        Meter("checking", len(paths), "videos") as meter, DecoderPool(workers) as pool,
-        ThreadPoolExecutor(workers) as threads,
-    ):  # fmt: skip
-        try:
-            for done, (path, found) in enumerate(zip(paths, threads.map(pool.check, paths), strict=True), 1):
-                if not found.readable:
-                    bad[path] = {"path": str(path), "status": found.status, "reason": found.reason}
-                meter.update(done)
-        except BaseException:  # Ctrl-C: not the files that wait, too
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
-    rows = [row for row in examples if row.clip.path not in bad]
-    if examples and not rows:
-        first = next(iter(bad.values()))
-        raise DataError(f"none of {len(bad)} videos can be read; the first: {first['path']}: {first['reason']}")
-    return rows, list(bad.values())
+def _say_left_out(unreadable: Sequence[dict[str, str]], clips: int, say: Callable[[str], None]) -> None:
+    if unreadable:
+        say(f"{len(unreadable)} of {clips} clips cannot be read and are left out:")
+    for line in unreadable[:5]:
+        say(f"  {line['path']}: {line['status']}: {line['reason']}")
 
 
 @dataclass(frozen=True)
@@ -193,8 +179,17 @@ def pace(clips: int) -> Pace:
     return Pace(min(64, clips), min(40.0, max(6.0, 6_000 / clips)), 5e-4)
 
 
-def _recipe(request: Request, start: Start, root: Path, out: Path, clips: int, origin: Path) -> recipe.Recipe:
-    """The recipe of the run: retrieval, as the model embeds, on what was written to ``out``."""
+def recipe_for(request: Request, start: Start, root: Path, out: Path, clips: int, origin: Path) -> recipe.Recipe:
+    """The recipe of the run: retrieval, as the model embeds, on what is written to ``out``.
+
+    Args:
+        request: with changes to it.
+        start: what is known of the model.
+        root: the folder that paths of videos start from.
+        out: of the run.
+        clips: to learn from.
+        origin: the checkpoint to begin with, which has room for new words.
+    """
     speed, theirs = pace(clips), start.recipe
     source = {"reader": "captions", "videos": str(root.resolve())}
     cached = clips * _CANDIDATES * 3 * start.shape.size**2 <= _CACHED
@@ -210,7 +205,22 @@ def _recipe(request: Request, start: Start, root: Path, out: Path, clips: int, o
         "run": {"out": str(out), "checkpoint_minutes": 1.0},
         "start": str(origin), "seed": request.seed,
     }  # fmt: skip
-    return config.check(recipe.Recipe, config.override(table, request.changes), "evilm adapt")
+    plan = config.check(recipe.Recipe, config.override(table, request.changes), "evilm adapt")
+    if "features" not in plan.data.model_fields_set and _fits_features(plan, clips * start.shape.size**2):
+        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"features": True})})
+    return plan
+
+
+def _fits_features(plan: recipe.Recipe, pixels: int) -> bool:
+    """Whether what the backbone sees can be kept: it is frozen, frames are, crops are few, and the disk has room.
+
+    Features of stride 16 take about as much as the picture (384 channels of two bytes in place of 256 x 3 bytes).
+    """
+    crops = plan.data.augment.crops
+    if plan.data.cache is None or plan.data.packed is not None or plan.optim.backbone_lr or crops is None:
+        return False
+    views = crops * (2 if plan.data.augment.flip else 1)
+    return pixels * plan.data.candidates * 3 * (1 + views) <= _CACHED
 
 
 def _measure(start: Start, plan: recipe.Recipe, out: Path) -> evaluation.Evaluation:
