@@ -9,7 +9,7 @@ import pytest
 
 from evilm.adapt.readable import decodable, readable
 from evilm.data.frame_store import FrameStore
-from evilm.data.loader import DataConfig, SourceConfig
+from evilm.data.sources import DataConfig, SourceConfig
 from evilm.data.video import DecoderPool
 from evilm.data.video.check import Finding
 from evilm.errors import DataError, VideoError

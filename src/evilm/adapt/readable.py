@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from evilm.data.loader import DataConfig
+    from evilm.data.sources import DataConfig
     from evilm.types import Example
 
 
