@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import evilm
-from evilm import cli, inference, recipe
+from evilm import cli, inference, reach, recipe
 from evilm.data.video import DecoderPool
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError, VideoError
 from evilm.tasks import VideoTextTask
@@ -249,7 +249,7 @@ def test_a_model_goes_to_the_hub_and_back(
             return str(store / name)
 
     monkeypatch.setattr(hub, "_library", lambda _: Library())
-    monkeypatch.setattr(hub, "_reachable", lambda _: True)
+    monkeypatch.setattr(reach, "hub_reachable", lambda: True)
     with pytest.raises(OutputError, match="not a name: is no name on the hub; take owner/name"):
         model.push_to_hub("not a name")
     assert model.push_to_hub("someone/clips") == "hub/someone/clips"

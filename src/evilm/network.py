@@ -1,19 +1,15 @@
-"""The hub's files, or one sentence at once where they are not to be had; nothing else here goes to the network."""
+"""The hub's files, or one sentence at once where they are not to be had."""
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from evilm import reach
 from evilm.errors import CheckpointError, DependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_SECONDS = 3.0  # that the hub has to answer before it counts as out of reach
 
 
 def library(name: str) -> Any:
@@ -29,20 +25,6 @@ def library(name: str) -> Any:
     return huggingface_hub
 
 
-def reachable(hub: Any) -> bool:
-    """Whether the hub answers, asked once and shortly: the library itself goes on trying for half a minute."""
-    if hub.constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy knows; a connection of ours would go past it
-    address = urlsplit(str(hub.constants.ENDPOINT))
-    try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
 def fetch(name: str, files: Sequence[str]) -> Path:
     """A folder with the files of ``owner/name`` that fit one of the patterns, from the hub or its copy here.
 
@@ -51,7 +33,7 @@ def fetch(name: str, files: Sequence[str]) -> Path:
         CheckpointError: no such name, or no network and no copy.
     """
     hub = library(name)
-    near = reachable(hub)
+    near = reach.hub_reachable()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(files), local_files_only=not near))
     except Exception as error:
@@ -66,7 +48,7 @@ def fetch_first(name: str, files: Sequence[str]) -> Path:
         CheckpointError: it has none of them, or no network and no copy.
     """
     hub = library(name)
-    near = reachable(hub)
+    near = reach.hub_reachable()
     failed: Exception | None = None
     for file in files:
         try:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import evilm
-from evilm import network
+from evilm import network, reach
 from evilm.encoders import dual, names
 from evilm.errors import CheckpointError, ConfigError, DependencyError, OutputError, VocabularyError
 
@@ -289,7 +289,7 @@ def test_what_the_hub_has_is_fetched_safe_files_first(monkeypatch: pytest.Monkey
             return str(tmp_path / file)
 
     monkeypatch.setattr(network, "library", lambda _: Hub())
-    monkeypatch.setattr(network, "reachable", lambda _: True)
+    monkeypatch.setattr(reach, "hub_reachable", lambda: True)
     assert network.fetch_first("a/b", ("w.safetensors", "w.bin")) == tmp_path / "w.bin"
     assert asked == ["a/b/w.safetensors", "a/b/w.bin"]
     with pytest.raises(CheckpointError, match=r"a/b: not to be had from the hub: w\.safetensors"):

@@ -8,10 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evilm import checkpoint
+from evilm import checkpoint, reach
 from evilm.errors import CheckpointError, OutputError
 from evilm.network import library as _library
-from evilm.network import reachable as _reachable
 
 if TYPE_CHECKING:
     from evilm.export.engine import About
@@ -33,11 +32,11 @@ def download(name: str) -> Path:
         DependencyError: huggingface_hub is missing.
         CheckpointError: no such model, or no network; said at once, not after minutes of attempts.
     """
-    hub = _library(name)
+    hub, near = _library(name), reach.hub_reachable()
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=list(_WANTED), local_files_only=not _reachable(hub)))
+        return Path(hub.snapshot_download(name, allow_patterns=list(_WANTED), local_files_only=not near))
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] if _reachable(hub) else "no network, and no copy of it here"
+        reason = " ".join(str(error).split())[:160] if near else "no network, and no copy of it here"
         raise CheckpointError(f"{name}: no such folder here, and not to be had from the hub: {reason}") from error
 
 
@@ -60,7 +59,7 @@ def upload(folder: Path, name: str, about: About, *, private: bool = False) -> s
     if not is_name(name):
         raise OutputError(f"{name}: is no name on the hub; take owner/name")
     hub = _library(name)
-    if not _reachable(hub):
+    if not reach.hub_reachable():
         raise OutputError(f"{name}: cannot be published: the hub cannot be reached")
     with tempfile.TemporaryDirectory(prefix="evilm-hub-") as temporary:
         copy = Path(temporary) / "model"
