@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evilm import checkpoint, config, trainer
+from evilm import assembly, checkpoint, config, feed, trainer
 from evilm import recipe as recipes
 from evilm.data.world import build as build_world
 from evilm.export import gate, writer
@@ -41,7 +41,7 @@ def random_checkpoint(preset: str, folder: Path) -> Path:
     source = {"reader": "msrvtt_retrieval", "annotations": str(world)}
     table = {"task": {"name": "retrieval"}, "data": {"train": source}, "model": {"preset": preset}}
     recipe = config.check(recipes.Recipe, table, "benchmark")
-    task, facts, start = recipes.new_task(recipe, recipes.examples(recipe.data.train))
+    task, facts, start = assembly.new_task(recipe, feed.examples(recipe.data.train))
     with torch.no_grad():
         for name, parameter in task.named_parameters():
             if "gamma" in name:

@@ -148,6 +148,16 @@ def tokenizer_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="session")
+def pretrained_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-training run without MVM, of one epoch's quarter."""
+    from evilm import trainer
+
+    task = {"name": "pretrain", "mvm": 0, "contrastive": 1.0, "words": 24, "embedding": 16}
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    return trainer.train(make_recipe(out, task, optim={"epochs": 0.25, "batch_size": 18}))
+
+
+@pytest.fixture(scope="session")
 def trained(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``trained("retrieval")``: a run of a task as far as a few steps go, each made once.
 

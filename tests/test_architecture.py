@@ -20,12 +20,14 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.toml"))
 # From the ground up. A room may import from its own layer and those below, and never from those above.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "config", "errors"),
-    ("losses", "masking", "metrics", "distributed", "checkpoint", "seeds", "network", "progress", "reach", "signals"),
+    ("losses", "masking", "metrics", "distributed", "checkpoint", "output", "seeds", "network", "progress", "reach",
+     "signals"),
     ("model", "data", "encoders"),
-    ("tasks", "optim", "trainer", "evaluation", "recipe", "journal", "snapshot", "step", "run", "teacher"),
+    ("tasks", "optim", "trainer", "evaluation", "recipe", "assembly", "feed", "journal", "snapshot", "step", "run",
+     "teacher"),
     ("inference", "export", "search", "scale", "server", "report", "demo", "trial", "adapt"),
     ("cli", "commands", "__init__", "__main__"),
-)
+)  # fmt: skip
 
 # Rooms of one layer that do not know each other.
 STRANGERS: tuple[frozenset[str], ...] = (frozenset({"model", "data"}),)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from evilm import checkpoint, evaluation, recipe, trainer
+from evilm import assembly, checkpoint, evaluation, feed, trainer
 from evilm.errors import CheckpointError, ConfigError
 from evilm.tasks.reconstruction import ReconstructionTask
 from evilm.tasks.tokenizer import TokenizerTask
@@ -39,7 +39,7 @@ def pretrained(
 
 def test_the_tokenizer_learned_and_its_codebook_lives(tokenizer_run: Path) -> None:
     assert mean_loss(tokenizer_run, slice(-3, None), "words") < mean_loss(tokenizer_run, slice(3), "words")
-    task, about = recipe.restore(tokenizer_run)
+    task, about = assembly.restore(tokenizer_run)
     assert isinstance(task, TokenizerTask)
     assert not task.tokenizer.collapsed
     assert float(task.tokenizer.perplexity) == pytest.approx(about["validation"]["perplexity"], rel=1e-5)
@@ -92,7 +92,7 @@ def test_every_task_starts_from_it_and_is_evaluated(
     if task["name"] in ("retrieval", "multiple_choice"):
         assert "match" in parts.split(";")[0]
     result = evaluation.of_checkpoint(run, "test")
-    assert result.result["samples"] == len(result.summary.rows) == len(recipe.examples(made.data.test))
+    assert result.result["samples"] == len(result.summary.rows) == len(feed.examples(made.data.test))
     assert result.result["unreadable"] == {}
     for name, chance in result.summary.chance.items():
         assert result.summary.metrics[name] >= 0
@@ -126,7 +126,7 @@ def test_other_tokenizers_label_pre_training_too(
     task = {**PRETRAIN, "tokenizer": str(run)}
     trained = trainer.train(make_recipe(tmp_path / "pretrain", task, optim={"epochs": 0.5, "batch_size": 18}))
     about = checkpoint.read_json(checkpoint.find(trained) / "config.json")
-    restored, _ = recipe.restore(run)
+    restored, _ = assembly.restore(run)
     assert isinstance(restored, ReconstructionTask)
     assert about["facts"] == {"codes": 24, "tokenizer": restored.tokenizer.fingerprint()}
     with pytest.raises(CheckpointError, match="holds a video tokenizer, which cannot be evaluated as retrieval"):

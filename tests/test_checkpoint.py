@@ -201,31 +201,6 @@ def test_what_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
         checkpoint.read_tensors(tmp_path / "absent.safetensors")
 
 
-def test_claim_takes_what_is_new_empty_or_its_own(tmp_path: Path) -> None:
-    new = tmp_path / "deep" / "new"
-    checkpoint.claim(new, "run of evilm")
-    (new / "more").touch()
-    checkpoint.claim(new, "run of evilm")
-    (tmp_path / "empty").mkdir()
-    checkpoint.claim(tmp_path / "empty", "run of evilm")
-
-
-def test_claim_refuses_what_belongs_to_another(tmp_path: Path) -> None:
-    foreign = tmp_path / "photos"
-    foreign.mkdir()
-    (foreign / "cat.jpg").touch()
-    with pytest.raises(OutputError, match="photos: holds something else"):
-        checkpoint.claim(foreign, "run of evilm")
-    assert sorted(path.name for path in foreign.iterdir()) == ["cat.jpg"]
-    checkpoint.claim(tmp_path / "index", "video index")
-    with pytest.raises(OutputError, match="holds video index"):
-        checkpoint.claim(tmp_path / "index", "run of evilm")
-    with pytest.raises(OutputError, match="is a file"):
-        checkpoint.claim(foreign / "cat.jpg", "run of evilm")
-    with pytest.raises(OutputError, match=r"cat\.jpg"):
-        checkpoint.claim(foreign / "cat.jpg" / "below", "run of evilm")
-
-
 @pytest.mark.parametrize("call", range(12))
 def test_an_input_output_error_at_any_move_leaves_a_valid_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
@@ -327,20 +302,3 @@ print(refused)
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 10
-
-
-def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from evilm import checkpoint\n"
-    program += "with checkpoint.hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
-        with (
-            pytest.raises(OutputError, match=f"another run is writing into it .process {first.pid} on"),
-            checkpoint.hold(tmp_path),
-        ):
-            pass
-        first.kill()
-    with checkpoint.hold(tmp_path):
-        pass

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import evilm
-from evilm import cli, inference, reach, recipe
+from evilm import assembly, cli, inference, reach
 from evilm.data.video import DecoderPool
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError, VideoError
 from evilm.tasks import VideoTextTask
@@ -39,7 +39,7 @@ def clips(small_world: Path) -> list[Path]:
 def test_embeddings_are_those_of_the_task(
     retrieval: Embedder, trained: Callable[[str], Path], clips: list[Path]
 ) -> None:
-    task, _ = recipe.restore(trained("retrieval"))
+    task, _ = assembly.restore(trained("retrieval"))
     assert isinstance(task, VideoTextTask)
     frames = np.stack([retrieval.read(clip) for clip in clips])
     texts = ["a red disc moves left", "a blue star jumps and a green square grows"]
@@ -82,7 +82,7 @@ def test_every_video_has_a_row_and_a_status(retrieval: Embedder, clips: list[Pat
 
 def test_answers_are_those_of_the_task(trained: Callable[[str], Path], clips: list[Path]) -> None:
     run = trained("question_answering")
-    task, _ = recipe.restore(run)
+    task, _ = assembly.restore(run)
     model = evilm.load(run)
     asked = "what color is the disc?"
     found = model.answer(clips[0], asked)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from evilm import checkpoint, config, evaluation, optim, progress, recipe, seeds, trainer
+from evilm import assembly, checkpoint, config, evaluation, feed, optim, progress, seeds, trainer
 from evilm.errors import CheckpointError, OutputError, TrainingError
 from evilm.recipe import Recipe
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
@@ -202,7 +202,7 @@ def test_what_was_skipped_is_listed_at_the_end(
     build: Callable[..., Recipe], small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small_world, tmp_path / "world", symlinks=True)
-    rows = recipe.examples(build(tmp_path / "run", "tokenizer").data.train)
+    rows = feed.examples(build(tmp_path / "run", "tokenizer").data.train)
     name = rows[5].clip.path.name
     (tmp_path / "world" / "videos" / name).write_bytes(b"no video")
     source = {"reader": "msrvtt_retrieval", "annotations": str(tmp_path / "world")}
@@ -244,9 +244,9 @@ def test_every_sample_is_seen_once_an_epoch_in_the_order_of_its_seed(
     build: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     made = build(tmp_path / "run", "question_answering")
-    rows = recipe.examples(made.data.train)
-    task, _, _ = recipe.new_task(made, rows)
-    loader = recipe.loader(made, task, rows, train=True)
+    rows = feed.examples(made.data.train)
+    task, _, _ = assembly.new_task(made, rows)
+    loader = feed.loader(made, task, rows, train=True)
     for epoch in (0, 1):
         order = [example.key for batch in loader.epoch(epoch) for example in batch.examples]
         assert order == [rows[i].key for i in seeds.permutation(0, epoch, 72)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evilm import checkpoint, cli, trial
+from evilm import cli, output, trial
 from evilm.data import world
 from evilm.errors import OutputError
 
@@ -82,7 +82,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
         trial.trial(tmp_path)
     assert cli.run(["try", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert not (tmp_path / checkpoint.MARK).exists()
+    assert not (tmp_path / output.MARK).exists()
 
 
 def test_the_command_says_how_to_go_on(

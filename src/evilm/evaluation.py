@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from evilm import __version__, checkpoint, config, distributed, metrics
-from evilm import recipe as recipes
+from evilm import __version__, assembly, checkpoint, config, distributed, feed, metrics, output
 from evilm.data import world
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
 from evilm.progress import Meter
+from evilm.recipe import Recipe
 from evilm.tasks import FINETUNE, TOKENIZERS
 from evilm.tasks.distill import Distill
 from evilm.tasks.retrieval import Retrieval
@@ -130,7 +130,7 @@ def of_checkpoint(
     name = f"evaluation-{split}" + (f"-{task}" if task else "") + ("-shuffled" if shuffled else "")
     in_run = (checkpoint_folder.parent / checkpoint.POINTER).is_file()
     folder = out or (checkpoint_folder.parent if in_run else checkpoint_folder) / name
-    checkpoint.check_free(folder, KIND)
+    output.check_free(folder, KIND)
     device = distributed.device(recipe.run.device)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
@@ -140,12 +140,12 @@ def of_checkpoint(
             f"{checkpoint_folder}: its recipe has no data.{split}: name one with data.{split}.reader=... "
             f"data.{split}.annotations=..."
         )
-    rows = recipes.examples(source)
+    rows = feed.examples(source)
     _check_rows(recipe.task.name, rows, split)
-    restored, about = recipes.restore(checkpoint_folder, recipe.task)
+    restored, about = assembly.restore(checkpoint_folder, recipe.task)
     scored_by_truth = _judge(restored, rows, truth, source.annotations)
     with distributed.in_turn():
-        loader = recipes.loader(recipe, restored, rows, train=False)
+        loader = feed.loader(recipe, restored, rows, train=False)
     loader.order = "shuffled" if shuffled else "true"
     summary = evaluate(restored, loader, device, recipe.run.precision, f"evaluating {split}")
     if scored_by_truth:
@@ -164,7 +164,7 @@ def of_checkpoint(
     return Evaluation(recipe.task.name, split, summary, report(summary, loader, said), folder)
 
 
-def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> recipes.Recipe:
+def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> Recipe:
     """The recipe of a checkpoint with changes, and with another task where one is asked for."""
     about = checkpoint.read_json(folder / "config.json")
     renamed = next((text for text in assignments if text.partition("=")[0] == "task.name"), None)
@@ -187,7 +187,7 @@ def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> recip
         if task == "retrieval" and own.get("name") == "distill":
             told = {"embedding": about["facts"]["width"]}  # the teacher's space
         table = {**table, "task": {"name": task, **weights, **{key: own[key] for key in shared}, **told}}
-    return config.check(recipes.Recipe, config.override(table, assignments), f"{folder}: its recipe")
+    return config.check(Recipe, config.override(table, assignments), f"{folder}: its recipe")
 
 
 def _choosing(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def save(folder: Path, result: dict[str, Any], summary: Summary) -> None:
     Raises:
         OutputError: the folder holds something else, or cannot be written.
     """
-    checkpoint.claim(folder, KIND)
+    output.claim(folder, KIND)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in summary.rows)
     try:
         for name, text in (

@@ -6,8 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from evilm import checkpoint, distributed, evaluation, optim, snapshot
-from evilm import recipe as recipes
+from evilm import checkpoint, distributed, evaluation, feed, optim, snapshot
 from evilm.errors import CheckpointError
 from evilm.journal import METRICS, SKIPPED, VALIDATION, Journal
 from evilm.model.economy import economise
@@ -171,7 +170,7 @@ class Run:
         source = self.recipe.data.validation
         assert source is not None
         with distributed.in_turn():
-            loader = recipes.loader(self.recipe, self.task, recipes.examples(source), train=False)
+            loader = feed.loader(self.recipe, self.task, feed.examples(source), train=False)
         with self.average.worn() if self.average is not None else contextlib.nullcontext():
             summary = evaluation.evaluate(
                 self.task,

@@ -89,7 +89,7 @@ def named(name: str, device: torch.device, restore: Restore) -> Teacher:
     Args:
         name: as ``task.teacher`` has it.
         device: where it runs.
-        restore: ``recipe.restore``.
+        restore: ``assembly.restore``.
 
     Raises:
         CheckpointError: there is none, or it has no embeddings.
@@ -115,7 +115,7 @@ def at_hand(name: str, facts: Mapping[str, Any], restore: Restore) -> Teacher | 
     Args:
         name: as ``task.teacher`` has it.
         facts: of the checkpoint.
-        restore: ``recipe.restore``.
+        restore: ``assembly.restore``.
 
     Raises:
         CheckpointError: another one is there.

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evilm import __version__, checkpoint, distributed, journal
-from evilm import recipe as recipes
+from evilm import __version__, assembly, checkpoint, distributed, feed, journal, output
 from evilm.errors import ConfigError, EvilmError, OutputError
 from evilm.progress import say
 from evilm.run import Interrupted, Run
@@ -53,11 +52,11 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
     with Signals() as signals, distributed.together(recipe.run.device), contextlib.ExitStack() as held:
 
         def take() -> None:
-            checkpoint.check_free(out, KIND)
+            output.check_free(out, KIND)
             if checkpoint.steps(out) and not resume:
                 raise OutputError(f"{out}: holds a run already; go on with --resume, or name another folder in run.out")
-            checkpoint.claim(out, KIND)
-            held.enter_context(checkpoint.hold(out))
+            output.claim(out, KIND)
+            held.enter_context(output.hold(out))
 
         distributed.from_first(take)
         try:
@@ -66,7 +65,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
             run.fit(resume, signals)
         except EvilmError:
             if distributed.rank() == 0:
-                checkpoint.release(out, journal.BEGINNINGS)  # of a run that never took a step
+                output.release(out, journal.BEGINNINGS)  # of a run that never took a step
             raise
     return out
 
@@ -82,18 +81,18 @@ def _prepare(recipe: Recipe) -> tuple[Run, Sequence[Example]]:
             f"optim.accumulate = {pieces} does not divide the {share} samples of optim.batch_size = "
             f"{recipe.optim.batch_size} that each of {distributed.ranks()} processes has"
         )
-    rows = recipes.examples(recipe.data.train)
-    task, facts, start = recipes.new_task(recipe, rows)
+    rows = feed.examples(recipe.data.train)
+    task, facts, start = assembly.new_task(recipe, rows)
     if start.loaded:
         say(f"start from {recipe.start}: {start}")
     for line in start.published:
         say(line)
     with distributed.in_turn():
-        loader = recipes.loader(recipe, task, rows, train=True, label=True)
+        loader = feed.loader(recipe, task, rows, train=True, label=True)
     return Run(recipe, task, loader, device, describe(recipe, task, facts, start)), rows
 
 
-def describe(recipe: Recipe, task: Task, facts: dict[str, Any], start: recipes.Start) -> dict[str, Any]:
+def describe(recipe: Recipe, task: Task, facts: dict[str, Any], start: assembly.Start) -> dict[str, Any]:
     """What ``config.json`` of a checkpoint holds: enough to build the task again, and how it came about."""
     return {
         "task": task.name,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from evilm import checkpoint
+from evilm import output
 from evilm.data import world
 from evilm.data.readers.msrvtt import msrvtt_qa
 from evilm.data.world.scene import COLOURS
@@ -85,7 +85,7 @@ def trial(out: Path, model: str | Path = TINY, clips: int = CLIPS, say: Say = la
         OutputError: ``out`` holds something else.
         CheckpointError, ConfigError, VideoIndexError: no such model, one that does not embed, or not that of the index.
     """
-    checkpoint.claim(out, KIND)
+    output.claim(out, KIND)
     found = Trial()
     folder = out / "world"
     with found.timed("rendering"):

@@ -73,7 +73,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from evilm import recipe
+from evilm import feed
 from evilm.data.loader import Loader
 from evilm.data.pixels import FilePixels
 from evilm.data.sources import SourceConfig
@@ -83,7 +83,7 @@ class Grey(FilePixels):
     def read(self, job, count):
         return np.zeros((count, self.size, self.size, 3), np.uint8)
 
-rows = recipe.examples(SourceConfig(reader="captions", annotations=Path(sys.argv[1])))
+rows = feed.examples(SourceConfig(reader="captions", annotations=Path(sys.argv[1])))
 count = int(sys.argv[2])
 assert rows.clips == len(rows) == count
 assert sum(len(row.captions[0]) for row in rows) > 50 * count

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import evilm
-from evilm import checkpoint, evaluation, losses, recipe, trainer
+from evilm import assembly, checkpoint, evaluation, losses, trainer
 from evilm.errors import CheckpointError, ConfigError
 from evilm.tasks.distill import Distill, DistillConfig
 from evilm.tasks.task import Prediction
@@ -221,7 +221,7 @@ def test_a_student_outlives_its_teacher(
         make_recipe(tmp_path / "run", {"name": "distill", "teacher": str(teacher)}, optim={"epochs": 1})
     )
     shutil.rmtree(teacher)
-    restored, _ = recipe.restore(run)
+    restored, _ = assembly.restore(run)
     assert isinstance(restored, Distill)
     assert restored.teacher is None
     with pytest.raises(CheckpointError, match="the teacher is not at hand"):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evilm import checkpoint, config, evaluation, recipe, trainer
+from evilm import checkpoint, config, evaluation, output, recipe, trainer
 from evilm.adapt import start as starts
 from evilm.adapt.captions import own_clips
 from evilm.adapt.readable import decodable, readable
@@ -80,7 +80,7 @@ def adapt(request: Request, out: Path, *, resume: bool = False, say: Callable[[s
     if begun is None:
         if out.is_dir() and checkpoint.steps(out):
             raise OutputError(f"{out}: holds a run already; go on with --resume, or name another folder with --out")
-        checkpoint.check_free(out, trainer.KIND)
+        output.check_free(out, trainer.KIND)
         begun = _begin(request, out, say)
     if "after" not in begun:
         trainer.train(config.check(recipe.Recipe, begun["recipe"], str(out / STATE)), resume=resume)
@@ -120,7 +120,7 @@ def _begin(request: Request, out: Path, say: Callable[[str], None]) -> dict[str,
     words = examine(vocabulary, train)
     say(f"{len(train)} clips to learn from, {len(held)} held out; captions: {own.origin}")
     say(str(words))
-    checkpoint.claim(out, trainer.KIND)
+    output.claim(out, trainer.KIND)
     new = words.new if request.new_words else ()
     if new:
         extend(start.folder, new, out / "start")

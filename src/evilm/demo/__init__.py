@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evilm import checkpoint
+from evilm import checkpoint, output
 from evilm.demo.plan import BUDGET, SEED, Demo
 from evilm.demo.results import gather
 from evilm.demo.stages import STAGES
@@ -45,7 +45,7 @@ def demo(out: Path, minutes: float = BUDGET) -> Path:
         OutputError: ``out`` holds something else, or a demo of another length.
         trainer.Interrupted: after saving, when Ctrl-C or SIGTERM came.
     """
-    checkpoint.claim(out, KIND)
+    output.claim(out, KIND)
     plan = out / "plan.json"
     if plan.is_file() and checkpoint.read_json(plan)["minutes"] != minutes:
         had = checkpoint.read_json(plan)["minutes"]

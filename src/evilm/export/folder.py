@@ -13,7 +13,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any, Literal
 
-from evilm import checkpoint, config
+from evilm import checkpoint, config, output
 from evilm.config import Config
 from evilm.errors import CheckpointError, ConfigError, OutputError
 from evilm.export import scan
@@ -82,7 +82,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         OutputError: it holds something else, or the disk is full; what was there is still there.
     """
-    checkpoint.check_free(folder, KIND)
+    output.check_free(folder, KIND)
     before = folder.with_name(folder.name + ".before")
     try:
         if folder.exists() and any(folder.iterdir()):
@@ -91,7 +91,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
 
         def marked(temporary: Path) -> None:
             fill(temporary)
-            (temporary / checkpoint.MARK).write_text(KIND + "\n")
+            (temporary / output.MARK).write_text(KIND + "\n")
 
         checkpoint.write(folder, marked, what="export", remedy="nothing half-written is left: free space, export again")
     except BaseException as error:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evilm import config, evaluation
-from evilm import recipe as recipes
+from evilm import config, evaluation, feed
 from evilm.errors import EvilmError
 from evilm.export.engine import Threshold
 from evilm.inference import Embedder, softmax
@@ -83,13 +82,13 @@ def rows_of(engine: TorchEngine) -> Rows:
     source = recipe.data.validation or (recipe.data.test if engine.about.task == "linear_probe" else None)
     if source is None:
         raise EvilmError("the checkpoint's recipe names no validation data")
-    examples = recipes.examples(source)
+    examples = feed.examples(source)
     examples = [examples[i * len(examples) // _ROWS] for i in range(_ROWS)] if len(examples) > _ROWS else examples
     task = _task(engine)
     truth = (source.annotations if source.annotations.is_dir() else source.annotations.parent) / "world.jsonl"
     if isinstance(task, Retrieval) and truth.is_file():
         task.relevance = evaluation.by_truth(truth)
-    loader = recipes.loader(recipe, task, examples, train=False)
+    loader = feed.loader(recipe, task, examples, train=False)
     try:
         batches = list(loader)
     finally:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evilm import checkpoint, reach
+from evilm import checkpoint, output, reach
 from evilm.errors import CheckpointError, OutputError
 from evilm.network import library as _library
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from evilm.export.engine import About
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_WANTED = ("*.json", "*.onnx", "*.safetensors", "README.md", checkpoint.MARK)
+_WANTED = ("*.json", "*.onnx", "*.safetensors", "README.md", output.MARK)
 _KEPT_BACK = ("training",)  # of a checkpoint: the optimiser's state, twice the size of the weights
 
 

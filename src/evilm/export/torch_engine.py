@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from evilm import checkpoint, config, distributed
-from evilm import recipe as recipes
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError
 from evilm.export import graphs
 from evilm.export.engine import About, Threshold
 from evilm.model.presets import ModelConfig, build
+from evilm.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +93,7 @@ class TorchEngine:
         return module(*(torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays))
 
 
-def _recipe(folder: Path, table: Mapping[str, Any]) -> recipes.Recipe:
+def _recipe(folder: Path, table: Mapping[str, Any]) -> Recipe:
     """The recipe that a checkpoint was trained by.
 
     Raises:
@@ -102,7 +102,7 @@ def _recipe(folder: Path, table: Mapping[str, Any]) -> recipes.Recipe:
     if table.get("task") in _NO_MODEL:
         raise CheckpointError(f"{folder}: is {_NO_MODEL[str(table['task'])]}; name a later stage's run")
     try:
-        recipe = config.check(recipes.Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
+        recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
     if getattr(recipe.task, "blind", False):
@@ -139,7 +139,7 @@ def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor])
 
 
 def _about(
-    recipe: recipes.Recipe, table: Mapping[str, Any], shape: ModelConfig, folder: Path,
+    recipe: Recipe, table: Mapping[str, Any], shape: ModelConfig, folder: Path,
     heads: Mapping[Head, nn.Module], temperature: float | None,
 ) -> About:  # fmt: skip
     facts: Mapping[str, Any] = table["facts"]

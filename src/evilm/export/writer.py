@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evilm import __version__, checkpoint, seeds
-from evilm import recipe as recipes
+from evilm import __version__, checkpoint, feed, output, seeds
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, VideoError
 from evilm.export import card, folder, gate, quantize, trace
@@ -96,7 +95,7 @@ def export(
     """
     if int8 and openvino:
         raise ConfigError("--int8 and --openvino do not go together: OpenVINO runs in bf16, and loses less")
-    checkpoint.check_free(out, folder.KIND)
+    output.check_free(out, folder.KIND)
     engine = TorchEngine(source)
     rows, frames = _evidence(engine, calibrate, say)
     against = gate.standard(engine, frames, rows)
@@ -144,7 +143,7 @@ def _evidence(
         clips = [Clip(path) for path in _videos(calibrate)]
     else:
         try:
-            clips = list(dict.fromkeys(example.clip for example in recipes.examples(engine.recipe.data.train)))
+            clips = list(dict.fromkeys(example.clip for example in feed.examples(engine.recipe.data.train)))
         except EvilmError as error:
             if rows is not None and rows.readable.any():
                 return rows, rows.frames[rows.readable][:_CLIPS]

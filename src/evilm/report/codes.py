@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evilm import recipe as recipes
+from evilm import assembly, feed
 from evilm.data.caption_words import words_of
 from evilm.errors import CheckpointError
+from evilm.recipe import Recipe
 from evilm.tasks.pretrain import Pretrain
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def masked_examples(run: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: no such run, or no tokenizer to compare with.
     """
-    task, about = recipes.restore(run)
-    recipe = recipes.Recipe.model_validate(about["recipe"])
+    task, about = assembly.restore(run)
+    recipe = Recipe.model_validate(about["recipe"])
     if not isinstance(task, Pretrain) or task.tokenizer is None or recipe.data.validation is None:
         raise CheckpointError(f"{run}: is no pre-training run with a video tokenizer and validation rows")
-    rows = recipes.examples(recipe.data.validation)
+    rows = feed.examples(recipe.data.validation)
     predictions = _predictions(recipe, task, rows)
-    words = code_words(_codes_of(recipe, task, recipes.examples(recipe.data.train)))
+    words = code_words(_codes_of(recipe, task, feed.examples(recipe.data.train)))
     shape = task.model.config
     grid = list(task.model.video_encoder.grid(shape.frames, shape.size, shape.size))
     return [_row(prediction, grid, words) for prediction in predictions if prediction.readable]
@@ -74,17 +75,17 @@ def code_words(clips: Iterable[tuple[set[int], Sequence[str]]]) -> dict[int, lis
     return meanings
 
 
-def _predictions(recipe: recipes.Recipe, task: Pretrain, rows: Sequence[Example]) -> list[Prediction]:
+def _predictions(recipe: Recipe, task: Pretrain, rows: Sequence[Example]) -> list[Prediction]:
     """Of some clips, evenly spread."""
     shown = [rows[i * len(rows) // SHOWN] for i in range(min(SHOWN, len(rows)))]
-    loader = replace(recipes.loader(recipe, task, rows, train=False), examples=shown)
+    loader = replace(feed.loader(recipe, task, rows, train=False), examples=shown)
     with torch.inference_mode():
         return [prediction for batch in loader for prediction in task.predict(batch)]
 
 
-def _codes_of(recipe: recipes.Recipe, task: Pretrain, rows: Sequence[Example]) -> list[tuple[set[int], Sequence[str]]]:
+def _codes_of(recipe: Recipe, task: Pretrain, rows: Sequence[Example]) -> list[tuple[set[int], Sequence[str]]]:
     """The codes in each training clip's middle frames; what the tokenizer says of 1,000 clips is enough."""
-    loader = replace(recipes.loader(recipe, task, rows, train=False, label=True), examples=rows[:1000])
+    loader = replace(feed.loader(recipe, task, rows, train=False, label=True), examples=rows[:1000])
     found: list[tuple[set[int], Sequence[str]]] = []
     for batch in loader:
         labels = task.labels(batch).flatten(1)

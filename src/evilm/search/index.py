@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from evilm import checkpoint
+from evilm import output
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError, VideoIndexError
 from evilm.search import binding, matrix, query
@@ -123,12 +123,12 @@ class VideoIndex:
         place = videos / INSIDE if at is None else Path(at).expanduser()
         if not videos.is_dir():
             raise VideoIndexError(f"{videos}: no such folder of videos")
-        checkpoint.check_free(place, KIND)
+        output.check_free(place, KIND)
         fresh = not (place / NAME).exists()
         if fresh and model is None:
             raise VideoIndexError(f"{place}: a new index needs a model: name one with --model")
         embedder = None if model is None else binding.loaded(model)
-        checkpoint.claim(place, KIND)
+        output.claim(place, KIND)
         try:
             with writing(place), Catalogue(place, write=True) as catalogue:
                 embedder = binding.bind(catalogue, embedder, model)
@@ -341,4 +341,4 @@ def _discard_empty(place: Path) -> None:
         return
     for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", "lock", matrix.NAME):
         (place / name).unlink(missing_ok=True)
-    checkpoint.release(place)
+    output.release(place)
