@@ -110,7 +110,7 @@ def _store(recipe: Recipe, rows: Sequence[Example], size: int, *, train: bool) -
     for problem in problems[:5]:
         meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
     if train:
-        check_bad(problems, len(store), data.bad_share)
+        check_bad(problems, len(store.clips), data.bad_share)
     return store
 
 

@@ -76,7 +76,7 @@ def test_an_interrupted_store_ends_as_an_unbroken_one(frames: FrameStore) -> Non
 def test_the_features_of_a_frame(frames: FrameStore) -> None:
     made = store(frames)
     made.fill(Backbone(), batch=100)
-    clip = frames.clips[0]
+    clip = frames.clips[frames.ids[0]]
     found = made.of(clip, np.array([1, 1, 0]))
     assert found.shape == (3, 2, 2, CHANNELS)
     assert found.dtype == np.float16

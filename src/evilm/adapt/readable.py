@@ -68,11 +68,11 @@ def decodable(
     store = FrameStore(data.cache, clips, size=size, candidates=data.candidates, fit=data.fit)
     with Meter("decoding", len(store), "clips") as meter:
         store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
-        if any(status in PASSING for status, _ in store.problems.values()):
+        if any(status in PASSING for key, (status, _) in store.problems.items() if key in store.clips):
             store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
     lost = [
         {"path": str(clip.path), "status": store.problems[clip.id][0], "reason": store.problems[clip.id][1]}
-        for clip in store.clips
+        for clip in store.clips.values()
         if clip.id in store.problems
     ]
     return tuple(row for row in examples if row.clip.id not in store.problems), lost

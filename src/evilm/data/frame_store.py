@@ -2,8 +2,9 @@
 
 A store holds ``candidates`` evenly spaced frames of each clip, so that training can still draw a moment at random
 from each segment. It is named by what decides its content (clips, their sizes and times of change, frame size,
-candidates), so a changed video is decoded again, and an interrupted store goes on where it stopped. Why a clip could
-not be read is kept beside it, so that an evaluation from the store says the same as one from the files.
+candidates), so a changed video is decoded again, and an interrupted store goes on where it stopped. Where a finished
+store has all the clips of a smaller one, it serves in its place, with all that is kept about its frames. Why a clip
+could not be read is kept too, so that an evaluation from the store says the same as one from the files.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 TODO, DONE, BAD = 0, 1, 2
 
+_CLIPS = "clips.json"  # which clips a store has, and how old their files were
+
 # What may be otherwise the next time, though the file has not changed: such a clip is tried again.
 PASSING: frozenset[VideoStatus] = frozenset({"timeout", "crashed", "not_a_file"})
 
@@ -40,37 +43,51 @@ class FrameStore:
     """Frames of a list of clips, (clips, candidates, size, size, 3) uint8, on disk.
 
     Args:
-        folder: where stores lie; this one gets a folder of its own below.
-        clips: distinct clips, in any order.
+        folder: where stores lie; this one gets a folder of its own below, unless a finished one has all its clips.
+        clips: in any order.
         size: pixels of a frame's side.
         candidates: frames kept of each clip.
         fit: ``crop`` or ``squash``, see ``video.fitted``.
+
+    Attributes:
+        clips: those that were asked for, by their ids.
+        ids: of every row, those of clips that only others ask for among them.
     """
 
     def __init__(self, folder: Path, clips: Iterable[Clip], *, size: int, candidates: int, fit: Fit = "crop") -> None:
-        unique = {clip.id: clip for clip in clips}
-        self.clips = [unique[key] for key in sorted(unique)]
+        self.clips = {clip.id: clip for clip in clips}
         self.size, self.candidates = size, candidates
         self.fit: Fit = fit
-        self.index = {clip.id: row for row, clip in enumerate(self.clips)}
-        self.folder = folder / self._name()
-        shape = (len(self.clips), candidates, size, size, 3)
+        ages = {key: age(self.clips[key].path) for key in sorted(self.clips)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder, self.ids = self._place(folder, ages)
+            self.index = {key: row for row, key in enumerate(self.ids)}
+            shape = (len(self.ids), candidates, size, size, 3)
             self.frames: NDArray[np.uint8] = _array(self.folder / "frames.u8", shape)
-            self.state: NDArray[np.uint8] = _array(self.folder / "state.u8", (len(self.clips),))
+            self.state: NDArray[np.uint8] = _array(self.folder / "state.u8", (len(self.ids),))
             self.problems = _read_problems(self.folder / "problems.json")
         except OSError as error:
-            raise OutputError(f"{self.folder}: cannot keep decoded frames: {error.strerror}; set data.cache") from None
+            raise OutputError(f"{folder}: cannot keep decoded frames: {error.strerror}; set data.cache") from None
 
-    def _name(self) -> str:
-        digest = hashlib.sha256(f"{self.size} {self.candidates} {self.fit}".encode())
-        for clip in self.clips:
-            digest.update(f"\n{clip.id} {age(clip.path)}".encode())
-        return f"frames-{digest.hexdigest()[:16]}"
+    def _place(self, folder: Path, ages: dict[str, str]) -> tuple[Path, list[str]]:
+        """The folder of these clips, and the ids of its rows: its own, or that of a finished store of more clips."""
+        about = f"{self.size} {self.candidates} {self.fit}"
+        digest = hashlib.sha256(about.encode())
+        for key, changed in ages.items():
+            digest.update(f"\n{key} {changed}".encode())
+        own = folder / f"frames-{digest.hexdigest()[:16]}"
+        if not own.exists():
+            for other in sorted(folder.glob("frames-*")):
+                known = _read_list(other / _CLIPS, about)
+                if ages.items() <= known.items() and _finished(other / "state.u8", len(known)):
+                    return other, list(known)
+        own.mkdir(parents=True, exist_ok=True)
+        if not (own / _CLIPS).exists():
+            _replace(own / _CLIPS, json.dumps({"about": about, "clips": ages}))
+        return own, list(ages)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.ids)
 
     def fill(
         self, workers: int = 0, progress: Callable[[int, int], None] | None = None, timeout: float = TIMEOUT
@@ -83,36 +100,36 @@ class FrameStore:
             timeout: seconds that one clip may take, where processes decode.
 
         Returns:
-            one line for each clip that cannot be read.
+            one line for each clip that was asked for and cannot be read.
         """
         with alone(self.folder):  # of several ranks the first decodes, and the others find it done
             self.problems = _read_problems(self.folder / "problems.json")
-            todo = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._worth_trying(row)]
+            todo = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._worth_trying(self.ids[row])]
             # A process takes longer to start than a few clips to decode.
             processes = min(workers, -(-len(todo) // 4))
-            results = decoded((Job(self.clips[row]) for row in todo), self._decoding, processes, timeout)
+            results = decoded((Job(self.clips[self.ids[row]]) for row in todo), self._decoding, processes, timeout)
             try:
                 for done, (row, found) in enumerate(zip(todo, results, strict=True), 1):
                     self._keep(row, found)
                     if progress is not None:
-                        progress(len(self.clips) - len(todo) + done, len(self.clips))
+                        progress(len(self.ids) - len(todo) + done, len(self.ids))
             finally:
                 if todo:
                     _write_problems(self.folder / "problems.json", self.problems)
             self.frames.flush()  # pyright: ignore[reportAttributeAccessIssue], a memmap
             self.state.flush()  # pyright: ignore[reportAttributeAccessIssue]
-        return [str(self._problem(clip)) for clip in self.clips if clip.id in self.problems]
+        return [str(self._problem(clip)) for key, clip in self.clips.items() if key in self.problems]
 
     @property
     def _decoding(self) -> Decoding:
         return Decoding(self.candidates, self.size, self.fit)
 
-    def _worth_trying(self, row: int) -> bool:
-        known = self.problems.get(self.clips[row].id)
-        return known is None or known[0] in PASSING
+    def _worth_trying(self, key: str) -> bool:
+        known = self.problems.get(key)
+        return key in self.clips and (known is None or known[0] in PASSING)
 
     def _keep(self, row: int, found: NDArray[np.uint8] | VideoError) -> None:
-        key = self.clips[row].id
+        key = self.ids[row]
         if isinstance(found, VideoError):
             self.problems[key] = (found.status, found.reason)
             self.state[row] = BAD
@@ -132,7 +149,7 @@ class FrameStore:
             raise DataError(f"{clip.id}: is not in the frames kept in {self.folder}") from None
 
     def clip_id(self, row: int) -> str:
-        return self.clips[row].id
+        return self.ids[row]
 
     def read(self, clip: Clip, chosen: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """The candidates ``chosen`` (None: all) of a clip, (T, size, size, 3).
@@ -190,8 +207,27 @@ def _read_problems(path: Path) -> dict[str, tuple[VideoStatus, str]]:
 
 
 def _write_problems(path: Path, problems: dict[str, tuple[VideoStatus, str]]) -> None:
+    _replace(path, json.dumps(problems, ensure_ascii=False, indent=0))
+
+
+def _read_list(path: Path, about: str) -> dict[str, str]:
+    """Id and age of the clips that a store of this kind has; none where it is of another kind or does not say."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found["clips"] if found.get("about") == about else {}
+
+
+def _finished(path: Path, count: int) -> bool:
+    """Whether every clip of a store was tried."""
+    state = np.fromfile(path, dtype=np.uint8) if path.exists() else np.zeros(0, dtype=np.uint8)
+    return len(state) == count and bool((state != TODO).all())
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(problems, ensure_ascii=False, indent=0), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

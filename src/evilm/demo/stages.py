@@ -97,8 +97,7 @@ def _answers(run: Demo, sighted: str, blind: str) -> Results:
 def _linear_probe(run: Demo) -> Results:
     run.train("linear-probe", "linear_probe", run.start())
     words = json.dumps(str(run.out / "vocabulary.json"))
-    # Its backbone is no other task's, and four frames of each clip are all that it is asked for.
-    untrained = ("start=", 'model.preset="evilm-tiny"', f"vocabulary={words}", "data.features=false")
+    untrained = ("start=", 'model.preset="evilm-tiny"', f"vocabulary={words}")
     run.train("linear-probe", "untrained_probe", *untrained)
     return {
         "metrics": _metrics(run.evaluate("linear_probe")),
