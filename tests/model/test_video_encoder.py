@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from evilm.model import video_encoder
-from evilm.model.presets import ModelConfig, build
+from evilm.model.presets import PRESETS, ModelConfig, build
 from evilm.model.tokenizer import FrameEncoder, TokenizerConfig
-from evilm.model.video_encoder import backbone, feature_map, keep_frozen
+from evilm.model.video_encoder import backbone, differences, feature_map, keep_frozen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,3 +114,20 @@ def test_a_fingerprint_names_backbone_pixels_and_precision() -> None:
     assert first.fingerprint("fp32") != first.fingerprint("bf16")
     second.normalise.mean += 1
     assert first.fingerprint("fp32") != second.fingerprint("fp32")
+
+
+def test_differences_by_hand() -> None:
+    regions = torch.tensor([1.0, 4.0, 9.0]).view(1, 3, 1, 1)
+    assert differences(regions).flatten(1).tolist() == [[0.0, 3.0, 3.0, 5.0, 5.0, 0.0]]  # before, after of each frame
+
+
+def test_motion_tells_the_order_of_frames() -> None:
+    """With it a region differs when frames are reversed, without it only its position in time does."""
+    shape = PRESETS["evilm-tiny"].model_copy(update={"time_start": 0.0})
+    features = torch.rand(2, 4, 4, 4, 256, generator=torch.Generator().manual_seed(0))
+    for motion in (False, True):
+        own = build(shape.model_copy(update={"motion": motion}), 100).video_encoder
+        there, back = (own.regions(each).tokens.view(2, 4, 16, -1) for each in (features, features.flip(1)))
+        assert torch.allclose(there, back.flip(1), atol=1e-5) is not motion
+        still = features[:, :1].expand(-1, 4, -1, -1, -1)
+        assert torch.allclose(own.regions(still).tokens[:, :16], own.regions(still[:, :1]).tokens, atol=1e-5)

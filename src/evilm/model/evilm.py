@@ -38,6 +38,7 @@ class EViLM(nn.Module):
             frames=config.frames,
             space_start=config.space_start,
             time_start=config.time_start,
+            motion=config.motion,
             mean=config.mean,
             std=config.std,
         )

@@ -39,6 +39,9 @@ class ModelConfig(Config):
     text_positions: int = Field(default=512, gt=0)
     space_start: float = Field(default=0.02, ge=0, description="standard deviation of untrained spatial positions")
     time_start: float = Field(default=0.0, ge=0, description="the same for positions in time")
+    motion: bool = Field(
+        default=False, description="beyond the paper: regions also tell how they differ from the frames beside theirs"
+    )
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -63,6 +66,7 @@ PRESETS: dict[str, ModelConfig] = {
         backbone="resnet10t",
         space_start=0.5,  # as loud as the features: from scratch, motion is learned from where and when
         time_start=0.5,
+        motion=True,  # else hardly any is learned in a demo's time (docs/decisions.md)
         stride=16,
         size=64,
         width=192,

@@ -137,6 +137,15 @@ def feature_map(backbone: nn.Module, pixels: Tensor) -> Tensor:
     return torch.cat([backbone(pixels[i : i + piece])[0] for i in range(0, len(pixels), piece)])
 
 
+def differences(regions: Tensor) -> Tensor:
+    """(B, T, n, D) to (B, T, n, 2 D): from the frame before, and to the frame after; zero where there is none.
+
+    Temporal differences as of TDN (Wang et al., 2021). Attention can find them too, but needs long to begin.
+    """
+    steps = regions[:, 1:] - regions[:, :-1]
+    return torch.cat([F.pad(steps, (0, 0, 0, 0, 1, 0)), F.pad(steps, (0, 0, 0, 0, 0, 1))], dim=-1)
+
+
 class VideoEncoder(nn.Module):
     """Frames to regions of the decoder's width, with their places in space and time.
 
@@ -146,6 +155,7 @@ class VideoEncoder(nn.Module):
         size: pixels of a frame's side at which the spatial positions are learned.
         frames: T at which the temporal positions are learned; others interpolate.
         space_start, time_start: standard deviations of the positions before training.
+        motion: let each region also tell how it differs from the same place a frame before and after.
         mean, std: pixel statistics; the backbone's own by default.
     """
 
@@ -161,6 +171,7 @@ class VideoEncoder(nn.Module):
         frames: int,
         space_start: float = 0.02,
         time_start: float = 0.0,
+        motion: bool = False,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> None:
@@ -175,6 +186,7 @@ class VideoEncoder(nn.Module):
         self.space = nn.Parameter(space_start * torch.randn(1, width, cells, cells))
         # Zero by default, so that a model started from images treats all frames alike until it learns otherwise.
         self.time = nn.Parameter(time_start * torch.randn(1, width, frames))
+        self.motion = nn.Linear(2 * width, width, bias=False) if motion else None
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def train(self, mode: bool = True) -> VideoEncoder:
@@ -216,7 +228,10 @@ class VideoEncoder(nn.Module):
         """(B, T, h, w, C) features to e^V: projected, with where and when (Eq. 1)."""
         grid = Grid(*features.shape[1:4])
         cells = features.flatten(2, 3).to(self.project.weight.dtype)  # what was kept is of half precision
-        regions = self.project(cells) + self._positions(grid)[None]
+        regions = self.project(cells)
+        if self.motion is not None:
+            regions = regions + self.motion(differences(regions))
+        regions = regions + self._positions(grid)[None]
         return Encoded(regions.flatten(1, 2), None, grid)
 
     def fingerprint(self, precision: str) -> str:

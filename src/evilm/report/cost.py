@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PARTS: dict[str, tuple[str, ...]] = {
     "video_encoder": ("video_encoder.backbone",),
     "text_encoder": ("text_encoder.bert",),
-    "projections": ("video_encoder.project", "text_encoder.project"),
+    "projections": ("video_encoder.project", "video_encoder.motion", "text_encoder.project"),
     "positions": ("video_encoder.space", "video_encoder.time"),
     "decoder": ("decoder",),
 }
