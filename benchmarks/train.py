@@ -3,7 +3,7 @@
     python benchmarks/train.py                          # evilm-xx-small at 128x128 on the CPU, one thread
     python benchmarks/train.py --extra compiled recompute accumulate ema
     python benchmarks/train.py --memory                 # also the peak memory of each variant, a process each
-    python benchmarks/train.py --world FOLDER           # also the share of a run's time that waits for packed frames
+    python benchmarks/train.py --world FOLDER           # also the parts of a run's time, loading packed frames included
 
 ``benchmarks/sweep.py`` sweeps the batch, on a GPU above all; ``benchmarks/roofline.py`` says what could be had at most.
 
@@ -15,8 +15,10 @@ On a CPU the clock is this process's own CPU time, which other programs do not s
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from evilm.data.pixels import Store
     from evilm.types import Example
 
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 EXTRA = {"compiled": True, "recompute": True, "accumulate": 4, "ema": True}  # off by default, and what turns them on
 
 
@@ -80,14 +83,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """MB that a process of each variant had at most, less what it had before its first step; on a GPU all of it."""
-    found: dict[str, float] = {}
+def memory(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """MB of each variant, in a process of its own: at most, and how much of it two steps took beyond the model."""
+    found: dict[str, dict[str, float]] = {}
     for name in variants(arguments):
         command = [sys.executable, __file__, "--one", name, "--extra", *arguments.extra]
         for key in ("preset", "size", "frames", "batch", "device", "precision", "threads"):
             command += [f"--{key}", str(getattr(arguments, key))]
-        found[name] = _told(command)["MB"]
+        found[name] = _told(command)
     return found
 
 
@@ -98,23 +101,40 @@ def _told(command: list[str]) -> dict[str, float]:
 
 
 def one(arguments: argparse.Namespace) -> dict[str, float]:
-    """Two steps of one variant and the memory that they took."""
-    cuda = arguments.device.startswith("cuda")
+    """Two steps of one variant, and the MB that there were at most; weights and imports are no part of the steps."""
     step, source = Step(arguments, variants(arguments)[arguments.one]), batches(arguments)
     batch = next(source)
-    before = 0.0 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = _held(arguments.device)
     for _ in range(2):
         step.take(batch)
-    after = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident()
-    return {"MB": round(after - before)}
+    most = _most(arguments.device)
+    return {"process": round(most), "steps": round(most - before)}
 
 
-def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _held(device: str) -> float:
+    """MB in use now; from now on ``_most`` counts."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    with contextlib.suppress(AttributeError):  # only glibc keeps what was freed, and can be told to give it back
+        ctypes.CDLL(None).malloc_trim(0)
+    RESET.write_text("5")  # of the peak of resident memory, which importing torch had driven up
+    return _resident("VmRSS")
+
+
+def _most(device: str) -> float:
+    """MB in use at most, since ``_held`` was asked."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else _resident("VmHWM")
+
+
+def _resident(name: str) -> float:
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+    return int(lines[name].split()[0]) / 1024
 
 
 def waiting(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The share of a run's wall time in which it waits for its loader, from raw and from JPEG packs."""
+    """The parts of a run's wall time, waiting for its loader among them, from raw and from JPEG packs."""
     from evilm.data import readers
     from evilm.data.pack import pack
     from evilm.data.packed import PackConfig, packed_for
@@ -138,9 +158,9 @@ def _waited(arguments: argparse.Namespace, rows: Sequence[Example], store: Store
         rows, StoredPixels(store), arguments.frames, arguments.size, arguments.batch, train=True, prefetch=2,
         workers=arguments.workers,
     )  # fmt: skip
-    step, source = Step(arguments, variants(arguments)["full"], parts=False), batches(arguments)
+    step, source = Step(arguments, variants(arguments)["full"], wall=True), batches(arguments)
     waited, steps, began = 0.0, -1, 0.0
-    while steps < arguments.rounds:
+    while steps < arguments.steps:
         feed = loader.epoch(max(0, steps) // len(loader))
         for _ in range(len(loader)):
             asked = time.perf_counter()
@@ -149,13 +169,19 @@ def _waited(arguments: argparse.Namespace, rows: Sequence[Example], store: Store
             step.take(replace(batch, labels=next(source).labels))
             steps += 1
             if steps == 0:  # the first step warms up, and waits for the first batch
+                step.spent.clear()
                 waited, began = 0.0, time.perf_counter()
-            if steps == arguments.rounds:
+            if steps == arguments.steps:
                 break
         feed.close()
     whole = time.perf_counter() - began
     loader.close()
-    return {"steps": steps, "waiting for data": round(waited / whole, 4), "seconds": round(whole, 1)}
+    parts = {"load": waited, **{name: seconds for name, seconds in step.spent.items() if name != "all"}}
+    return {
+        "steps": steps,
+        "clips/s": round(steps * arguments.batch / whole, 2),
+        "share of the run": {name: round(seconds / whole, 4) for name, seconds in parts.items()},
+    }
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -169,6 +195,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=40, help="steps of the run, for --world")
     parser.add_argument("--workers", type=int, default=2, help="processes of the loader, for --world")
     parser.add_argument("--extra", nargs="*", default=[], choices=list(EXTRA), help="what is off by default")
     parser.add_argument("--memory", action="store_true", help="peak memory too, a process for each variant")
@@ -186,7 +213,7 @@ def main() -> None:
     else:
         found = measure(arguments)
         if arguments.memory:
-            found["peak MB of the steps"] = memory(arguments)
+            found["MB at most"] = memory(arguments)
         if arguments.world is not None:
             found["loader"] = waiting(arguments)
     sys.stdout.write(json.dumps(found, indent=2) + "\n")

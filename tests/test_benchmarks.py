@@ -77,7 +77,20 @@ def test_variants_are_measured_in_turn(program: Any) -> None:
     assert {"video", "text", "fuse", "backward", "optimiser"} <= found["share of the step"].keys()
     assert 0.5 < sum(found["share of the step"].values()) <= 1.01
     arguments.one = "with recompute"
-    assert train.one(arguments)["MB"] >= 0
+    found = train.one(arguments)
+    assert 0 < found["steps"] < found["process"]
+
+
+def test_waiting_for_packed_frames_is_a_part_of_the_run(program: Any, small_world: Path) -> None:
+    train = program("train")
+    asked = [*TINY, "--batch", "4", "--workers", "0", "--steps", "3", "--world", str(small_world)]
+    found = train.waiting(train.parse(asked))
+    assert found.keys() == {"raw", "jpeg"}
+    for each in found.values():
+        shares = each["share of the run"]
+        assert shares.keys() == {"load", "video", "text", "fuse", "backward", "optimiser"}
+        assert 0 < shares["load"] < 0.9
+        assert 0.5 < sum(shares.values()) < 1.01
 
 
 def test_a_sweep_tells_rates_shares_and_hours(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +27,6 @@ from evilm.types import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from evilm.model.presets import ModelConfig
 
@@ -183,9 +187,96 @@ def test_an_export_gives_way_to_the_next_and_survives_a_full_disk(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_damaged_export_is_said(exported: Path, tmp_path: Path) -> None:
-    import shutil
+class FullDisk:
+    """A disk with room for so many files more; of the next one, half is written."""
 
+    def __init__(self, files: int) -> None:
+        self.files, self.real = files, Path.write_bytes
+
+    def writer(self) -> Callable[[Path, bytes], int]:
+        def write(path: Path, content: bytes) -> int:
+            self.files -= 1
+            if self.files < 0:
+                self.real(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.real(path, content)
+
+        return write
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["in place of another", "new"])
+@pytest.mark.parametrize("files", [0, 2])
+def test_a_disk_that_is_full_at_the_end_leaves_what_was_there(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, before: bool
+) -> None:
+    out, made = tmp_path / "out", folder.read(exported)
+    if before:
+        folder.write(out, lambda to: writer._fill(to, exported, made))
+    known = {path.name: path.read_bytes() for path in out.glob("*")}
+    full = FullDisk(files)
+    monkeypatch.setattr(Path, "write_bytes", full.writer())
+    with pytest.raises(OutputError) as caught:
+        folder.write(out, lambda to: writer._fill(to, exported, made))
+    remedy = "nothing half-written is left: free space, export again"
+    assert str(caught.value) == f"{out}: cannot write the export: No space left on device; {remedy}"
+    assert {path.name: path.read_bytes() for path in out.glob("*")} == known
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] * before
+    if before:
+        folder.read(out)
+
+
+def test_an_export_is_there_while_its_successor_is_written(exported: Path, tmp_path: Path) -> None:
+    """Killed then, it would still be."""
+    out, made = tmp_path / "out", folder.read(exported)
+    folder.write(out, lambda to: writer._fill(to, exported, made))
+
+    def watched(to: Path) -> None:
+        folder.read(out)
+        writer._fill(to, exported, made)
+
+    folder.write(out, watched)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_move_that_fails_brings_the_export_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, real = tmp_path / "out", Path.rename
+    folder.write(out, lambda to: (to / "a").write_text("1") and None)
+
+    def refused(path: Path, target: Path) -> Path:
+        if target == out:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OutputError, match="Input/output error"):
+        folder.write(out, lambda to: (to / "a").write_text("2") and None)
+    assert (out / "a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_room_for_drafts_is_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def fill() -> None:
+        with writer._drafts() as (plain, _):
+            (plain / "video.onnx").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match="cannot keep the drafts of this export: No space left on device; free space"):
+        fill()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    assert cli.run(["export", str(run), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"error: {tmp_path}: has 0.0 MB free and the drafts of this export take ")
+    assert said.endswith("; free space, or name another folder in TMPDIR")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_export_is_said(exported: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     whole = (copy / "fusion.onnx").read_bytes()

@@ -10,12 +10,11 @@ manifest.json     checksums of all of these, written last
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING, Any, Literal
 
 from evilm import checkpoint, config, output
 from evilm.config import Config
-from evilm.errors import CheckpointError, ConfigError, OutputError
+from evilm.errors import CheckpointError, ConfigError
 from evilm.export import scan
 from evilm.export.engine import About
 
@@ -83,21 +82,15 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         OutputError: it holds something else, or the disk is full; what was there is still there.
     """
     output.check_free(folder, KIND)
-    before = folder.with_name(folder.name + ".before")
+    old = folder.with_name(folder.name + checkpoint.OLD)
+
+    def marked(temporary: Path) -> None:
+        fill(temporary)
+        (temporary / output.MARK).write_text(KIND + "\n")
+
     try:
-        if folder.exists() and any(folder.iterdir()):
-            shutil.rmtree(before, ignore_errors=True)
-            os.replace(folder, before)
-
-        def marked(temporary: Path) -> None:
-            fill(temporary)
-            (temporary / output.MARK).write_text(KIND + "\n")
-
         checkpoint.write(folder, marked, what="export", remedy="nothing half-written is left: free space, export again")
-    except BaseException as error:
-        if before.is_dir() and not folder.exists():
-            os.replace(before, folder)
-        if isinstance(error, OSError):
-            raise OutputError(f"{folder}: cannot be written: {error.strerror or error}; free space") from error
+    except BaseException:
+        if old.is_dir() and not folder.exists():  # it had been moved away already
+            os.replace(old, folder)
         raise
-    shutil.rmtree(before, ignore_errors=True)

@@ -7,7 +7,10 @@ by graph: some layers first, then all convolutions, then the whole graph.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import platform
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +21,7 @@ import torch
 
 from evilm import __version__, checkpoint, feed, output, seeds
 from evilm.data.video import DecoderPool
-from evilm.errors import ConfigError, DataError, EvilmError, ExportError, VideoError
+from evilm.errors import ConfigError, DataError, EvilmError, ExportError, OutputError, VideoError
 from evilm.export import card, folder, gate, quantize, trace
 from evilm.export.onnx_engine import OnnxEngine
 from evilm.export.torch_engine import TorchEngine
@@ -26,7 +29,7 @@ from evilm.inference import Embedder
 from evilm.types import Clip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,6 +43,8 @@ _LADDER: dict[str, tuple[Kind, ...]] = {
     "text": ("int8", "fp32"),
     "fusion": ("int8", "fp32"),
 }
+_ROOM = 5  # times the weights that drafts take: plain graphs, two drafts, and what the quantizer writes in between
+_ELSEWHERE = "free space, or name another folder in TMPDIR"
 _SMALL_HEADS = ("embed_video", "embed_text")  # one small matrix each, and the last before cosines: never in int8
 
 
@@ -97,12 +102,11 @@ def export(
         raise ConfigError("--int8 and --openvino do not go together: OpenVINO runs in bf16, and loses less")
     output.check_free(out, folder.KIND)
     engine = TorchEngine(source)
+    _check_room(engine)
     rows, frames = _evidence(engine, calibrate, say)
     against = gate.standard(engine, frames, rows)
     precision = "int8" if int8 else "bf16" if openvino else "fp32"
-    with tempfile.TemporaryDirectory(prefix="evilm-export-") as name:
-        plain, draft = Path(name) / "fp32", Path(name) / "draft"
-        plain.mkdir()
+    with _drafts() as (plain, draft):
         say("tracing the graphs")
         trace.trace(engine, plain)
         about = engine.about.model_copy(update={"cannot_tell": against.cannot_tell or engine.about.cannot_tell})
@@ -128,6 +132,39 @@ def export(
         exported = runnable.export.model_copy(update={"measured": report})
         folder.write(out, lambda temporary: _fill(temporary, draft, exported))
     return exported
+
+
+def _check_room(engine: TorchEngine) -> None:
+    """Whether drafts will have room; asked beforehand, as the quantizer does not notice a full disk.
+
+    Raises:
+        OutputError: they will not.
+    """
+    place = tempfile.gettempdir()
+    needed, free = _ROOM * (engine.folder / "model.safetensors").stat().st_size, shutil.disk_usage(place).free
+    if free < needed:
+        raise OutputError(
+            f"{place}: has {free / 1e6:.1f} MB free and the drafts of this export take {needed / 1e6:.1f}; {_ELSEWHERE}"
+        )
+
+
+@contextlib.contextmanager
+def _drafts() -> Generator[tuple[Path, Path]]:
+    """A folder for plain graphs and a place for drafts, gone afterwards.
+
+    Raises:
+        OutputError: the disk is full all the same.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="evilm-export-") as name:
+            plain, draft = Path(name) / "fp32", Path(name) / "draft"
+            plain.mkdir()
+            yield plain, draft
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = tempfile.gettempdir()
+        raise OutputError(f"{place}: cannot keep the drafts of this export: {error.strerror}; {_ELSEWHERE}") from error
 
 
 def _evidence(

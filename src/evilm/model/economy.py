@@ -28,7 +28,9 @@ def economise(module: nn.Module, *, recompute: bool = False, compiled: bool = Fa
         if recompute and isinstance(part, Block):
             part.recompute = True
         if recompute and isinstance(part, BertModel):
-            part.gradient_checkpointing_enable({"use_reentrant": False})
+            part.config.use_cache = False  # of a decoder; transformers warns of the two together
+            enable = getattr(part, "activation_checkpointing_enable", None)  # its name in newer versions
+            (enable or part.gradient_checkpointing_enable)({"use_reentrant": False})
         checkpointing: Callable[[bool], None] | None = getattr(part, "set_grad_checkpointing", None)
         if recompute and checkpointing is not None:
             checkpointing(True)
