@@ -59,6 +59,8 @@ def shrunk(
         task |= {"frames": 2} | ({"at_least": 1} if task["name"] == "tokenizer" else {})
     elif "tokenizer" in task:
         task |= {"tokenizer": str(made["tokenizer"]), "backbone": "own"}
+    elif "teacher" in task:
+        task["teacher"] = str(made["base"])
     return config.check(Recipe, table, "small")
 
 

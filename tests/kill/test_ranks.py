@@ -95,10 +95,11 @@ def test_torchrun(killing: Killing) -> None:
     """``torchrun --nproc-per-node 2 -m evilm pretrain``: the losses of one process with the same global batch."""
     killing.unbroken("tokenizer")
     options = (*ALIKE["pretrain"], *MANY, "optim.epochs=1")
-    assert killing.wait(killing.start("pretrain", "alone", *options)) == 0
+    one = killing.start("pretrain", "alone", *options)  # is done while torchrun and what it starts import torch
     run = torchrun(killing, "pretrain", "launched", 2, *options)
     told = finish(run, 300)
     assert run.returncode == 0, told
+    assert killing.wait(one) == 0, (killing.folder / "alone.log").read_text()
     assert told.count("run: ") == 1  # one speaks for both
     alone, launched = (killing.rows(killing.folder / name / "metrics.jsonl") for name in ("alone", "launched"))
     assert {"mvm", "mlm", "vtm", "contrastive"} <= launched[0].keys()

@@ -146,14 +146,15 @@ def _opened(path: Path, shape: tuple[int, ...], about: dict[str, Any]) -> NDArra
     """
     note = path.with_suffix(".json")
     try:
-        if path.exists() and note.exists():
-            _check(path, json.loads(note.read_text(encoding="utf-8")), about)
-        if not path.exists() or path.stat().st_size != 2 * int(np.prod(shape)):
-            _write_blank(path, shape)
-        if not note.exists():
-            temporary = note.with_name(note.name + ".tmp")
-            temporary.write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
-            os.replace(temporary, note)
+        with alone(path.parent):  # two runs may begin at once
+            if path.exists() and note.exists():
+                _check(path, json.loads(note.read_text(encoding="utf-8")), about)
+            if not path.exists() or path.stat().st_size != 2 * int(np.prod(shape)):
+                _write_blank(path, shape)
+            if not note.exists():
+                temporary = note.with_name(note.name + ".tmp")
+                temporary.write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
+                os.replace(temporary, note)
         return np.memmap(path, dtype=np.uint16, mode="r+", shape=shape)
     except OSError as error:
         raise OutputError(f"{path}: cannot be kept: {error.strerror}") from None
