@@ -180,6 +180,36 @@ def test_contrast_leaves_a_clip_drawn_twice_out_of_its_own_denominator() -> None
     assert losses.contrastive(video, text, 0.2, same).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def test_contrast_of_two_texts_a_video_by_hand() -> None:
+    # Video i looks for its text a or b among both texts of the other; each text for its video among the two.
+    video = torch.eye(2)
+    text = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])  # the first two are of video 0
+    e = math.exp
+    texts = [e(1.0) / (e(1.0) + e(0.0)), e(0.8) / (e(0.8) + e(0.6)), e(0.8) / (e(0.8) + e(0.6)), e(1.0) / (e(1.0) + 1)]
+    videos = [e(1.0) / (e(1.0) + e(0.6) + e(0.0)), e(0.8) / (e(0.8) + e(0.6) + e(0.0)),
+              e(0.8) / (e(0.8) + e(0.6) + e(0.0)), e(1.0) / (e(1.0) + e(0.6) + e(0.0))]  # fmt: skip
+    by_hand = -sum(math.log(p) for p in texts + videos) / 8
+    assert losses.contrastive(video, text, 1.0).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_contrast_of_several_texts_leaves_out_a_clip_drawn_twice() -> None:
+    torch.manual_seed(6)
+    video, text = F.normalize(torch.randn(3, 8), dim=-1), F.normalize(torch.randn(6, 8), dim=-1)
+    same = torch.eye(3, dtype=torch.bool)
+    same[0, 2] = same[2, 0] = True
+    cosines = (video @ text.T / 0.2).double()
+    terms: list[torch.Tensor] = []
+    for own in range(6):
+        row = own // 2
+        videos = [j for j in range(3) if j == row or not same[row, j]]
+        texts = [own, *(j for j in range(6) if not same[row, j // 2])]
+        terms.append(torch.logsumexp(cosines[videos, own], 0) - cosines[row, own])
+        terms.append(torch.logsumexp(cosines[row, texts], 0) - cosines[row, own])
+    assert losses.contrastive(video, text, 0.2, same).item() == pytest.approx(
+        torch.stack(terms).mean().item(), rel=1e-5
+    )
+
+
 def test_focus_weighs_each_row_by_what_is_not_yet_known() -> None:
     # p = 0.9 and 0.2: (0.1)^2 * 0.10536 = 0.0010536 and (0.8)^2 * 1.60944 = 1.0300.
     each = -torch.tensor([0.9, 0.2], dtype=torch.float64).log()

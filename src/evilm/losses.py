@@ -121,20 +121,29 @@ def contrastive(
 ) -> Tensor:
     """Symmetric InfoNCE over a batch.
 
+    With C texts a video, each of them looks for its video; and the video looks for each of them in turn, among the
+    texts of others: its other texts are as true as this one, and no negatives.
+
     Args:
-        video, text: (B, D) l2-normalised; row i of one belongs to row i of the other.
+        video: (B, D) l2-normalised.
+        text: (B * C, D) l2-normalised; rows i * C to i * C + C - 1 belong to row i of the videos.
         temperature: divides the cosines.
-        same: (B, B) bool, True where video i and text j are also a true pair (a clip drawn twice): such
+        same: (B, B) bool, True where video i and the texts of video j are also true pairs (a clip drawn twice): such
             pairs off the diagonal are left out of the denominator.
         focus: see ``focused``.
     """
-    logits = video.float() @ text.float().T / temperature
-    if same is not None:
-        others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-        logits = logits.masked_fill(others, float("-inf"))
-    target = torch.arange(len(logits), device=logits.device)
-    each = [F.cross_entropy(scores, target, reduction="none") for scores in (logits, logits.T)]
-    return focused(torch.stack(each), focus).mean()
+    count, each = len(video), len(text) // len(video)
+    logits = video.float() @ text.float().T / temperature  # (B, B * C)
+    rows = torch.arange(count, device=logits.device)
+    own = torch.eye(count, dtype=torch.bool, device=logits.device)
+    alike = (own if same is None else same | own).repeat_interleave(each, 1)
+    found = logits.T.masked_fill(alike.T & ~own.repeat_interleave(each, 1).T, float("-inf"))
+    terms = [F.cross_entropy(found, rows.repeat_interleave(each), reduction="none")]
+    for which in range(each):
+        target = rows * each + which
+        hidden = alike.scatter(1, target[:, None], value=False)
+        terms.append(F.cross_entropy(logits.masked_fill(hidden, float("-inf")), target, reduction="none"))
+    return focused(torch.cat(terms), focus).mean()
 
 
 def following(found: Tensor, wanted: Tensor, known: Tensor) -> Tensor:

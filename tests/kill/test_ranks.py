@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ALIKE = {
     "tokenizer": ("task.tokenizer.codebook=ema", "task.tokenizer.kmeans=true", "task.tokenizer.restart_below=0.9"),
     "pretrain": ("model.dropout=0.0",),
-    "retrieval": (),
+    "retrieval": ("task.captions=2",),
     "linear_probe": (),
 }
 
@@ -57,7 +57,7 @@ def test_two_processes_equal_one(killing: Killing, stage: str) -> None:
     one, two, options = f"{stage}-by-one", f"{stage}-by-two", (*ALIKE[stage], *MANY)
     if stage == "retrieval":  # of a model without dropout, which each process draws for itself
         assert killing.wait(killing.start("pretrain", "steady", *ALIKE["pretrain"])) == 0
-        options = (f'start="{killing.folder / "steady"}"', *MANY)
+        options = (f'start="{killing.folder / "steady"}"', *ALIKE[stage], *MANY)
     assert killing.wait(killing.start(stage, one, *options)) == 0
     for pid in killing.together(stage, two, 2, *options):
         assert killing.wait(pid) == 0, (killing.folder / f"{two}.log").read_text()

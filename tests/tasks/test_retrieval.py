@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from evilm import losses
 from evilm.errors import ConfigError
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
 from evilm.tasks.task import Prediction
@@ -35,15 +36,15 @@ def predicted(rows: list[Example], video: np.ndarray, text: np.ndarray) -> list[
     return [Prediction(row, True, {"video": v, "text": t}) for row, v, t in zip(rows, video, text, strict=True)]
 
 
-@pytest.mark.parametrize("vtm", [0.0, 1.0])
+@pytest.mark.parametrize(("vtm", "captions"), [(0.0, 1), (1.0, 1), (1.0, 2)])
 def test_gradients_reach_every_parameter(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example], vtm: float,
-    without_gradient: Callable[..., list[str]],
+    captions: int, without_gradient: Callable[..., list[str]],
 ) -> None:  # fmt: skip
-    task = build(vtm=vtm).train()
-    losses = task.losses(random_batch(captioned))
-    assert set(losses.parts) == ({"contrastive", "vtm"} if vtm else {"contrastive"})
-    assert without_gradient(task, losses) == []
+    task = build(vtm=vtm, captions=captions).train()
+    found = task.losses(random_batch(captioned))
+    assert set(found.parts) == ({"contrastive", "vtm"} if vtm else {"contrastive"})
+    assert without_gradient(task, found) == []
 
 
 def test_two_rows_of_one_video_are_no_negatives(
@@ -52,6 +53,42 @@ def test_two_rows_of_one_video_are_no_negatives(
     task = build(vtm=1.0).eval()
     batch = random_batch([captioned[0], replace(captioned[0], key="again")])
     assert task.losses(batch).parts["contrastive"].item() == 0
+
+
+def test_several_captions_of_a_video_are_drawn_together_and_each_looks_for_it(
+    build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
+) -> None:
+    task = build(captions=3).train()
+    batch = random_batch([replace(captioned[0], captions=("a", "b", "c", "d")), replace(captioned[1], captions=("e",))])
+    drawn = task.several_captions(batch, 3)
+    assert len(set(drawn[:3])) == 3  # none twice while there are others
+    assert set(drawn[:3]) <= set("abcd")
+    assert drawn[3:] == ["e", "e", "e"]
+    assert drawn == task.several_captions(batch, 3)  # by the samples' seeds alone
+    assert [drawn[0], drawn[3]] == task.captions(batch)
+    assert task.eval().several_captions(batch, 3)[:3] == ["a", "b", "c"]
+    with torch.no_grad():
+        video, text = task.embed_encoded(task.encode(batch), task.model.encode_text(task.text(list("abceee"), batch)))
+        wanted = losses.contrastive(video, text, task.embed.temperature)
+        assert task.losses(batch).parts["contrastive"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_matching_takes_the_hardest_of_all_the_other_videos_captions(
+    build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
+) -> None:
+    task = build(captions=2, vtm=1.0).eval()
+    batch = random_batch(captioned[:3])
+    with torch.no_grad():
+        video, text = task.encode(batch), task.model.encode_text(task.text(task.several_captions(batch, 2), batch))
+        v, t = task.embed_encoded(video, text)
+        closeness = v @ t.T
+        scores: list[float] = []
+        for i in range(3):
+            closeness[i, 2 * i : 2 * i + 2] = -2
+            rows = torch.tensor([2 * i, int(closeness[i].argmax())])
+            scores += task.match(task.model.fuse_cls(video[torch.tensor([i, i])], text[rows])).tolist()
+        wanted = losses.binary_matching(torch.tensor(scores).view(3, 2)).item()
+        assert task.losses(batch).parts["vtm"].item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_embeddings_have_length_one_and_one_modality_each(
@@ -181,9 +218,9 @@ def test_ranking_by_pairs_needs_no_dual_encoder(
     task = build(protocol="pairwise", contrastive=0.0, vtm=1.0)
     assert not any(name.startswith("embed.") for name in task.state_dict())
     batch = random_batch(captioned)
-    losses = task.train().losses(batch)
-    assert set(losses.parts) == {"vtm"}
-    assert without_gradient(task, losses) == []
+    found = task.train().losses(batch)
+    assert set(found.parts) == {"vtm"}
+    assert without_gradient(task, found) == []
     summary = task.eval().summarise(task.predict(batch))
     assert "every pair fused" in summary.rule
     # With the same matching weights and a dual encoder beside them, the ranking is the same.

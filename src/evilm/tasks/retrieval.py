@@ -49,6 +49,9 @@ class RetrievalConfig(TaskConfig):
     )
     protocol: Literal["dual-encoder", "pairwise", "re-rank"] = "dual-encoder"
     top: int = Field(default=32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text")
+    captions: int = Field(
+        default=1, gt=0, description="captions of each video in a step: the video is encoded once for all of them"
+    )
     focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
     words: int = Field(default=30, gt=2)
     embedding: int = Field(default=512, gt=0)
@@ -97,18 +100,21 @@ class Retrieval(VideoTextTask):
             raise ConfigError("task.vtm and task.contrastive are both 0: nothing would be learned")
 
     def losses(self, batch: Batch) -> Losses:
-        video, text = self.encode(batch), self.model.encode_text(self.text(self.captions(batch), batch))
+        count = self.config.captions
+        video = self.encode(batch)
+        text = self.model.encode_text(self.text(self.several_captions(batch, count), batch))  # count rows a video
         parts: dict[str, Tensor] = {}
         same = same_video(batch)
+        alike = same.repeat_interleave(count, 1)  # (videos, texts) of the global batch
         if self.embeds:
             v, t = (distributed.gather(each) for each in self.embed_encoded(video, text))
             parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same, self.config.focus)
             closeness = (v @ t.T).detach()
         else:  # nothing can tell which texts are hard: any
-            closeness = distributed.same(torch.rand(same.shape, device=same.device))
+            closeness = distributed.same(torch.rand(alike.shape, device=same.device))
         if self.config.vtm:
-            hardest = own_rows(closeness.masked_fill(same, -2.0), batch).argmax(1)
-            right = self.match(self.model.fuse_cls(video, text))
+            hardest = own_rows(closeness.masked_fill(alike, -2.0), batch).argmax(1)
+            right = self.match(self.model.fuse_cls(video, text[::count]))  # the first of its captions
             wrong = self.match(self.model.fuse_cls(video, everyone(text)[hardest]))
             parts["vtm"] = losses.binary_matching(torch.stack([right, wrong], 1))
         weights = {"contrastive": self.config.contrastive, "vtm": self.config.vtm}

@@ -118,6 +118,13 @@ class VideoTextTask(Task):
         pairs = zip(batch.examples, batch.own_seeds, strict=True)
         return [caption_of(example, seed if self.training else None) for example, seed in pairs]
 
+    def several_captions(self, batch: Batch, count: int) -> list[str]:
+        """``count`` captions a row, drawn in training, the first ones in evaluation; a row's follow one another."""
+        pairs = zip(batch.examples, batch.own_seeds, strict=True)
+        return [
+            text for example, seed in pairs for text in captions_of(example, seed if self.training else None, count)
+        ]
+
     def encode(self, batch: Batch) -> Encoded:
         """e^V of the batch's frames, unmasked; of its features, where these were computed before."""
         if batch.features is not None:
@@ -130,6 +137,17 @@ def caption_of(example: Example, seed: int | None) -> str:
     if not example.captions:
         return ""
     return example.captions[0 if seed is None else seeds.derive(seed, "caption") % len(example.captions)]
+
+
+def captions_of(example: Example, seed: int | None, count: int) -> list[str]:
+    """``count`` captions of the row, none twice while there are others; the first is that of ``caption_of``."""
+    first = caption_of(example, seed)
+    if count == 1 or len(example.captions) < 2:
+        return [first] * count
+    start = example.captions.index(first)
+    rest = np.delete(np.arange(len(example.captions)), start)
+    order = [start, *(rest if seed is None else seeds.generator(seed, "captions").permutation(rest)).tolist()]
+    return [example.captions[order[i % len(order)]] for i in range(count)]
 
 
 # What a loss over the global batch needs where several processes share it; see ``distributed``.
