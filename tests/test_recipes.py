@@ -43,7 +43,7 @@ def shrunk(
     task = table["task"]
     source = {"reader": READERS.get(task["name"], "msrvtt_retrieval"), "annotations": str(world)}
     table["data"] |= {"train": source, "workers": 0, "cache": str(made["cache"]), "candidates": 4}
-    for name in ("validation", "test", "packed"):
+    for name in ("validation", "test", "packed", "more"):
         table["data"].pop(name, None)
     table["optim"] |= {"epochs": 0.01, "batch_size": 12, "accumulate": 1}
     table["run"] |= {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}

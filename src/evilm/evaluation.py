@@ -180,7 +180,7 @@ def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> Recip
             raise ConfigError(f"unknown task {task!r}: there are {', '.join(FINETUNE)}")
         if own.get("name") in TOKENIZERS:
             raise CheckpointError(f"{folder}: holds a video tokenizer, which cannot be evaluated as {task}")
-        shared = {"words", "embedding"} & own.keys() if task == "retrieval" else set[str]()
+        shared = {"words", "embedding"} & own.keys() if task in ("retrieval", "paraphrase") else set[str]()
         # Nothing is trained, so only the heads that the protocol ranks by are asked of the checkpoint.
         weights = {"contrastive": 0.0, "vtm": 0.0} if task == "retrieval" else dict[str, float]()
         told = _choosing(own) if task == "multiple_choice" else {}
@@ -215,6 +215,7 @@ def _check_rows(task: str, rows: Sequence[Example], split: str) -> None:
         "question_answering": ("question with an answer", lambda row: row.question is None or row.answer is None),
         "multiple_choice": ("options", lambda row: not row.choices),
         "linear_probe": ("class label", lambda row: row.label is None),
+        "paraphrase": ("second caption", lambda row: len(row.captions) < 2),
     }
     what, lack = lacks.get(task, ("", lambda _: False))
     row = next((row for row in rows if lack(row)), None)

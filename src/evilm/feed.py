@@ -13,7 +13,7 @@ from evilm.data.frame_store import FrameStore
 from evilm.data.labels import LabelStore
 from evilm.data.loader import Loader
 from evilm.data.packed import packed_for
-from evilm.data.pixels import FilePixels, StoredPixels
+from evilm.data.pixels import FilePixels, NoPixels, StoredPixels
 from evilm.data.sources import shards
 from evilm.data.table import collect
 from evilm.data.unreadable import check_bad
@@ -22,6 +22,7 @@ from evilm.progress import Meter
 from evilm.tasks import VideoTextTask
 from evilm.tasks.distill import Distill
 from evilm.tasks.linear_probe import LinearProbeConfig
+from evilm.tasks.paraphrase import Paraphrase
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.reconstruction import ReconstructionConfig
 from evilm.tasks.tokenizer import TokenizerTaskConfig
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evilm.data.pixels import Store
-    from evilm.data.sources import SourceConfig
+    from evilm.data.sources import DataConfig, SourceConfig
     from evilm.recipe import Recipe
     from evilm.tasks import Task
     from evilm.types import Example
@@ -44,12 +45,19 @@ def examples(source: SourceConfig) -> Sequence[Example]:
     return [rows[i * len(rows) // source.limit] for i in range(source.limit)]
 
 
+def training_rows(data: DataConfig) -> Sequence[Example]:
+    """The rows that a run learns from: those of ``train``, then those of ``more``."""
+    rows = examples(data.train)
+    return [*rows, *(row for source in data.more for row in examples(source))] if data.more else rows
+
+
 def frames_of(recipe: Recipe, task: Task) -> tuple[int, int]:
-    """(T, size) of the clips that a task is fed."""
+    """(T, size) of the clips that a task is fed; one cell of one frame where it looks at none."""
     if isinstance(recipe.task, TokenizerTaskConfig | ReconstructionConfig):
         return recipe.task.frames, recipe.task.tokenizer.size
     assert isinstance(task, VideoTextTask)
-    return task.model.config.frames, task.model.config.size
+    shape = task.model.config
+    return (1, shape.stride) if isinstance(task, Paraphrase) else (shape.frames, shape.size)
 
 
 def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, label: bool = False) -> Loader:
@@ -66,8 +74,9 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
     if isinstance(task, Distill):
         teacher.look(task, rows, data)
     count, size = frames_of(recipe, task)
-    pixels: FilePixels | StoredPixels = FilePixels(size, data.fit)
-    store = _store(recipe, rows, size, train=train)
+    blind = isinstance(task, Paraphrase)
+    pixels: FilePixels | StoredPixels = NoPixels(size) if blind else FilePixels(size, data.fit)
+    store = None if blind else _store(recipe, rows, size, train=train)
     if store is not None:
         pixels = StoredPixels(store)
     return Loader(
@@ -82,7 +91,7 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         labels=_cached_labels(recipe, task, store) if label else None,
         features=_cached_features(recipe, task, store) if label else None,
         bad_share=data.bad_share,
-        shards=shards(data, rows, store) if train and rows else None,
+        shards=shards(data, rows, store) if train and rows and not blind else None,
         fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.remember,
         workers=data.workers,
         prefetch=data.prefetch,

@@ -81,7 +81,7 @@ def _prepare(recipe: Recipe) -> tuple[Run, Sequence[Example]]:
             f"optim.accumulate = {pieces} does not divide the {share} samples of optim.batch_size = "
             f"{recipe.optim.batch_size} that each of {distributed.ranks()} processes has"
         )
-    rows = feed.examples(recipe.data.train)
+    rows = feed.training_rows(recipe.data)
     task, facts, start = assembly.new_task(recipe, rows)
     if start.loaded:
         say(f"start from {recipe.start}: {start}")

@@ -36,7 +36,7 @@ def tokenizer(recipe: RecipeName, changes: Changes = None, resume: Resume = Fals
 
 
 def pretrain(recipe: RecipeName, changes: Changes = None, resume: Resume = False) -> None:
-    """Pre-train an E-ViLM on videos and captions."""
+    """Pre-train an E-ViLM on videos and captions, or its text side on captions alone."""
     _train("pretrain", recipe, changes, resume)
 
 
@@ -49,12 +49,12 @@ def _train(command: str, name: str, changes: list[str] | None, resume: bool) -> 
     """Carry out a recipe whose task is of the kind of ``command``."""
     from evilm import recipe as recipes
     from evilm import trainer
-    from evilm.tasks import TOKENIZERS
+    from evilm.tasks import PRETRAINING, TOKENIZERS
 
     path = recipes.find(name)
     recipe = recipes.load(path, changes or ())
     task = recipe.task.name
-    right = "tokenizer" if task in TOKENIZERS else task if task == "pretrain" else "finetune"
+    right = "tokenizer" if task in TOKENIZERS else "pretrain" if task in PRETRAINING else "finetune"
     if command != right:
         raise ConfigError(f"{path}: its task is {task}: carry it out with `evilm {right} {name}`")
     try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from evilm import seeds
 from evilm.data import transforms
 from evilm.data.frames import pick
@@ -17,7 +19,6 @@ from evilm.data.video import Fit, read_clip
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from evilm.types import Clip
@@ -135,6 +136,18 @@ class FilePixels:
 
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:
         return self.decoding(count).frames(job)
+
+
+@dataclass(frozen=True)
+class NoPixels(FilePixels):
+    """Black frames, for a task that reads captions alone: the videos need not be there."""
+
+    @property
+    def heavy(self) -> bool:
+        return False
+
+    def read(self, job: Job, count: int) -> NDArray[np.uint8]:
+        return np.zeros((count, self.size, self.size, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True)

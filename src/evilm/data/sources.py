@@ -39,6 +39,7 @@ class DataConfig(Config):
     """What to learn from and how it is read."""
 
     train: SourceConfig
+    more: tuple[SourceConfig, ...] = Field(default=(), description="further sources that are learned from, like train")
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
     cache: Path | None = Field(default=None, description="folder for frames decoded once; none decodes in every epoch")

@@ -1,0 +1,104 @@
+"""The text side from captions alone: two captions of one video or picture find each other (beyond the paper).
+
+Captions without their videos are far easier to come by than videos, and they teach which words mean the same and which
+say nothing. What is trained is what retrieval goes on with: the text encoder, the decoder's way with words, and the
+text half of the embedding head. It is the contrastive learning of sentence encoders, with in-batch negatives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from evilm import distributed, losses, metrics
+from evilm.errors import DataError
+from evilm.model.heads import EmbeddingHead
+from evilm.tasks.task import (
+    Facts,
+    Prediction,
+    Summary,
+    TaskConfig,
+    VideoTextTask,
+    own_video,
+    same_video,
+    scored_rows,
+)
+from evilm.types import Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.evilm import EViLM
+    from evilm.types import Batch, Example
+
+
+class ParaphraseConfig(TaskConfig):
+    """How captions are compared."""
+
+    name: Literal["paraphrase"] = "paraphrase"
+    words: int = Field(default=30, gt=2, description="longest text, in word pieces")
+    embedding: int = Field(default=512, gt=0)
+    temperature: float = Field(default=0.07, gt=0, description="start of the learned temperature")
+    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
+
+
+class Paraphrase(VideoTextTask):
+    """Find the other caption of the same video, which nobody looks at."""
+
+    name: ClassVar[str] = "paraphrase"
+    headline: ClassVar[str] = "R@1"
+
+    def __init__(self, model: EViLM, vocabulary: Vocabulary, config: ParaphraseConfig, facts: Facts) -> None:
+        super().__init__(model, vocabulary, config.words)
+        self.config = config
+        self.embed = EmbeddingHead(model.width, config.embedding, config.temperature)
+        del self.embed.video_out  # so that no one takes this for a model that ranks videos
+        model.video_encoder.requires_grad_(False)
+        model.decoder.type_video.requires_grad_(False)
+
+    @classmethod
+    def learn_facts(cls, config: ParaphraseConfig, examples: Sequence[Example]) -> Facts:
+        row = next((row for row in examples if len(row.captions) < 2), None)
+        if row is not None:
+            raise DataError(
+                f"data.train: row {row.key} has {len(row.captions)} captions, and paraphrase compares two of each: "
+                "take a reader and a file with several captions a video"
+            )
+        return {}
+
+    def losses(self, batch: Batch) -> Losses:
+        first, second = (distributed.gather(each) for each in self._pairs(batch))
+        loss = losses.contrastive(first, second, self.embed.temperature, same_video(batch), self.config.focus)
+        return Losses(loss, {"paraphrase": loss.detach()})
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, 512) each, l2-normalised: two captions of every row."""
+        text = self.model.encode_text(self.text(self.several_captions(batch, 2), batch))
+        embedded = self.embed.text(self.model.fuse_cls(text=text))
+        return embedded[0::2], embedded[1::2]
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Prediction]:
+        first, second = (each.float().cpu().numpy() for each in self._pairs(batch))
+        return [
+            Prediction(example, True, {"first": first[i], "second": second[i]})
+            for i, example in enumerate(batch.examples)
+        ]
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+        """How well the first caption of each row finds the second among those of all rows."""
+        first, second = (np.stack([p.values[name] for p in predictions]) for name in ("first", "second"))
+        scores, relevant = (first @ second.T).astype(np.float64), own_video(predictions)
+        ranks = metrics.ranks(scores, relevant).tolist()
+        return Summary(
+            metrics=metrics.retrieval(scores, relevant),
+            chance=metrics.chance_retrieval(relevant),
+            rule=f"the first caption looks for the second; {len(predictions)} rows; ties at chance",
+            rows=scored_rows(predictions, metrics.hits(scores, relevant, 1).tolist(), {"rank": ranks}),
+        )
