@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from evilm.errors import ConfigError
 from evilm.model import video_encoder
 from evilm.model.presets import PRESETS, ModelConfig, build
 from evilm.model.tokenizer import FrameEncoder, TokenizerConfig
@@ -32,6 +33,31 @@ def test_a_vit_answers_its_last_block(depth: int) -> None:
     vit.blocks[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     model(frames)
     assert len(seen) == 1
+
+
+def test_the_last_layer_is_what_the_backbone_pools() -> None:
+    torch.manual_seed(0)
+    model, width = backbone("mobilenetv2_050", 32, {}, layer="last")
+    stage, narrow = backbone("mobilenetv2_050", 32, {})
+    assert (narrow, width) == (160, 1280)
+    pixels = torch.rand(2, 3, 64, 96)
+    [found] = model.eval()(pixels)
+    assert found.shape == (2, 1280, 2, 3)
+    net = model.net
+    torch.testing.assert_close(net(pixels), found.mean((2, 3)))  # its own pooling, and no classes
+    own = {name.removeprefix("net."): tensor for name, tensor in model.state_dict().items()}
+    stage.load_state_dict({name: own[name] for name in stage.state_dict()})
+    [before] = stage.eval()(pixels)
+    torch.testing.assert_close(net.bn2(net.conv_head(before)), found)
+
+
+def test_a_backbone_without_a_layer_after_its_last_stage_says_so() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'resnet10t' pools its last stage as it is: set model.backbone_layer"
+    ):
+        backbone("resnet10t", 32, {}, layer="last")
+    with pytest.raises(ConfigError, match="its last layer has stride 32, not 16"):
+        backbone("mobilenetv2_050", 16, {}, layer="last")
 
 
 def encoder() -> FrameEncoder:

@@ -41,6 +41,7 @@ class EViLM(nn.Module):
             motion=config.motion,
             mean=config.mean,
             std=config.std,
+            layer=config.backbone_layer,
         )
         self.text_encoder = TextEncoder(
             vocabulary=vocabulary,

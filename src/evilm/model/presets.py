@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from evilm.config import Config
 from evilm.errors import ConfigError
-from evilm.model.video_encoder import Options
+from evilm.model.video_encoder import Layer, Options
 
 if TYPE_CHECKING:
     from evilm.model.evilm import EViLM
@@ -20,6 +20,9 @@ class ModelConfig(Config):
     backbone: str = "edgenext_small"
     backbone_options: Options = {}
     backbone_weights: str = Field(default="none", description="none, hub, or a safetensors file")
+    backbone_layer: Layer = Field(
+        default="stage", description="last: a MobileNet's or EfficientNet's convolution after the last stage as well"
+    )
     text_weights: str = Field(
         default="none", description="none, a published BERT of this width by its name on the hub, or its files"
     )

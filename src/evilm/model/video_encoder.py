@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PIECE = 2**18  # pixels that a CPU sees at a time
+Layer = Literal["stage", "last"]
 Options = dict[str, int | float | bool | str | list[int]]
 
 
-def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = "none") -> tuple[nn.Module, int]:
+def backbone(
+    name: str, stride: int, options: Mapping[str, Any], weights: str = "none", layer: Layer = "stage"
+) -> tuple[nn.Module, int]:
     """A timm backbone that answers one feature map of the wanted stride, and its width.
 
     Args:
@@ -33,9 +36,12 @@ def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = 
         stride: pixels per cell.
         options: passed to the backbone's constructor, e.g. ``img_size`` for a ViT.
         weights: ``none`` (random), ``hub`` (timm's pre-trained ones, downloaded), or a safetensors file.
+        layer: ``stage``, the last of that stride; ``last``, the convolution after it that a MobileNet or EfficientNet
+            pools for its classes, and that timm's feature maps leave out.
 
     Raises:
-        ConfigError: no such backbone, a refused option, or no feature map of that stride; names those there are.
+        ConfigError: no such backbone, a refused option, no feature map of that stride, or no such layer; names those
+            there are.
         CheckpointError: a weights file that does not fit.
     """
     import timm
@@ -53,12 +59,14 @@ def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = 
             raise ConfigError(f"backbone {name!r} has no feature map of stride {stride}: it has {sorted(set(strides))}")
         # The last of that stride, by its number in the whole backbone: timm shows a ViT's last blocks alone.
         level: int = probe.feature_info.out_indices[len(strides) - 1 - strides[::-1].index(stride)]
+        if layer == "last" and stride != strides[-1]:
+            raise ConfigError(f"backbone {name!r}: its last layer has stride {strides[-1]}, not {stride}")
+        shown = {"num_classes": 0} if layer == "last" else {"features_only": True, "out_indices": (level,)}
         file = _checked(name, Path(weights), options) if weights not in ("none", "hub") else None
         with reach.hub_or_cache() if weights == "hub" else nullcontext():
             model: Any = timm.create_model(
                 name,
-                features_only=True,
-                out_indices=(level,),
+                **shown,
                 pretrained=weights != "none",
                 pretrained_cfg_overlay=None if file is None else {"file": str(file)},
                 **options,
@@ -70,7 +78,27 @@ def backbone(name: str, stride: int, options: Mapping[str, Any], weights: str = 
         ) from None
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise ConfigError(f"backbone {name!r} with options {dict(options)}: {str(error).splitlines()[0]}") from None
+    if layer == "last":
+        if not isinstance(model, timm.models.EfficientNet):
+            raise ConfigError(f"backbone {name!r} pools its last stage as it is: set model.backbone_layer=stage")
+        return LastLayer(model), int(model.num_features)
     return model, int(model.feature_info.channels()[-1])
+
+
+class LastLayer(nn.Module):
+    """A MobileNet or EfficientNet up to its last convolution, which answers as timm's feature extractors do.
+
+    Args:
+        net: of timm, without classes.
+    """
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net, self.pretrained_cfg = net, net.pretrained_cfg
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """(n, 3, H, W) to one map (n, C, h, w)."""
+        return [self.net.forward_features(pixels)]
 
 
 def _checked(name: str, path: Path, options: Mapping[str, Any]) -> Path:
@@ -150,7 +178,7 @@ class VideoEncoder(nn.Module):
     """Frames to regions of the decoder's width, with their places in space and time.
 
     Args:
-        name, stride, options, weights: see ``backbone``.
+        name, stride, options, weights, layer: see ``backbone``.
         width: D of the decoder.
         size: pixels of a frame's side at which the spatial positions are learned.
         frames: T at which the temporal positions are learned; others interpolate.
@@ -174,10 +202,11 @@ class VideoEncoder(nn.Module):
         motion: bool = False,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        layer: Layer = "stage",
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.backbone, channels = backbone(name, stride, options, weights)
+        self.backbone, channels = backbone(name, stride, options, weights, layer)
         self.channels = channels
         usual_mean, usual_std = statistics(self.backbone)
         self.normalise = Normalise(mean or usual_mean, std or usual_std)
