@@ -52,9 +52,7 @@ def test_the_last_layer_is_what_the_backbone_pools() -> None:
 
 
 def test_a_backbone_without_a_layer_after_its_last_stage_says_so() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'resnet10t' pools its last stage as it is: set model.backbone_layer"
-    ):
+    with pytest.raises(ConfigError, match=r"'resnet10t' pools its last stage as it is: set model.backbone_layer"):
         backbone("resnet10t", 32, {}, layer="last")
     with pytest.raises(ConfigError, match="its last layer has stride 32, not 16"):
         backbone("mobilenetv2_050", 16, {}, layer="last")
