@@ -81,7 +81,7 @@ def backbone(
     if layer == "last":
         if not isinstance(model, timm.models.EfficientNet):
             raise ConfigError(f"backbone {name!r} pools its last stage as it is: set model.backbone_layer=stage")
-        return LastLayer(model), int(model.num_features)
+        return LastLayer(model), int(cast("Any", model).num_features)
     return model, int(model.feature_info.channels()[-1])
 
 
