@@ -114,14 +114,16 @@ def test_commands_run(block: Block, tmp_path: Path) -> None:
 )
 def test_training_commands_name_a_recipe_of_their_kind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evilm import recipe
-    from evilm.tasks import TOKENIZERS
+    from evilm.tasks import PRETRAINING, TOKENIZERS
 
     monkeypatch.chdir(ROOT)
     for _, command, name, *changes in trainings(path):
         if name.isupper():  # RECIPE, in a text about all of them
             continue
         task = recipe.load(recipe.find(name), [change for change in changes if not change.startswith("--")]).task.name
-        assert command == ("tokenizer" if task in TOKENIZERS else task if task == "pretrain" else "finetune"), name
+        assert command == ("tokenizer" if task in TOKENIZERS else "pretrain" if task in PRETRAINING else "finetune"), (
+            name
+        )
 
 
 def test_training_commands_are_found_and_shrunk(tmp_path: Path) -> None:

@@ -187,6 +187,16 @@ def test_one_modality_alone(model: EViLM, vocabulary: Vocabulary) -> None:
         model.fuse()
 
 
+def test_a_text_without_positions_at_the_start_is_read_in_any_order(tiny: ModelConfig, vocabulary: Vocabulary) -> None:
+    there, reverse = (vocabulary.encode([text], 16) for text in ("red disc moves left", "left moves disc red"))
+    for start in (0.0, 0.02):
+        torch.manual_seed(0)
+        model = build(tiny.model_copy(update={"text_position_start": start}), vocabulary.size).eval()
+        with torch.no_grad():
+            first, second = (model.fuse(text=model.encode_text(text)).cls for text in (there, reverse))
+        assert torch.allclose(first, second, atol=1e-5) == (start == 0)
+
+
 def test_padding_changes_nothing(model: EViLM, vocabulary: Vocabulary) -> None:
     text = vocabulary.encode(["a red disc moves left"], 30)
     width = text.ids.shape[1]

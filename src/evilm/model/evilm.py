@@ -52,6 +52,7 @@ class EViLM(nn.Module):
             positions=config.text_positions,
             out=config.width,
             dropout=config.dropout,
+            position_start=config.text_position_start,
         )
         self.decoder = Decoder(
             width=config.width,

@@ -40,6 +40,9 @@ class ModelConfig(Config):
     text_heads: int = Field(default=4, gt=0)
     text_hidden: int = Field(default=512, gt=0)
     text_positions: int = Field(default=512, gt=0)
+    text_position_start: float = Field(
+        default=0.02, ge=0, description="standard deviation of untrained positions in a text; words start with 0.02"
+    )
     space_start: float = Field(default=0.02, ge=0, description="standard deviation of untrained spatial positions")
     time_start: float = Field(default=0.0, ge=0, description="the same for positions in time")
     motion: bool = Field(

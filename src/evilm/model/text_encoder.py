@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from evilm.model.blocks import fused_is_slow, initialise
@@ -23,11 +24,12 @@ class TextEncoder(nn.Module):
         positions: the longest text in word pieces.
         out: D of the decoder.
         dropout: in training.
+        position_start: standard deviation of untrained positions; that of untrained words is 0.02.
     """
 
     def __init__(
         self, *, vocabulary: int, width: int, layers: int, heads: int, hidden: int, positions: int, out: int,
-        dropout: float,
+        dropout: float, position_start: float = 0.02,
     ) -> None:  # fmt: skip
         super().__init__()
         from transformers import BertConfig, BertModel
@@ -48,6 +50,9 @@ class TextEncoder(nn.Module):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.project = nn.Linear(width, out)
         initialise(self)
+        with torch.no_grad():  # what a word is said with should not begin as loud as what it says
+            for places in (self.bert.embeddings.position_embeddings, self.bert.embeddings.token_type_embeddings):
+                places.weight.mul_(position_start / 0.02)
 
     @property
     def word_embeddings(self) -> Tensor:
