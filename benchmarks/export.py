@@ -3,7 +3,8 @@
     python benchmarks/export.py [--preset evilm-small] [--checkpoint RUN] [--calibrate VIDEOS] [--forms fp32 int8]
 
 Without a checkpoint the preset's weights are random, with every layer scale set to 0.5 (at 1e-6, where training starts,
-int8 would have next to nothing to lose). The forms and torch (eager, fp32) take turns, clip by clip, so that whatever
+int8 would have next to nothing to lose); without videos, clips of the world are rendered. Each form goes through the
+gate of ``evilm export``. The forms and torch (eager, fp32) take turns, clip by clip, so that whatever
 else the machine does falls on all alike; CPU seconds are given beside, which other work on the machine hardly touches.
 """
 
@@ -19,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import untrained
 
-from evilm import assembly, checkpoint, config, feed, trainer
-from evilm import recipe as recipes
 from evilm.data.world import build as build_world
-from evilm.export import gate, writer
+from evilm.export import latency, writer
 from evilm.export.onnx_engine import OnnxEngine
 from evilm.export.torch_engine import TorchEngine
 from evilm.inference import Embedder
@@ -33,27 +33,6 @@ if TYPE_CHECKING:
 
 FORMS: dict[str, dict[str, bool]] = {"fp32": {}, "int8": {"int8": True}, "openvino": {"openvino": True}}
 TEXT = "a small dog runs after a red ball and two people laugh"
-
-
-def random_checkpoint(preset: str, folder: Path) -> Path:
-    """A checkpoint of retrieval with random weights, on a small world."""
-    world = build_world(folder / "world", 48, 0, val=8, test=8).path
-    source = {"reader": "msrvtt_retrieval", "annotations": str(world)}
-    table = {"task": {"name": "retrieval"}, "data": {"train": source}, "model": {"preset": preset}}
-    recipe = config.check(recipes.Recipe, table, "benchmark")
-    task, facts, start = assembly.new_task(recipe, feed.examples(recipe.data.train))
-    with torch.no_grad():
-        for name, parameter in task.named_parameters():
-            if "gamma" in name:
-                parameter.fill_(0.5)
-
-    def fill(to: Path) -> None:
-        checkpoint.write_tensors(to / "model.safetensors", task.state_dict())
-        checkpoint.write_json(to / "config.json", {**trainer.describe(recipe, task, facts, start), "step": 0})
-        task.vocabulary.save(to / "vocabulary.json")
-
-    checkpoint.write(folder / "checkpoint", fill)
-    return folder / "checkpoint"
 
 
 def measure(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict[str, float]]:
@@ -89,20 +68,20 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="evilm-benchmark-") as name:
         folder = Path(name)
-        source = given.checkpoint or random_checkpoint(given.preset, folder)
+        source = given.checkpoint or untrained.write(folder / "checkpoint", given.preset)
+        videos = given.calibrate or (build_world(folder / "world", 48, 0, val=8, test=8).path / "videos")
         engine = TorchEngine(source)
         about = engine.about
         clip = np.random.default_rng(0).integers(0, 256, (about.frames, about.size, about.size, 3), dtype=np.uint8)
-        videos, texts = {}, {}
-        videos["torch"], texts["torch"] = gate.as_torch(engine, clip, TEXT)
+        calls = {"torch": latency.as_torch(engine, clip, TEXT)}
         reports: dict[str, Any] = {}
         for form in given.forms:
-            made = writer.export(source, folder / form, calibrate=given.calibrate, say=say, **FORMS[form])
+            made = writer.export(source, folder / form, calibrate=videos, say=say, **FORMS[form])
             reports[form] = made.measured
             embedder = Embedder(OnnxEngine(folder / form, given.threads))
-            videos[form], texts[form] = gate.as_exported(embedder, clip, TEXT)
-        for what, calls in (("video", videos), ("text", texts)):
-            found = measure(calls, given.rounds)
+            calls[form] = latency.as_exported(embedder, clip, TEXT)
+        for what in calls["torch"]:
+            found = measure({form: each[what] for form, each in calls.items()}, given.rounds)
             for form, took in found.items():
                 ratios = {kind: found["torch"][kind] / value for kind, value in took.items()}
                 say(

@@ -1,7 +1,7 @@
 """How fast search is: a text query over an index, exact ranking alone, and indexing beside its two stages alone.
 
     python benchmarks/search.py query --moments 100000      # p50 with the text encoder included
-    python benchmarks/search.py exact --moments 1000000 --width 256
+    python benchmarks/search.py exact --moments 1000000 --width 512 [--alike 0.1]
     python benchmarks/search.py indexing --clips 64         # of 20 s at 1280x720
 
 Each prints one JSON object. ``--model`` is an export or a checkpoint; without one, an untrained ``evilm-small``.
@@ -10,6 +10,8 @@ Each prints one JSON object. ``--model`` is an export or a checkpoint; without o
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -31,8 +33,11 @@ from evilm.search.catalogue import Catalogue
 from evilm.search.index import KIND, VideoIndex
 from evilm.search.pipeline import Pipeline
 from evilm.search.ranking import Exact
+from evilm.search.ranking_codes import Coded
+from evilm.search.ranking_faiss import Faiss, trained
 from evilm.search.records import Entry
 from evilm.search.scan import walk
+from evilm.search.update import save_caches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,23 +45,39 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def unit_rows(rows: int, width: int) -> NDArray[np.float32]:
-    """Random directions."""
-    vectors = np.random.default_rng(0).standard_normal((rows, width), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+def unit_rows(rows: int, width: int, seed: int = 0, alike: float | None = None) -> NDArray[np.float32]:
+    """Random directions; with ``alike``, a thousand of them and noise about each, as videos have kinds."""
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((rows, width), dtype=np.float32)
+    if alike is not None:
+        kinds = np.random.default_rng(1).standard_normal((1000, width), dtype=np.float32)
+        vectors *= alike
+        for i in range(0, rows, 65536):
+            vectors[i : i + 65536] += kinds[random.integers(0, 1000, len(vectors[i : i + 65536]))]
+    for i in range(0, rows, 65536):
+        vectors[i : i + 65536] /= np.linalg.norm(vectors[i : i + 65536], axis=1, keepdims=True)
     return vectors
 
 
 def timed(act: Callable[[], Any], times: int) -> dict[str, float]:
     """Milliseconds of repeated calls, after three that warm up."""
-    spent: list[float] = []
+    return in_turns({"it": act}, times)["it"]
+
+
+def in_turns(acts: dict[str, Callable[[], Any]], times: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of several calls that take turns, after three rounds that warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in acts}
     for i in range(times + 3):
-        began = time.perf_counter()
-        act()
-        if i >= 3:
-            spent.append(1000 * (time.perf_counter() - began))
-    return {"p50": round(statistics.median(spent), 2), "p95": round(float(np.percentile(spent, 95)), 2),
-            "least": round(min(spent), 2)}  # fmt: skip
+        for name, act in acts.items():
+            began = time.perf_counter()
+            act()
+            if i >= 3:
+                spent[name].append(1000 * (time.perf_counter() - began))
+    return {
+        name: {"p50": round(statistics.median(each), 2), "p95": round(float(np.percentile(each, 95)), 2),
+               "least": round(min(each), 2)}
+        for name, each in spent.items()
+    }  # fmt: skip
 
 
 def query(home: Path, model: Any, moments: int) -> dict[str, Any]:
@@ -76,7 +97,7 @@ def query(home: Path, model: Any, moments: int) -> dict[str, Any]:
                 path = f"/videos/{start // each:07}.mp4".encode()
                 catalogue.put(Entry(path, 1, 1, start, b"", "ok", "", 160.0, spans[: len(some)], some))
         written = time.perf_counter() - began
-        matrix.save(place, catalogue.fact("identity"), matrix.load(catalogue, width))
+        save_caches(catalogue, matrix.load(catalogue, width))
     del vectors
     began = time.perf_counter()
     index = VideoIndex.open(place, model)
@@ -92,11 +113,32 @@ def query(home: Path, model: Any, moments: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def exact(moments: int, width: int) -> dict[str, Any]:
-    """The nearest of so many vectors, in memory, without a text encoder."""
-    ranking = Exact(unit_rows(moments, width))
-    queries = iter(unit_rows(64, width))
-    return {"moments": moments, "width": width, "exact_ms": timed(lambda: ranking.nearest(next(queries), 10), 20)}
+def exact(moments: int, width: int, alike: float | None) -> dict[str, Any]:
+    """The nearest of so many vectors, in memory, without a text encoder: each way in turns, on the same queries."""
+    vectors = unit_rows(moments, width, 0, alike)
+    queries = unit_rows(64, width, 2, alike)
+    began = time.perf_counter()
+    coded = Coded.of(vectors)
+    made = {"codes": time.perf_counter() - began}
+    ways: dict[str, Any] = {"every vector": Exact(vectors), "codes": coded}
+    if importlib.util.find_spec("faiss") is not None:
+        began = time.perf_counter()
+        ways["faiss"] = Faiss(vectors, trained(vectors))
+        made["faiss"] = time.perf_counter() - began
+    differ = dict.fromkeys(ways, 0)
+    for query in queries[:16]:
+        wanted = ways["every vector"].nearest(query, 10)[0]
+        for name, way in ways.items():
+            differ[name] += int((way.nearest(query, 10)[0] != wanted).any())
+    turns = {name: itertools.cycle(queries) for name in ways}
+    acts = {name: lambda way=way, name=name: way.nearest(next(turns[name]), 10) for name, way in ways.items()}
+    return {
+        "moments": moments, "width": width, "alike": alike, "ms": in_turns(acts, 30),
+        "of 16 queries answered otherwise": differ, "seconds_to_make": {name: round(s, 1) for name, s in made.items()},
+        "looked_at_again": round(statistics.median(len(coded.candidates(query, 10)) for query in queries[:16])),
+        "mib": {"vectors": vectors.nbytes >> 20, "codes": moments * (width + 8) >> 20},
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }  # fmt: skip
 
 
 def render(path: Path, seconds: int, side: tuple[int, int]) -> None:
@@ -168,6 +210,7 @@ def main() -> None:
     parser.add_argument("--preset", default="evilm-small", help="of the untrained model where none is named")
     parser.add_argument("--moments", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--alike", type=float, metavar="NOISE", help="vectors in a thousand heaps")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--pixels", type=int, nargs=2, default=(720, 1280), metavar=("HEIGHT", "WIDTH"))
@@ -176,7 +219,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         if chosen.what == "exact":
-            found = exact(chosen.moments, chosen.width)
+            found = exact(chosen.moments, chosen.width, chosen.alike)
         else:
             import untrained
 

@@ -1,9 +1,15 @@
-"""A retrieval checkpoint with random weights: as fast and as large as a trained one, and of no other use."""
+"""A retrieval checkpoint with random weights: as fast and as large as a trained one, and of no other use.
+
+    python benchmarks/untrained.py evilm-small FOLDER
+
+Layer scales are 0.5: at 1e-6, where training starts, most of the backbone would change nothing.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
 import torch
 
@@ -12,9 +18,6 @@ from evilm.data.vocabulary import Vocabulary
 from evilm.model.presets import build, preset
 from evilm.recipe import Recipe
 from evilm.tasks.retrieval import Retrieval
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def write(folder: Path, name: str) -> Path:
@@ -32,6 +35,10 @@ def write(folder: Path, name: str) -> Path:
     vocabulary = Vocabulary.default()
     torch.manual_seed(0)
     task = Retrieval(build(shape, vocabulary.size), vocabulary, recipe.task, {})
+    with torch.no_grad():
+        for place, parameter in task.named_parameters():
+            if "gamma" in place:
+                parameter.fill_(0.5)
     about = {
         "task": "retrieval", "recipe": json.loads(recipe.model_dump_json()), "facts": {}, "step": 0,
         "model": json.loads(shape.model_dump_json()),
@@ -45,3 +52,7 @@ def write(folder: Path, name: str) -> Path:
     if not (folder / checkpoint.MANIFEST).is_file():
         checkpoint.write(folder, fill)
     return folder
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[2]), sys.argv[1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evilm.errors import ConfigError
-from evilm.search import cache, ranking
+from evilm.search import cache, ranking, ranking_codes
 from evilm.search.matrix import Matrix
 from evilm.search.ranking import Exact, best, store_named
 
@@ -66,6 +66,72 @@ def test_other_stores_agree_with_exact(store: str, tmp_path: Path) -> None:
     grown = matrix(2100, seed=5)
     query = grown.vectors[2050]
     assert kind.over(Matrix(2, *list(vars(grown).values())[1:]), tmp_path, "identity").nearest(query, 1)[0][0] == 2050
+
+
+def alike(rows: int, width: int, spread: float) -> Matrix:
+    """Vectors close to one another, some of them equal: where 8 bits tell least."""
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal(width) + spread * random.standard_normal((rows, width))
+    vectors[rows // 2 : rows // 2 + 20] = vectors[5]
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return Matrix(4, *np.arange(2 * rows, dtype=np.int64).reshape(2, rows), vectors)
+
+
+@pytest.mark.parametrize(
+    "found", [matrix(3001, 48), matrix(700, 7), alike(3000, 64, 0.3), alike(3000, 64, 1e-3), matrix(3, 5), matrix(0)],
+    ids=["random", "narrow", "alike", "hardly different", "three", "none"],
+)  # fmt: skip
+def test_codes_leave_out_none_of_the_nearest(found: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their bound alone, whatever the vectors; in memory and from the file."""
+    monkeypatch.setattr(ranking_codes, "_BLOCK", 1024)
+    monkeypatch.setattr(ranking_codes, "_PIECE", 100)
+    vectors, width = found.vectors, found.vectors.shape[1]
+    assert ranking_codes.Coded.over(found, tmp_path, "identity") is None
+    assert ranking_codes.save(tmp_path, "identity", found)
+    kept = ranking_codes.Coded.over(found, tmp_path, "identity")
+    assert kept is not None
+    made, exact, rows = ranking_codes.Coded.of(vectors), Exact(vectors), np.arange(len(vectors))
+    for seed in range(12):
+        query = vectors[5] if seed == 0 and len(vectors) > 5 else matrix(1, width, 50 + seed).vectors[0]
+        if seed == 1:
+            query = np.eye(width, dtype=np.float32)[0]
+        for k in (1, 10, 200):
+            for allowed in (None, rows % 3 == 1):
+                wanted, cosines = exact.nearest(query, k, allowed)
+                for coded in (kept, made):
+                    theirs, their_cosines = coded.nearest(query, k, allowed)
+                    assert their_cosines == pytest.approx(cosines, abs=1e-6)
+                    np.testing.assert_allclose((vectors @ query)[theirs], cosines, atol=1e-6)
+                    assert {*wanted[cosines > cosines[-1:] + 1e-6]} <= {*theirs}
+
+
+def test_codes_leave_out_nearly_all_others() -> None:
+    """Else they would gain nothing: of random vectors, less than a hundredth are looked at again."""
+    found = matrix(50_000, 256)
+    coded = ranking_codes.Coded.of(found.vectors)
+    assert all(len(coded.candidates(matrix(1, 256, seed).vectors[0], 10)) < 500 for seed in range(20, 25))
+
+
+def test_codes_of_other_rows_and_damaged_ones_are_not_taken(tmp_path: Path) -> None:
+    found = matrix(500)
+    ranking_codes.save(tmp_path, "identity", found)
+    path, other = tmp_path / ranking_codes.NAME, matrix(500, seed=1)
+    assert ranking_codes.Coded.over(found, tmp_path, "another") is None
+    assert ranking_codes.Coded.over(Matrix(2, *list(vars(other).values())[1:]), tmp_path, "identity") is None
+    data = bytearray(path.read_bytes())
+    for at in (100, len(data) // 2, len(data) - 4096, len(data) - 1):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert ranking_codes.Coded.over(found, tmp_path, "identity") is None, at
+    for size in (0, 10, 4096, len(data) - 1):
+        path.write_bytes(data[:size])
+        assert ranking_codes.Coded.over(found, tmp_path, "identity") is None, size
+
+
+def test_the_graph_is_what_onnx_reads() -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load_model_from_string(ranking_codes._graph())
+    onnx.checker.check_model(graph)
+    assert [node.op_type for node in graph.graph.node] == ["MatMulInteger"]
 
 
 def test_a_damaged_faiss_cache_is_made_anew(tmp_path: Path) -> None:

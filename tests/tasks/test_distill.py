@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import evilm
 from evilm import assembly, checkpoint, evaluation, losses, trainer
 from evilm.errors import CheckpointError, ConfigError
+from evilm.export.writer import export
 from evilm.tasks.distill import Distill, DistillConfig
 from evilm.tasks.task import Prediction
 
@@ -172,7 +173,7 @@ def test_a_run_from_a_checkpoint_to_a_student(
     make_recipe: Callable[..., Recipe], trained: Callable[[str], Path], small_world: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Videos alone, the teacher a retrieval run: saved without it, measured with it, used without captions."""
+    """Videos alone, the teacher a retrieval run: saved without it, measured with it, exported without texts."""
     teacher = trained("retrieval")
     task = {"name": "distill", "teacher": str(teacher), "targets": str(tmp_path / "targets")}
     settings: dict[str, Any] = {
@@ -194,6 +195,22 @@ def test_a_run_from_a_checkpoint_to_a_student(
     assert student.embed_frames(frames).shape == (1, 16)
     with pytest.raises(ConfigError, match="embeds no texts"):
         student.embed_texts(["a red disc"])
+    exported = export(run, tmp_path / "export", int8=True).measured
+    assert exported["cosine"].keys() == exported["latency"]["times faster"].keys() == {"video"}
+    assert exported["not measured"].startswith("metrics: a student of videos alone")
+    light = evilm.load(tmp_path / "export", threads=1)
+    clips = sorted((small_world / "videos").glob("*.mp4"))[:3]
+    assert (light.embed_videos(clips).vectors * student.embed_videos(clips).vectors).sum(1).min() > 0.97
+    for ask in (
+        lambda: light.embed_texts(["a red disc"]),
+        lambda: light.match(clips, ["a red disc"]),
+        lambda: light.classify(clips, ["red", "blue"]),
+        lambda: evilm.VideoIndex.build(small_world / "videos", light, tmp_path / "index"),
+    ):
+        with pytest.raises(ConfigError, match="embeds no texts"):
+            ask()
+    with pytest.raises(ConfigError, match="matches no texts with videos"):
+        light.choose(clips[0], ["a red disc", "a blue star"])
     capsys.readouterr()
     trainer.train(make_recipe(tmp_path / "again", task, **settings))
     assert "48/48" not in capsys.readouterr().err  # what the teacher said is kept

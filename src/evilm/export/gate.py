@@ -1,30 +1,29 @@
-"""What an export costs: how near its embeddings are, what its answers lose, how fast and how large it is."""
+"""What an export costs: how near its embeddings are, what its answers lose, how large it is."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from evilm import config, evaluation, feed
 from evilm.errors import EvilmError
 from evilm.export.engine import Threshold
 from evilm.inference import Embedder, softmax
 from evilm.tasks import FINETUNE
+from evilm.tasks.distill import DistillConfig
 from evilm.tasks.pretrain import PretrainConfig
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
 from evilm.tasks.task import Prediction, caption_of
-from evilm.types import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from evilm.data.sources import SourceConfig
     from evilm.export.torch_engine import TorchEngine
     from evilm.tasks import Summary, VideoTextTask
     from evilm.types import Example
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 COSINE = {"fp32": 0.9999, "bf16": 0.98, "int8": 0.98}  # least mean cosine of embeddings with the checkpoint's
 POINTS = 1.0  # most that a metric may lose, in points of a percentage
 _ROWS = 1000  # of the evaluation data, spread evenly
-_ROUNDS = 9  # of the latency, one after the other in turn
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class Standard:
     Attributes:
         frames: (n, T, H, W, 3) clips whose embeddings are compared.
         texts: sentences, the same.
-        video, text: what the checkpoint makes of these: embeddings, or h^CLS where it embeds nothing.
+        states: what the checkpoint makes of ``video`` and ``text``: embeddings, or h^CLS where it embeds nothing;
+            a student of videos alone has no ``text``.
         rows: evaluation data, or None where there is none.
         metrics: of the checkpoint on these, in percent.
         cannot_tell: the threshold on answers that these set, for a task that answers.
@@ -65,8 +64,7 @@ class Standard:
 
     frames: NDArray[np.uint8]
     texts: tuple[str, ...]
-    video: NDArray[np.float32]
-    text: NDArray[np.float32]
+    states: dict[str, NDArray[np.float32]]
     rows: Rows | None
     metrics: dict[str, float]
     cannot_tell: Threshold | None
@@ -78,10 +76,10 @@ def rows_of(engine: TorchEngine) -> Rows:
     Raises:
         EvilmError: it has none, or its data are not here.
     """
-    recipe = engine.recipe
-    source = recipe.data.validation or (recipe.data.test if engine.about.task == "linear_probe" else None)
-    if source is None:
-        raise EvilmError("the checkpoint's recipe names no validation data")
+    if reason := immeasurable(engine):
+        raise EvilmError(reason)
+    recipe, source = engine.recipe, _source(engine)
+    assert source is not None
     examples = feed.examples(source)
     examples = [examples[i * len(examples) // _ROWS] for i in range(_ROWS)] if len(examples) > _ROWS else examples
     task = _task(engine)
@@ -101,13 +99,26 @@ def rows_of(engine: TorchEngine) -> Rows:
     )
 
 
-def _task(engine: TorchEngine) -> VideoTextTask:
-    """The task that summarises: the checkpoint's own, or retrieval for a pre-trained one that embeds."""
+def immeasurable(engine: TorchEngine) -> str:
+    """Why no metric can be taken of a checkpoint, whatever data are here; empty where one can."""
     settings, heads = engine.recipe.task, engine.about.heads
-    if isinstance(settings, PretrainConfig):
-        if "embed_video" not in heads:
-            raise EvilmError("a pre-trained model without the contrastive objective has nothing to be measured by")
-        settings = RetrievalConfig(words=settings.words, embedding=settings.embedding)
+    if isinstance(settings, PretrainConfig) and "embed_video" not in heads:
+        return "a model pre-trained without the contrastive objective has nothing to be measured by"
+    if isinstance(settings, DistillConfig) and "embed_text" not in heads:
+        return "a student of videos alone reads no captions to be measured by"
+    return "" if _source(engine) is not None else "the checkpoint's recipe names no validation data"
+
+
+def _source(engine: TorchEngine) -> SourceConfig | None:
+    data = engine.recipe.data
+    return data.validation or (data.test if engine.about.task == "linear_probe" else None)
+
+
+def _task(engine: TorchEngine) -> VideoTextTask:
+    """The task that summarises: the checkpoint's own, or retrieval for what was trained otherwise and embeds."""
+    settings = engine.recipe.task
+    if isinstance(settings, PretrainConfig | DistillConfig):
+        settings = RetrievalConfig(words=settings.words)
     if isinstance(settings, RetrievalConfig):
         settings = settings.model_copy(update={"protocol": "dual-encoder", "embedding": engine.about.embedding})
     facts = {"answers": engine.about.answers, "classes": engine.about.classes}
@@ -129,7 +140,7 @@ def standard(engine: TorchEngine, frames: NDArray[np.uint8], rows: Rows | None) 
     told = None if found is None else found.details.get("cannot_tell")
     withheld = None if told is None else config.check(Threshold, told, "the validation split")
     seen = {} if found is None else found.metrics
-    return Standard(frames, texts, *_states(embedder, frames, texts), rows, seen, withheld)
+    return Standard(frames, texts, _states(embedder, frames, texts), rows, seen, withheld)
 
 
 def _texts(rows: Rows | None) -> list[str]:
@@ -139,13 +150,13 @@ def _texts(rows: Rows | None) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text]
 
 
-def _states(
-    embedder: Embedder, frames: NDArray[np.uint8], texts: Sequence[str]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _states(embedder: Embedder, frames: NDArray[np.uint8], texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Embeddings of clips and of texts, or the h^CLS that other heads stand on."""
-    if "embed_video" in embedder.about.heads:
-        return embedder.embed_frames(frames), embedder.embed_texts(texts)
-    return embedder.states_of_frames(frames), embedder.states_of_texts(texts)
+    heads = embedder.about.heads
+    if "embed_video" not in heads:
+        return {"video": embedder.states_of_frames(frames), "text": embedder.states_of_texts(texts)}
+    video = {"video": embedder.embed_frames(frames)}
+    return video | {"text": embedder.embed_texts(texts)} if "embed_text" in heads else video
 
 
 def measured(embedder: Embedder, rows: Rows) -> Summary:
@@ -190,8 +201,8 @@ def compare(export: Embedder, against: Standard, precision: str) -> tuple[dict[s
     least, faults = COSINE[precision], list[str]()
     report: dict[str, Any] = {"cosine": {}}
     states = _states(export, against.frames, against.texts)
-    for name, ours, theirs in zip(("video", "text"), states, (against.video, against.text), strict=True):
-        cosines = _cosines(ours, theirs)
+    for name, theirs in against.states.items():
+        cosines = _cosines(states[name], theirs)
         report["cosine"][name] = {"mean": float(cosines.mean()), "least": float(cosines.min()), "samples": len(cosines)}
         if not cosines.mean() >= least:
             faults.append(f"{name}: its mean cosine with the checkpoint is {cosines.mean():.4f}, below {least}")
@@ -210,68 +221,6 @@ def compare(export: Embedder, against: Standard, precision: str) -> tuple[dict[s
 def _cosines(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float64]:
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     return (a * b).sum(1) / np.maximum(1e-12, np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-
-
-def latency(engine: TorchEngine, export: Embedder, clip: NDArray[np.uint8], text: str) -> dict[str, Any]:
-    """Milliseconds for one clip and one text, in torch (eager, fp32) and as exported, taken in turns.
-
-    A video is encoded and fused alone or, where the model embeds nothing, with the text.
-    """
-    threads = torch.get_num_threads()
-    ours, theirs = as_torch(engine, clip, text), as_exported(export, clip, text)
-    took: dict[str, list[float]] = {f"{form} {what}": [] for form in ("torch", "export") for what in ("video", "text")}
-    calls = dict(zip(took, (*ours, *theirs), strict=True))
-    for call in calls.values():
-        call()
-    for _ in range(_ROUNDS):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            took[name].append(time.perf_counter() - began)
-    middle = {name: 1000 * float(np.median(times)) for name, times in took.items()}
-    return {
-        "milliseconds": middle,
-        "times faster": {what: middle[f"torch {what}"] / middle[f"export {what}"] for what in ("video", "text")},
-        "threads": threads,
-    }
-
-
-def as_torch(engine: TorchEngine, clip: NDArray[np.uint8], text: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """What the checkpoint does for one clip, and for one text, as calls to be timed: eager, fp32, all of ``fuse``."""
-    model = engine.model
-    frames = torch.from_numpy(clip[None]).permute(0, 1, 4, 2, 3)
-    ids, mask = (torch.from_numpy(array) for array in engine.vocabulary.encode_arrays([text], engine.about.words))
-    words = Text(ids, mask, mask)
-    apart = "embed_video" in engine.about.heads
-
-    @torch.inference_mode()
-    def video() -> None:
-        encoded = model.encode_video(model.normalise(frames))
-        model.fuse(video=encoded, text=None if apart else model.encode_text(words))
-
-    @torch.inference_mode()
-    def sentence() -> None:
-        model.fuse(text=model.encode_text(words))
-
-    return video, sentence
-
-
-def as_exported(export: Embedder, clip: NDArray[np.uint8], text: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """What an export does for one clip, and for one text, as calls to be timed."""
-
-    def video() -> None:
-        if "embed_video" in export.about.heads:
-            export.embed_frames(clip[None])
-        else:
-            words, mask = export.encode_texts([text])
-            regions = export.engine.video(clip[None])
-            seen = np.concatenate([mask, np.ones(regions.shape[:2], dtype=np.bool_)], 1)
-            export.engine.fuse(np.concatenate([words, regions], 1), seen)
-
-    def sentence() -> None:
-        export.states_of_texts([text])
-
-    return video, sentence
 
 
 def size(folder: Path) -> dict[str, float]:

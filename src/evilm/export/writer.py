@@ -22,7 +22,7 @@ import torch
 from evilm import __version__, checkpoint, feed, output, seeds
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, OutputError, VideoError
-from evilm.export import card, folder, gate, quantize, trace
+from evilm.export import card, folder, gate, latency, quantize, trace
 from evilm.export.onnx_engine import OnnxEngine
 from evilm.export.torch_engine import TorchEngine
 from evilm.inference import Embedder
@@ -103,7 +103,7 @@ def export(
     output.check_free(out, folder.KIND)
     engine = TorchEngine(source)
     _check_room(engine)
-    rows, frames = _evidence(engine, calibrate, say)
+    rows, frames, unmeasured = _evidence(engine, calibrate, say)
     against = gate.standard(engine, frames, rows)
     precision = "int8" if int8 else "bf16" if openvino else "fp32"
     with _drafts() as (plain, draft):
@@ -123,11 +123,11 @@ def export(
             say(plan.said[-1])
         report["size in MB"] = gate.size(draft)
         say("measuring how long it takes")
-        report["latency"] = gate.latency(engine, candidate, frames[0], against.texts[0])
+        report["latency"] = latency.latency(engine, candidate, frames[0], against.texts[0])
         report["given up"] = plan.said
         report["kept in fp32"] = plan.spared
-        if rows is None:
-            report["not measured"] = "metrics: the recipe's validation data are not here"
+        if unmeasured:
+            report["not measured"] = unmeasured
         report["machine"] = {"processor": platform.processor() or platform.machine(), "evilm": __version__}
         exported = runnable.export.model_copy(update={"measured": report})
         folder.write(out, lambda temporary: _fill(temporary, draft, exported))
@@ -169,13 +169,15 @@ def _drafts() -> Generator[tuple[Path, Path]]:
 
 def _evidence(
     engine: TorchEngine, calibrate: Path | None, say: Callable[[str], None]
-) -> tuple[gate.Rows | None, NDArray[np.uint8]]:
-    """Evaluation data where there are any, and clips for calibration and cosines."""
-    rows = None
+) -> tuple[gate.Rows | None, NDArray[np.uint8], str]:
+    """Evaluation data where there are any, clips for calibration and cosines, and what cannot be measured and why."""
+    rows, unmeasured = None, ""
     try:
         rows = gate.rows_of(engine)
     except EvilmError as error:
         say(f"metrics are not measured: {error}")
+        # The card is published, so without the paths that an error may name.
+        unmeasured = "metrics: " + (gate.immeasurable(engine) or "the recipe's validation data are not here")
     if calibrate is not None:
         clips = [Clip(path) for path in _videos(calibrate)]
     else:
@@ -183,9 +185,9 @@ def _evidence(
             clips = list(dict.fromkeys(example.clip for example in feed.examples(engine.recipe.data.train)))
         except EvilmError as error:
             if rows is not None and rows.readable.any():
-                return rows, rows.frames[rows.readable][:_CLIPS]
+                return rows, rows.frames[rows.readable][:_CLIPS], unmeasured
             raise DataError(f"no videos to measure the export on ({error}): name some with --calibrate") from None
-    return rows, _frames(engine, clips, calibrate)
+    return rows, _frames(engine, clips, calibrate), unmeasured
 
 
 def _frames(engine: TorchEngine, clips: Sequence[Clip], calibrate: Path | None) -> NDArray[np.uint8]:

@@ -307,7 +307,7 @@ class Embedder:
             ConfigError: the model has neither.
         """
         words, mask = self.encode_texts([joined(question, name) for name in choices])
-        if "match" in self.about.heads or "embed_video" not in self.about.heads:
+        if "match" in self.about.heads or not {"embed_video", "embed_text"} <= {*self.about.heads}:
             self._need("match")
             logits, looked = self.judge("match", np.repeat(regions[None], len(words), 0), words, mask)
             return logits[:, 0], looked[int(logits[:, 0].argmax())]

@@ -17,13 +17,13 @@ import numpy as np
 from evilm import output
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError, VideoIndexError
-from evilm.search import binding, matrix, query
+from evilm.search import binding, matrix, query, ranking_codes
 from evilm.search.calibration import GOOD, UNKNOWN, Calibration, fit
 from evilm.search.catalogue import NAME, UNFINISHED, Catalogue
 from evilm.search.embedder import Embedder, Matcher, unit
 from evilm.search.hits import Hit, Hits
 from evilm.search.ranking import Ranking, Store, chosen, ranking, store_named
-from evilm.search.update import Report, Update, writing
+from evilm.search.update import Report, Update, save_caches, writing
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class VideoIndex:
             catalogue.compact()
             width = catalogue.fact("width")
             if width is not None:
-                matrix.save(self.folder, catalogue.fact("identity"), matrix.load(catalogue, width))
+                save_caches(catalogue, matrix.load(catalogue, width))
 
     def calibrate(self, pairs: Sequence[tuple[str, str | Path]]) -> Calibration:
         """Set the line of "no good match" from texts and the videos of the index that they are true of.
@@ -339,6 +339,6 @@ def _discard_empty(place: Path) -> None:
                 return
     except VideoIndexError:
         return
-    for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", "lock", matrix.NAME):
+    for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", "lock", matrix.NAME, ranking_codes.NAME):
         (place / name).unlink(missing_ok=True)
     output.release(place)

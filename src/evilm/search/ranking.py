@@ -1,6 +1,7 @@
 """The nearest moments of a query: one method wide, so that another store can stand behind it.
 
-``Exact`` looks at every vector. ``ranking_faiss`` and ``ranking_lance`` hold the same method for more of them.
+``Exact`` looks at every vector; so does ``ranking_codes`` for many, in 8 bits first. ``ranking_faiss`` and
+``ranking_lance`` hold the same method for more of them.
 """
 
 from __future__ import annotations
@@ -65,21 +66,24 @@ class Exact:
 
 
 def best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Rows of the ``k`` highest scores, best first, equal ones in order of rows.
-
-    The k-th highest of the blocks' maxima is a bar that at least k scores reach, so only what reaches it is sorted.
-    """
-    k = min(k, len(scores))
-    if k <= 0:
+    """Rows of the ``k`` highest scores, best first, equal ones in order of rows; what reaches ``bar`` is sorted."""
+    if min(k, len(scores)) <= 0:
         return np.zeros(0, dtype=np.int64)
-    blocks = len(scores) // _BLOCK
-    candidates = np.arange(len(scores))
-    if blocks > 2 * k:
-        tops = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
-        bar = np.partition(tops, blocks - k)[blocks - k]
-        candidates = np.flatnonzero(scores >= bar)
+    candidates = np.flatnonzero(scores >= bar(scores, k))
     order = np.lexsort((candidates, -scores[candidates]))[:k]
     return candidates[order]
+
+
+def bar(scores: NDArray[np.float32], k: int) -> float:
+    """A score that at least ``k`` of ``scores`` reach, and not many more; minus infinity where there are few of them.
+
+    It is the k-th highest of the maxima of blocks.
+    """
+    blocks = len(scores) // _BLOCK
+    if blocks <= 2 * k:
+        return -np.inf
+    tops = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
+    return float(np.partition(tops, blocks - k)[blocks - k])
 
 
 def store_named(name: str) -> Store:
@@ -120,4 +124,10 @@ def ranking(store: Store, matrix: Matrix, catalogue: Catalogue) -> Ranking:
         from evilm.search.ranking_lance import Lance
 
         return Lance.over(matrix, catalogue.folder, catalogue.fact("identity"))
+    from evilm.search import ranking_codes
+
+    if matrix.vectors.size >= ranking_codes.LEAST:
+        coded = ranking_codes.Coded.over(matrix, catalogue.folder, catalogue.fact("identity"))
+        if coded is not None:
+            return coded
     return Exact(matrix.vectors)

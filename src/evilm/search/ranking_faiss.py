@@ -52,7 +52,7 @@ class Faiss:
         stamp = {"identity": identity, "generation": matrix.generation, "rows": len(matrix)}
         index = _read(faiss, folder / NAME, stamp)
         if index is None:
-            index = _trained(faiss, matrix.vectors)
+            index = trained(matrix.vectors)
             _write(faiss, folder / NAME, stamp, index)
         return cls(matrix.vectors, index)
 
@@ -86,7 +86,13 @@ def _faiss() -> Any:
     return cast("Any", faiss)
 
 
-def _trained(faiss: Any, vectors: NDArray[np.float32]) -> Any:
+def trained(vectors: NDArray[np.float32]) -> Any:
+    """FAISS's index of unit vectors (n, D).
+
+    Raises:
+        DependencyError: FAISS is not installed.
+    """
+    faiss = _faiss()
     rows, width = vectors.shape
     kind = "SQ8" if rows < _LARGE else f"IVF{int(np.sqrt(rows))},SQ8"
     index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)

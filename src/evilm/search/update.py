@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from evilm.errors import OutputError, VideoIndexError, VocabularyError
-from evilm.search import calibration, matrix, scan
+from evilm.search import calibration, matrix, ranking_codes, scan
 from evilm.search.decoding import PATIENCE
 from evilm.search.pipeline import Pipeline
 from evilm.search.records import Entry
@@ -209,7 +209,7 @@ class Update:
         if width is None:
             return None
         vectors = matrix.load(self.catalogue, width)
-        matrix.save(self.catalogue.folder, self.catalogue.fact("identity"), vectors)
+        save_caches(self.catalogue, vectors)
         return vectors
 
     def _finish(self, report: Report) -> None:
@@ -255,6 +255,14 @@ class Update:
                 f"{folder}: none of its {len(bad)} videos can be read ({counts}); "
                 f"{self.catalogue.folder / UNREADABLE} says why each"
             )
+
+
+def save_caches(catalogue: Catalogue, vectors: matrix.Matrix) -> None:
+    """Write what makes searching fast: the vectors as one array and, where they are many, in 8 bits."""
+    identity = catalogue.fact("identity")
+    matrix.save(catalogue.folder, identity, vectors)
+    if vectors.vectors.size >= ranking_codes.LEAST:
+        ranking_codes.save(catalogue.folder, identity, vectors)
 
 
 def _without(
