@@ -32,6 +32,11 @@ def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: p
     like: dict[str, Any] = json.loads(run("search", at, "--like", str(clips / "red.mp4"), "--json"))
     assert Path(like["hits"][0]["path"]).name == "red.mp4"
     assert len(run("search", at, "a red disc", "--in", str(clips / "deep")).splitlines()) in (1, 2)
+    labels = tmp_path / "said.csv"
+    labels.write_text("path,caption\nred.mp4,a red disc\nnowhere.mp4,a lost star\nred.mp4,something red\n")
+    assert "of 2 captions" in run("index", str(clips), at, "--calibrate", str(labels))
+    calibrated = json.loads(run("index", str(clips), at, "--calibrate", str(labels), "--json"))["calibration"]
+    assert (calibrated["origin"], calibrated["samples"]) == ("labels", 2)
     for arguments, said in (
         (("search", at, ""), "the query is empty"),
         (("search", at, "собака ловит мяч"), "does not know the words"),
@@ -43,6 +48,7 @@ def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: p
         (("index", str(clips), str(clips), "--model", "world-tiny"), "holds something else"),
         (("index", str(clips), str(tmp_path / "new")), "name one with --model"),
         (("index", str(clips), at, "--fast"), "leave these settings out"),
+        (("index", str(clips), at, "--calibrate", str(tmp_path / "none.csv")), "none.csv"),
     ):
         line = run(*arguments, code=2)
         assert said in line

@@ -82,7 +82,16 @@ def adapt(
     folder = source if source.is_dir() else videos or source.parent
     commands = (
         ["evilm", "export", str(out), f"{out}-export", "--int8"],
-        ["evilm", "index", str(folder), f"{out}-index", "--model", str(out)],
+        [
+            "evilm",
+            "index",
+            str(folder),
+            f"{out}-index",
+            "--model",
+            str(out),
+            "--calibrate",
+            str(out / "held-out.jsonl"),
+        ],
         ["evilm", "search", f"{out}-index", line],
     )
     typer.echo("\n".join([f"written to {out / 'adapt.json'}; next:", *("  " + shlex.join(each) for each in commands)]))

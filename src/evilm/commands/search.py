@@ -49,6 +49,10 @@ def index(
     fast: Annotated[bool, typer.Option("--fast", help="Look at keyframes only.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
     forget: Annotated[bool, typer.Option("--forget", help="Also if no video is left: drop them all.")] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="LIST", help='Captions of its videos: where "no good match" begins.'),
+    ] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Then give back the space of what was deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,6 +74,7 @@ def index(
             folder, model, place, config=_config(cut, seconds, fast), workers=workers, forget=forget,
             acknowledged=show, reported=reports.append,
         ) as made:  # fmt: skip
+            told = None if labels is None else made.calibrate(_pairs(labels, folder))
             if compact:
                 made.compact()
     except KeyboardInterrupt:
@@ -80,9 +85,22 @@ def index(
         for meter in meters:
             meter.__exit__()
     if as_json:
-        typer.echo(json.dumps(reports[0].as_json(), indent=2))
-    else:
-        _show_report(place, reports[0])
+        typer.echo(
+            json.dumps(reports[0].as_json() | ({} if told is None else {"calibration": told.as_json()}), indent=2)
+        )
+        return
+    _show_report(place, reports[0])
+    if told is not None and told.right is not None:
+        share = f"it decides rightly for {100 * told.right:.0f} %"
+        typer.echo(f'"no good match" begins at a cosine of {told.centre:.2f}: of {told.samples} captions {share}')
+
+
+def _pairs(labels: Path, folder: Path) -> list[tuple[str, Path]]:
+    """Captions and the videos that they are true of, from a list whose paths start from ``folder``."""
+    from evilm.data.readers.generic import captions
+
+    rows = captions(labels, folder, "validation")
+    return [(text, row.clip.path) for row in rows for text in row.captions if not row.clip.frames]
 
 
 def _config(cut: Cut | None, seconds: float | None, fast: bool) -> "IndexConfig | None":
