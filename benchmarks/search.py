@@ -80,7 +80,13 @@ def in_turns(acts: dict[str, Callable[[], Any]], times: int) -> dict[str, dict[s
     }  # fmt: skip
 
 
-def query(home: Path, model: Any, moments: int) -> dict[str, Any]:
+def resident() -> dict[str, int]:
+    """MiB of this process in memory now: its own, and pages of files, which the system takes back at need."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {what: int(lines[name].split()[0]) >> 10 for what, name in (("own", "RssAnon"), ("of files", "RssFile"))}
+
+
+def query(home: Path, model: Any, moments: int, store: str) -> dict[str, Any]:
     """A real index with ``moments`` vectors at random directions, opened cold and asked in sentences."""
     place, width = home / "index", int(model.embed_texts(["a"]).shape[1])
     place.mkdir()
@@ -98,18 +104,20 @@ def query(home: Path, model: Any, moments: int) -> dict[str, Any]:
                 catalogue.put(Entry(path, 1, 1, start, b"", "ok", "", 160.0, spans[: len(some)], some))
         written = time.perf_counter() - began
         save_caches(catalogue, matrix.load(catalogue, width))
-    del vectors
+    del vectors, some  # which is a view of them
     began = time.perf_counter()
-    index = VideoIndex.open(place, model)
+    index = VideoIndex.open(place, model, store)
     index.search(UNRELATED[0])
     first = time.perf_counter() - began
     texts = iter(UNRELATED * 10)
     whole = timed(lambda: index.search(next(texts)), 40)
     again = iter(UNRELATED * 10)
     return {
-        "moments": moments, "width": width, "query_ms": whole,
+        "moments": moments, "width": width, "store": store, "query_ms": whole,
         "of_which_text_encoder_ms": timed(lambda: model.embed_texts([next(again)]), 40),
         "open_and_first_search_s": round(first, 3), "written_moments_per_s": round(moments / written),
+        "caches_mib": {path.name: path.stat().st_size >> 20 for path in sorted(place.glob("*.cache"))},
+        "resident_mib": resident(),
     }  # fmt: skip
 
 
@@ -208,6 +216,7 @@ def main() -> None:
     parser.add_argument("what", choices=["query", "exact", "indexing"])
     parser.add_argument("--model", help="an export or a checkpoint")
     parser.add_argument("--preset", default="evilm-small", help="of the untrained model where none is named")
+    parser.add_argument("--store", default="exact", help="what answers a query")
     parser.add_argument("--moments", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--alike", type=float, metavar="NOISE", help="vectors in a thousand heaps")
@@ -227,7 +236,7 @@ def main() -> None:
 
             model = load(chosen.model or untrained.write(home / "model", chosen.preset))
             if chosen.what == "query":
-                found = query(home, model, chosen.moments)
+                found = query(home, model, chosen.moments, chosen.store)
             else:
                 found = indexing(home, model, chosen.clips, chosen.seconds, tuple(chosen.pixels), chosen.workers)
             found["model"] = repr(model)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 import evilm
-from evilm import assembly, checkpoint, evaluation, losses, trainer
+from evilm import assembly, checkpoint, cli, evaluation, losses, trainer
 from evilm.errors import CheckpointError, ConfigError
-from evilm.export.writer import export
+from evilm.export.folder import read
 from evilm.tasks.distill import Distill, DistillConfig
 from evilm.tasks.task import Prediction
 
@@ -195,7 +195,10 @@ def test_a_run_from_a_checkpoint_to_a_student(
     assert student.embed_frames(frames).shape == (1, 16)
     with pytest.raises(ConfigError, match="embeds no texts"):
         student.embed_texts(["a red disc"])
-    exported = export(run, tmp_path / "export", int8=True).measured
+    capsys.readouterr()
+    assert cli.run(["export", str(run), str(tmp_path / "export"), "--int8"]) == 0
+    assert "times faster than torch" in capsys.readouterr().out
+    exported = read(tmp_path / "export").measured
     assert exported["cosine"].keys() == exported["latency"]["times faster"].keys() == {"video"}
     assert exported["not measured"].startswith("metrics: a student of videos alone")
     light = evilm.load(tmp_path / "export", threads=1)

@@ -37,9 +37,9 @@ def export(
         before, after = measured["metrics"]["checkpoint"], measured["metrics"]["export"]
         shown = [f"{name} {before[name]:.1f} -> {after[name]:.1f}" for name in before if "[" not in name]
         typer.echo(f"{measured['metrics']['rule']}: {', '.join(shown)}")
-    faster, took = measured["latency"]["times faster"], measured["latency"]["milliseconds"]
-    for what in ("video", "text"):
-        typer.echo(f"{what}: {took[f'export {what}']:.1f} ms, {faster[what]:.1f} times faster than torch")
+    took = measured["latency"]["milliseconds"]
+    for what, faster in measured["latency"]["times faster"].items():
+        typer.echo(f"{what}: {took[f'export {what}']:.1f} ms, {faster:.1f} times faster than torch")
     typer.echo(f"size: {measured['size in MB']['all']:.1f} MB")
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Store = Literal["auto", "exact", "faiss", "lance"]
 STORES: tuple[Store, ...] = ("auto", "exact", "faiss", "lance")
-LARGE = 300_000_000  # numbers (rows times width) past which comparing with all of them takes longer than 60 ms
+LARGE = 800_000_000  # numbers (rows times width) past which comparing with all of them comes near to 60 ms
 _BLOCK = 64  # scores of which the best is looked at before all of them are
 
 
