@@ -82,7 +82,7 @@ def shrunk(commands: str) -> str:
 
 def trainings(path: Path) -> list[list[str]]:
     """The training commands that a document or the head of a recipe names, word by word."""
-    found = COMMAND.findall(path.read_text(encoding="utf-8"))
+    found = COMMAND.findall(re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8")))  # continued lines
     return [shlex.split(first or second, comments=True) for first, second in found]
 
 

@@ -116,6 +116,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in listed.read_text().split()] if listed.exists() else []
 
 
+def at_work(pid: int) -> bool:
+    """Whether a process of the host has not ended; until it is waited for it stays listed, as a zombie."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_killed_rank_stops_the_others_and_the_run_goes_on(killing: Killing, count: int) -> None:
@@ -125,7 +130,8 @@ def test_a_killed_rank_stops_the_others_and_the_run_goes_on(killing: Killing, co
     options = ("optim.batch_size=12", "optim.epochs=3")
     whole, cut = f"whole-{count}", f"cut-{count}"
     run = torchrun(killing, "pretrain", whole, count, *options)
-    assert run.wait(600) == 0
+    told = finish(run, 600)
+    assert run.returncode == 0, told
     for number in range(3):
         run = torchrun(killing, "pretrain", cut, count, *options, *(["--resume"] if number else []))
         before = len(killing.rows(killing.folder / cut / "metrics.jsonl")) if number else 0
@@ -143,7 +149,8 @@ def test_a_killed_rank_stops_the_others_and_the_run_goes_on(killing: Killing, co
         assert time.monotonic() - began < 60
         assert not any(Path(f"/proc/{victim}").exists() for victim in victims)
     run = torchrun(killing, "pretrain", cut, count, *options, "--resume")
-    assert run.wait(600) == 0
+    told = finish(run, 600)
+    assert run.returncode == 0, told
     assert killing.curve(killing.folder / cut) == killing.curve(killing.folder / whole)
     sums = [evaluation.fingerprint(checkpoint.find(killing.folder / name)) for name in (cut, whole)]
     assert sums[0] == sums[1]
@@ -189,6 +196,7 @@ def test_the_number_of_processes_may_change(killing: Killing) -> None:
         pids = starts("pretrain", "elastic", count, *more)
         written = killing.folder / "elastic" / "metrics.jsonl"
         while number < 3 and not (written.is_file() and len(list(killing.whole_lines(written))) >= 4 * (number + 1)):
+            assert all(at_work(pid) for pid in pids), (killing.folder / "elastic.log").read_text()[:3000]
             time.sleep(0.02)
         for pid in pids if number < 3 else []:
             os.killpg(pid, signal.SIGTERM)
