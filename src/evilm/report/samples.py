@@ -98,7 +98,7 @@ def questions(evidence: Evidence, metrics: Sequence[Metric]) -> Html:
 
 def _question(evidence: Evidence, kind: str, row: Row) -> Html:
     right = row["answer"] == row["predicted"]
-    truth = None if right else tag("span", f"it is {row['answer']}", class_="truth")
+    truth = None if right else tag("span", f"the answer: {row['answer']}", class_="truth")
     answer = tag("p", mark(row["predicted"], ok=right), truth, class_="answer")
     picture = pictures.strip(evidence.clip(str(row["video"]), _SIDE), str(row["video"]))
     return tag("article", tag("p", kind, class_="kicker"), picture, tag("h3", row["question"]), answer, class_="card")
