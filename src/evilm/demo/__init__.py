@@ -6,6 +6,7 @@ Each stage is a recipe that anyone can run alone, with its paths and its length 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -82,6 +83,7 @@ def _seconds_before(out: Path, stage: str) -> float:
 
 
 def _write(path: Path, value: Results) -> None:
+    """As JSON in the order of the run, in which the page shows it."""
     temporary = path.with_name(path.name + ".tmp")
-    checkpoint.write_json(temporary, value)
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(temporary, path)
