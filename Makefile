@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --retries 10 --timeout 60 --quiet -c constraints.txt -e '.[train,export,clip,dev]'
 	@touch $@
 
-demo: setup      ## the whole chain on a procedural world: about 15 minutes on two cores
+demo: setup      ## the whole chain on a procedural world: about 10 minutes on two cores
 	$(BIN)/evilm demo --out runs/demo
 
 test: setup      ## the fast tests: a few minutes
