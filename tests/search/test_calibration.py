@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evilm.search.calibration import UNKNOWN, UNRELATED, background, fit
+from evilm.search.calibration import UNKNOWN, UNRELATED, background, fit, lifts, sample
 
 
 def test_labels_put_half_between_right_and_wrong() -> None:
@@ -52,6 +52,56 @@ def test_background_bears_that_some_of_it_is_there() -> None:
     assert mixed.centre == pytest.approx(plain.centre, abs=0.05)
     assert plain.score(np.array([1.0]))[0] > 0.99  # one that is there
     assert plain.score((vectors[4:] @ queries[5]).max(keepdims=True))[0] < 0.5  # the best of what is not
+
+
+def test_lifts_by_hand() -> None:
+    among = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    query = np.array([0.6, 0.2], dtype=np.float32)  # cosines 0.6 and 0.2: mean 0.4, standard deviation 0.2
+    assert lifts(np.array([0.8, 0.4, 0.2]), query, among) == pytest.approx([2.0, 0.0, -1.0], abs=1e-5)
+    both = lifts(np.array([0.8, 1.0]), np.stack([query, among[0]]), among)  # 1 and 0: mean 0.5, deviation 0.5
+    assert both == pytest.approx([2.0, 1.0], abs=1e-5)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_what_stands_out_is_good_though_all_cosines_are_alike() -> None:
+    """A small model: how high a search's cosines are depends on its words more than on what is there."""
+    rng = np.random.default_rng(4)
+    common = 3.0 * np.eye(64)[0]
+
+    def texts(count: int) -> np.ndarray:
+        return unit(common * rng.uniform(0.2, 1.5, (count, 1)) + 0.2 * rng.standard_normal((count, 64)))
+
+    unrelated, asked = texts(40), texts(50)
+    own = asked - asked[:, :1] * np.eye(64)[0]  # what is particular to each text
+    there = unit(common + 0.1 * rng.standard_normal((50, 64)) + 0.7 * unit(own))
+    vectors = np.concatenate([unit(common + 0.2 * rng.standard_normal((500, 64))), there])
+    line = background(unrelated, vectors)
+    few = sample(vectors)
+
+    def good(queries: np.ndarray) -> tuple[float, float]:
+        best = (vectors @ queries.T).max(0)
+        scores = [
+            line.score(np.array([c]), lifts(np.array([c]), q, few))[0] for c, q in zip(best, queries, strict=True)
+        ]
+        return float((line.score(best) >= 0.5).mean()), float((np.array(scores) >= 0.5).mean())
+
+    by_cosine, by_both = good(asked)
+    assert by_both > 0.8
+    assert by_cosine < 0.5
+    assert good(texts(200))[1] < 0.2  # what is not there
+
+
+def test_a_folder_full_of_what_is_asked_for_is_good() -> None:
+    """Nothing stands out there, but the cosines are higher than any unrelated search finds."""
+    rng = np.random.default_rng(5)
+    theme = unit(rng.standard_normal(64))
+    vectors = unit(theme + 0.05 * rng.standard_normal((500, 64)))
+    line = background(unit(rng.standard_normal((40, 64))), vectors)
+    best = (vectors @ theme).max(keepdims=True)
+    assert line.score(best, lifts(best, theme, sample(vectors)))[0] > 0.5
 
 
 def test_too_few_moments_say_so() -> None:

@@ -6,7 +6,9 @@ is this hit better than the best that a wrong search would bring?
 * With labels (``fit``), the cosines of right clips stand against the best cosine of the wrong ones for the same texts;
   a logistic curve between them is the probability that a hit is right and not merely the best of the wrong.
 * Without (``background``), sentences about unlike things are searched for. Half is where a hit beats the best hits of
-  nearly all of them: far above their median, measured in their spread, so that a few that really occur do no harm.
+  nearly all of them: far above their median, measured in their spread, so that a few that really occur do no harm. It
+  may beat them by its cosine, or by how far it stands out among the cosines of its own search: a small model's cosines
+  are alike for all texts, and in a folder full of what is asked for nothing stands out. The better of the two counts.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
 GOOD = 0.5  # the score below which a best hit is no good match
 _ROWS = 100_000  # of an index that backgrounds are searched in
-_SPREADS = 3.0  # above the median of unrelated searches lies one half
+_SPREADS = 3.0  # above the median cosine of unrelated searches lies one half
+_LIFT_SPREADS = 2.0  # the same of how far their best hits stand out
+_SAMPLE = 1024  # vectors that tell what a search's cosines are like
+_STEEP = math.pi / math.sqrt(3)  # slope of the logistic curve whose standard deviation is one
 _FEWEST = 8  # moments without which a background says nothing
 
 # Things that seldom occur together: whatever a folder holds, most of these are not in it.
@@ -47,7 +52,7 @@ UNRELATED = tuple(
 
 @dataclass(frozen=True)
 class Calibration:
-    """A logistic curve over cosines.
+    """Logistic curves over cosines and over lifts (see ``lifts``); the higher of the two counts.
 
     Attributes:
         centre: the cosine that is worth one half.
@@ -55,6 +60,7 @@ class Calibration:
         origin: ``labels``, ``background`` or ``none`` (too few moments to tell).
         samples: how many texts it was made from.
         right: with labels, the share of texts for which the line decides rightly, on the texts that it was made from.
+        lift_centre, lift_slope: the same for lifts; None where they do not count.
     """
 
     centre: float
@@ -62,10 +68,15 @@ class Calibration:
     origin: Literal["labels", "background", "none"]
     samples: int = 0
     right: float | None = None
+    lift_centre: float | None = None
+    lift_slope: float | None = None
 
-    def score(self, cosines: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n,) cosines to scores in [0, 1]."""
-        return 0.5 * (1 + np.tanh(0.5 * self.slope * (np.asarray(cosines, dtype=np.float64) - self.centre)))
+    def score(self, cosines: NDArray[np.floating], lifts: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
+        """(n,) cosines and lifts of one search to scores in [0, 1]; without lifts by the cosines alone."""
+        scores = _logistic(cosines, self.centre, self.slope)
+        if lifts is None or self.lift_centre is None or self.lift_slope is None:
+            return scores
+        return np.maximum(scores, _logistic(lifts, self.lift_centre, self.lift_slope))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +84,31 @@ class Calibration:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         return cls(**value)
+
+
+def _logistic(values: NDArray[np.floating], centre: float, slope: float) -> NDArray[np.float64]:
+    return 0.5 * (1 + np.tanh(0.5 * slope * (np.asarray(values, dtype=np.float64) - centre)))
+
+
+def sample(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most ``_SAMPLE`` of some vectors (n, D), evenly spaced, in memory: what ``lifts`` are taken from."""
+    return np.array(vectors[np.linspace(0, len(vectors) - 1, min(len(vectors), _SAMPLE)).astype(np.int64)])
+
+
+def lifts(
+    cosines: NDArray[np.floating], queries: NDArray[np.float32], among: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """How many standard deviations cosines lie above those of their own search.
+
+    Args:
+        cosines: (..., m) of m queries, or (n,) of one.
+        queries: (m, D), or (D,).
+        among: (s, D), see ``sample``; without any there are no lifts: 0.
+    """
+    if not len(among):
+        return np.zeros(np.shape(cosines))
+    own = (among @ queries.T).astype(np.float64)
+    return (np.asarray(cosines, dtype=np.float64) - own.mean(0)) / np.maximum(own.std(0), 1e-6)
 
 
 UNKNOWN = Calibration(0.25, 12.0, "none")  # what cosines of contrastive models are like; a guess that says so
@@ -113,9 +149,16 @@ def background(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> Ca
     rows = vectors if len(vectors) <= _ROWS else vectors[np.linspace(0, len(vectors) - 1, _ROWS).astype(np.int64)]
     parts = np.array_split(rows, max(1, len(rows) // 16384))
     highest: NDArray[np.float64] = np.stack([(some @ queries.T).max(0) for some in parts]).max(0).astype(np.float64)
-    middle = float(np.median(highest))
-    spread = max(1.4826 * float(np.median(np.abs(highest - middle))), 1e-3)
-    # Half lies _SPREADS above the middle, though never beyond what a good hit can reach; the slope is that of a
-    # logistic curve with this spread for a standard deviation.
+    middle, spread = _middle(highest, 1e-3)
+    # Half lies _SPREADS above the middle, though never beyond what a good hit can reach.
     centre = min(middle + _SPREADS * spread, (middle + 1) / 2)
-    return Calibration(centre, math.pi / math.sqrt(3) / spread, "background", len(queries))
+    lifted, apart = _middle(lifts(highest, queries, sample(vectors)), 1e-2)
+    return Calibration(
+        centre, _STEEP / spread, "background", len(queries), None, lifted + _LIFT_SPREADS * apart, _STEEP / apart
+    )
+
+
+def _middle(values: NDArray[np.float64], least: float) -> tuple[float, float]:
+    """Median and robust standard deviation."""
+    middle = float(np.median(values))
+    return middle, max(1.4826 * float(np.median(np.abs(values - middle))), least)

@@ -18,7 +18,7 @@ from evilm import output
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError, VideoIndexError
 from evilm.search import binding, matrix, query, ranking_codes
-from evilm.search.calibration import GOOD, UNKNOWN, Calibration, fit
+from evilm.search.calibration import GOOD, UNKNOWN, Calibration, fit, lifts, sample
 from evilm.search.catalogue import NAME, UNFINISHED, Catalogue
 from evilm.search.embedder import Embedder, Matcher, unit
 from evilm.search.hits import Hit, Hits
@@ -56,6 +56,7 @@ class VideoIndex:
         self._model: Embedder | None = None
         self._guard = threading.RLock()
         self._matrix: matrix.Matrix | None = None
+        self._sample: NDArray[np.float32] | None = None
         self._ranking: Ranking | None = None
         self._told = False
 
@@ -273,7 +274,7 @@ class VideoIndex:
             self._ranking = answering
         rows, cosines = answering.nearest(vector, k, allowed)
         places = self._catalogue.places([int(found.moments[row]) for row in rows])
-        scores = self._calibration(scale).score(cosines)
+        scores = self._calibration(scale).score(cosines, lifts(cosines, vector, self._sampled(found)))
         hits: list[Hit] = []
         for row, cosine, score in zip(rows, cosines, scores, strict=True):
             if (place := places.get(int(found.moments[row]))) is not None:
@@ -299,8 +300,15 @@ class VideoIndex:
             width = self._catalogue.fact("width")
             found = matrix.load(self._catalogue, width, self._matrix)
             if found is not self._matrix:
-                self._matrix, self._ranking = found, None
+                self._matrix, self._ranking, self._sample = found, None, None
             return found
+
+    def _sampled(self, found: matrix.Matrix) -> NDArray[np.float32]:
+        """Some of the vectors, by which a search's cosines are known."""
+        with self._guard:
+            if self._sample is None or self._matrix is not found:
+                self._sample = sample(found.vectors)
+            return self._sample
 
     def _calibration(self, name: str) -> Calibration:
         value = self._catalogue.fact(name)
