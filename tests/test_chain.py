@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,3 +157,31 @@ def test_zero_shot_takes_the_heads_of_pre_training_and_only_those_it_has(
     )
     with pytest.raises(CheckpointError, match=r"has no trained 'embed' head, which retrieval needs: fine-tune it"):
         evaluation.of_checkpoint(without, "test", task="retrieval")
+
+
+def test_captions_alone_teach_the_text_side_from_which_retrieval_goes_on(
+    make_recipe: Callable[..., Recipe], small_world: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "captions"
+    shutil.copytree(small_world, alone, ignore=shutil.ignore_patterns("videos"))
+    source = {"reader": "msrvtt_retrieval", "annotations": str(alone)}
+    data = {
+        "train": source, "more": [{**source, "split": "val"}], "test": {**source, "split": "test"}, "validation": None,
+        "cache": None,
+    }  # fmt: skip
+    task = {"name": "paraphrase", "words": 24, "embedding": 16}
+    made = make_recipe(tmp_path / "text", task, data=data, optim={"epochs": 4, "batch_size": 20})
+    assert len(feed.training_rows(made.data)) == 72 + 8
+    run = trainer.train(made)
+    assert mean_loss(run, slice(-3, None)) < mean_loss(run, slice(3))
+    found = evaluation.of_checkpoint(run, "test")
+    assert "16 rows" in found.result["rule"]
+    with pytest.raises(CheckpointError, match="has no trained 'embed' head, which retrieval needs"):
+        evaluation.of_checkpoint(run, "test", task="retrieval")
+    task = {"name": "retrieval", "words": 24, "embedding": 16, "captions": 3}
+    tuned = trainer.train(make_recipe(tmp_path / "tuned", task, start=str(run), optim={"epochs": 0.5}))
+    parts = checkpoint.read_json(checkpoint.find(tuned) / "config.json")["start"]["parts"]
+    assert parts.endswith("at random: embed; left out: nothing")  # its half for videos
+    theirs, own = (checkpoint.read_tensors(checkpoint.find(each) / "model.safetensors") for each in (run, tuned))
+    assert theirs.keys() < own.keys()
+    assert own.keys() - theirs.keys() == {"embed.video_out.weight", "embed.video_out.bias"}
