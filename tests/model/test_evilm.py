@@ -197,6 +197,24 @@ def test_a_text_without_positions_at_the_start_is_read_in_any_order(tiny: ModelC
         assert torch.allclose(first, second, atol=1e-5) == (start == 0)
 
 
+def test_cls_may_begin_as_the_mean_of_what_is_there(tiny: ModelConfig, vocabulary: Vocabulary) -> None:
+    torch.manual_seed(0)
+    decoder = build(tiny.model_copy(update={"cls_mean": True}), vocabulary.size).decoder
+    tokens = torch.randn(2, 3, 32)
+    mask = torch.tensor([[True, True, True, True], [True, True, True, False]])  # [CLS] and three words; two
+    found = decoder.first(tokens, mask)
+    torch.testing.assert_close(found[0], decoder.cls[0] + tokens[0].mean(0))
+    torch.testing.assert_close(found[1], decoder.cls[0] + tokens[1, :2].mean(0))
+    torch.testing.assert_close(decoder.first(tokens, None)[1], decoder.cls[0] + tokens[1].mean(0))
+    plain = build(tiny, vocabulary.size).decoder
+    assert torch.equal(plain.first(tokens, mask), plain.cls.expand(2, -1, -1))
+    # What is seen of it is the state of the last block, and both ways to compute that agree.
+    video, text = Encoded(tokens), Encoded(torch.randn(2, 3, 32), mask[:, 1:])
+    with torch.no_grad():
+        whole, alone = decoder.eval()(video, text).cls, decoder(video, text, cls_only=True).cls
+    torch.testing.assert_close(whole, alone)
+
+
 def test_padding_changes_nothing(model: EViLM, vocabulary: Vocabulary) -> None:
     text = vocabulary.encode(["a red disc moves left"], 30)
     width = text.ids.shape[1]

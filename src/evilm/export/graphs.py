@@ -62,9 +62,8 @@ class FusionGraph(nn.Module):
         self.decoder = decoder
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        cls = self.decoder.cls.expand(tokens.shape[0], -1, -1)
-        sequence = torch.cat([cls, tokens], 1)
         seen = torch.cat([mask[:, :1] | True, mask], 1)
+        sequence = torch.cat([self.decoder.first(tokens, seen), tokens], 1)
         blocks = cast("list[Block]", list(self.decoder.blocks))
         for block in blocks[:-1]:
             sequence = block(sequence, seen)

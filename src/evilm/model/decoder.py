@@ -20,10 +20,12 @@ class Decoder(nn.Module):
     Args:
         width, depth, heads, hidden: of the blocks; the paper's are 384 and 4, with 6 heads and 1536.
         dropout: in training.
+        mean: let [CLS] begin as the mean of the tokens, beside what is learned.
     """
 
-    def __init__(self, *, width: int, depth: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, *, width: int, depth: int, heads: int, hidden: int, dropout: float, mean: bool = False) -> None:
         super().__init__()
+        self.mean = mean
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.type_text = nn.Parameter(torch.zeros(1, 1, width))
         self.type_video = nn.Parameter(torch.zeros(1, 1, width))
@@ -42,8 +44,9 @@ class Decoder(nn.Module):
         parts += [self.type_video + video.tokens] if video is not None else []
         if not parts:
             raise ValueError("fuse needs a video, a text, or both")
-        sequence = torch.cat([self.cls.expand(len(parts[0]), -1, -1).to(parts[0].dtype), *parts], 1)
-        mask = _mask(video, text, sequence)
+        tokens = torch.cat(parts, 1)
+        mask = _mask(video, text, tokens)
+        sequence = torch.cat([self.first(tokens, mask), tokens], 1)
         for block in self.blocks[:-1]:
             sequence = block(sequence, mask)
         sequence = self.norm(self.blocks[-1](sequence, mask, 1 if cls_only else None))
@@ -55,6 +58,21 @@ class Decoder(nn.Module):
             text=None if text is None else sequence[:, 1 : 1 + words],
             video=None if video is None else sequence[:, 1 + words :],
         )
+
+    def first(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """[CLS] before the first block, (B, 1, D).
+
+        Args:
+            tokens: (B, S, D) of one or both modalities.
+            mask: (B, 1 + S) bool, False where [CLS] or a token is padding; None where all are there.
+        """
+        cls = self.cls.expand(len(tokens), -1, -1).to(tokens.dtype)
+        if not self.mean:
+            return cls
+        if mask is None:
+            return cls + tokens.mean(1, keepdim=True)
+        shown = mask[:, 1:, None].to(tokens.dtype)
+        return cls + (tokens * shown).sum(1, keepdim=True) / shown.sum(1, keepdim=True)
 
 
 def _mask(video: Encoded | None, text: Encoded | None, sequence: Tensor) -> Tensor | None:

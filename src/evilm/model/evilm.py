@@ -60,6 +60,7 @@ class EViLM(nn.Module):
             heads=config.heads,
             hidden=config.hidden,
             dropout=config.dropout,
+            mean=config.cls_mean,
         )
 
     def normalise(self, frames: Tensor) -> Tensor:

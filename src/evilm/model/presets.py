@@ -35,6 +35,9 @@ class ModelConfig(Config):
     depth: int = Field(default=4, gt=0)
     heads: int = Field(default=6, gt=0)
     hidden: int = Field(default=1536, gt=0)
+    cls_mean: bool = Field(
+        default=False, description="[CLS] begins as the mean of what is fused, beside what is learned"
+    )
     text_width: int = Field(default=128, gt=0)
     text_layers: int = Field(default=6, gt=0)
     text_heads: int = Field(default=4, gt=0)
