@@ -98,7 +98,7 @@ def test_an_export_runs_without_torch(exported: Path, small_world: Path) -> None
 def test_graphs_do_what_the_random_model_does(tiny: ModelConfig, tmp_path: Path, motion: bool) -> None:
     """Layer scales are set first: at 1e-6, where training starts, most of the backbone would go untested."""
     torch.manual_seed(0)
-    model = build(tiny.model_copy(update={"motion": motion}), 60).eval()
+    model = build(tiny.model_copy(update={"motion": motion, "cls_mean": motion}), 60).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gamma" in name:

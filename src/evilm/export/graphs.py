@@ -118,6 +118,8 @@ def heads(tensors: Mapping[str, Tensor], width: int) -> tuple[dict[Head, nn.Modu
     Raises:
         CheckpointError: a head whose tensors do not fit together.
     """
+    if "lexical.words" in tensors:
+        raise CheckpointError("ranks by words beside fusion (task.lexical), which only `evilm evaluate` can")
     found: dict[Head, nn.Module] = {}
     temperature = None
     try:

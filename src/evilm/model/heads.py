@@ -80,6 +80,38 @@ class EmbeddingHead(nn.Module):
         return F.normalize(self.text_out(cls).float(), dim=-1)
 
 
+class LexicalHead(nn.Module):
+    """A second embedding, without fusion: a text as a weighted bag of pieces, a video as the mean of its features.
+
+    Beyond the paper. Where captions are few, which words were said is learned sooner than what they mean together.
+
+    Args:
+        weights: (K,) how much each word piece counts, such as the logarithm of its rarity; 0 leaves it out.
+        channels: C, of the backbone's features.
+        width: of the embedding.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, channels: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)
+        self.norm = nn.BatchNorm1d(channels, affine=False)
+        self.video_out = nn.Linear(channels, width)
+        self.words = nn.Parameter(torch.empty(len(weights), width))
+        initialise(self)
+        nn.init.xavier_uniform_(self.words)
+
+    def video(self, features: Tensor) -> Tensor:
+        """(B, T, h, w, C) to (B, width), l2-normalised."""
+        return F.normalize(self.video_out(self.norm(features.float().mean((1, 2, 3)))).float(), dim=-1)
+
+    def text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) each to (B, width), l2-normalised."""
+        weights = self.weights[ids] * mask
+        return F.normalize((self.words[ids].float() * weights[..., None]).sum(1), dim=-1)
+
+
 class AnswerHead(nn.Module):
     """h^CLS (..., D) to logits over K answers: a hidden layer of twice the width, as VQA models have."""
 

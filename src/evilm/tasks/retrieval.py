@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -9,8 +11,9 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
+from evilm.data.caption_words import words_of
 from evilm.errors import ConfigError
-from evilm.model.heads import EmbeddingHead, MatchHead
+from evilm.model.heads import EmbeddingHead, LexicalHead, MatchHead
 from evilm.tasks.task import (
     Facts,
     Prediction,
@@ -27,14 +30,16 @@ from evilm.tasks.task import (
 from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
-    from evilm.types import Batch
+    from evilm.types import Batch, Example, Text
+
+_WORDS = 50_000  # of the most frequent, that a checkpoint remembers
 
 
 class RetrievalConfig(TaskConfig):
@@ -51,6 +56,9 @@ class RetrievalConfig(TaskConfig):
     top: int = Field(default=32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text")
     captions: int = Field(
         default=1, gt=0, description="captions of each video in a step: the video is encoded once for all of them"
+    )
+    lexical: int = Field(
+        default=0, ge=0, description="width of a second embedding, of words and features without fusion; 0 has none"
     )
     focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
     words: int = Field(default=30, gt=2)
@@ -71,10 +79,24 @@ class Retrieval(VideoTextTask):
         self.embeds = config.contrastive > 0 or config.protocol != "pairwise"
         if self.embeds:
             self.embed = EmbeddingHead(model.width, config.embedding, config.temperature)
+        if config.lexical:
+            weights = torch.tensor(_rarity(vocabulary, facts["captions"], facts["words"]))
+            self.lexical = LexicalHead(weights, model.video_encoder.channels, config.lexical)
         if config.vtm or config.protocol != "dual-encoder":
             self.match = MatchHead(model.width)
         # Which candidates are right for which query; a row's own video, until someone knows better.
         self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
+
+    @classmethod
+    def learn_facts(cls, config: RetrievalConfig, examples: Sequence[Example]) -> Facts:
+        """For a lexical embedding: how many captions there are, and how many of them have each word."""
+        if not config.lexical:
+            return {}
+        if not config.contrastive:
+            raise ConfigError("task.lexical needs the dual encoder that task.contrastive > 0 trains")
+        counts = Counter(word for row in examples for caption in row.captions for word in set(words_of(caption)))
+        frequent = {word: count for word, count in counts.most_common(_WORDS) if count > 1}
+        return {"captions": sum(len(row.captions) for row in examples), "words": frequent}
 
     def check_start(self, loaded: Collection[str]) -> None:
         """Refuse to rank by a head that nothing has trained and nothing will.
@@ -101,13 +123,14 @@ class Retrieval(VideoTextTask):
 
     def losses(self, batch: Batch) -> Losses:
         count = self.config.captions
-        video = self.encode(batch)
-        text = self.model.encode_text(self.text(self.several_captions(batch, count), batch))  # count rows a video
+        pieces = self.text(self.several_captions(batch, count), batch)  # count rows a video
+        video, text = self.encode(batch), self.model.encode_text(pieces)
         parts: dict[str, Tensor] = {}
         same = same_video(batch)
         alike = same.repeat_interleave(count, 1)  # (videos, texts) of the global batch
         if self.embeds:
-            v, t = (distributed.gather(each) for each in self.embed_encoded(video, text))
+            v, t = self.with_words(self.embed_encoded(video, text), batch, pieces)
+            v, t = distributed.gather(v), distributed.gather(t)
             parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same, self.config.focus)
             closeness = (v @ t.T).detach()
         else:  # nothing can tell which texts are hard: any
@@ -125,13 +148,24 @@ class Retrieval(VideoTextTask):
         """(B, 512) each, l2-normalised, from one-modality fusion."""
         return self.embed.video(self.model.fuse_cls(video=video)), self.embed.text(self.model.fuse_cls(text=text))
 
+    def with_words(self, fused: tuple[Tensor, Tensor], batch: Batch, text: Text) -> tuple[Tensor, Tensor]:
+        """Embeddings of fusion with those of words and features beside them: cosines are the mean of both kinds'."""
+        if not self.config.lexical:
+            return fused
+        features = batch.features
+        if features is None:  # the second time, where the backbone is not frozen and kept: it is the rarer case
+            features = self.model.video_encoder.features(self.model.normalise(batch.frames))
+        lexical = self.lexical.video(features), self.lexical.text(text.ids, text.mask)
+        video, words = (torch.cat(pair, -1) * 0.5**0.5 for pair in zip(fused, lexical, strict=True))
+        return video, words
+
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        video = self.encode(batch)
-        text = self.model.encode_text(self.text(self.captions(batch), batch))
+        pieces = self.text(self.captions(batch), batch)
+        video, text = self.encode(batch), self.model.encode_text(pieces)
         values: list[dict[str, Any]] = [{} for _ in range(len(batch))]
         if self.config.protocol != "pairwise":
-            v, t = self.embed_encoded(video, text)
+            v, t = self.with_words(self.embed_encoded(video, text), batch, pieces)
             values = [{"video": v[i].cpu().numpy(), "text": t[i].cpu().numpy()} for i in range(len(batch))]
         if self.config.protocol != "dual-encoder":
             assert video.grid is not None
@@ -200,3 +234,12 @@ class Retrieval(VideoTextTask):
             cls = self.model.fuse_cls(video, Encoded(pieces.expand(len(some), -1, -1)))
             found.append(self.match(cls).double().cpu().numpy())
         return np.concatenate(found)
+
+
+def _rarity(vocabulary: Vocabulary, captions: int, words: Mapping[str, int]) -> list[float]:
+    """How much each piece says: the logarithm of how rare the words with it are; 0 for those of no frequent word."""
+    counts = [0] * vocabulary.size
+    for word, count in words.items():
+        for piece in set(vocabulary.pieces_of(word)):
+            counts[piece] += count
+    return [math.log(captions / min(count, captions)) if count else 0.0 for count in counts]
