@@ -66,7 +66,7 @@ class Decoder(nn.Module):
             tokens: (B, S, D) of one or both modalities.
             mask: (B, 1 + S) bool, False where [CLS] or a token is padding; None where all are there.
         """
-        cls = self.cls.expand(len(tokens), -1, -1).to(tokens.dtype)
+        cls = self.cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype)  # `len` would fix the rows of an export
         if not self.mean:
             return cls
         if mask is None:
