@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evilm.search.calibration import UNKNOWN, UNRELATED, background, fit, lifts, sample
+from evilm.search.calibration import UNKNOWN, UNRELATED, background, fit, labelled, lifts, sample
 
 
 def test_labels_put_half_between_right_and_wrong() -> None:
@@ -38,6 +38,19 @@ def test_labels_that_say_nothing_tell_nothing_apart() -> None:
     rng = np.random.default_rng(2)
     found = fit(rng.normal(0.3, 0.1, 500), rng.normal(0.6, 0.1, 500))
     assert found.slope == pytest.approx(1e-3)
+
+
+def test_labels_take_what_tells_more() -> None:
+    rng = np.random.default_rng(6)
+    apart, alike = (rng.normal(3.0, 0.2, 50), rng.normal(2.0, 0.2, 40)), (np.full(50, 0.8), np.full(40, 0.8))
+    by_lift = labelled((alike[0], apart[0]), (alike[1], apart[1]))
+    assert by_lift.lift_centre == pytest.approx(2.5, abs=0.1)
+    assert by_lift.right is not None
+    assert by_lift.right > 0.95
+    assert by_lift.score(np.array([1.0, 1.0]), np.array([3.0, 2.0])) == pytest.approx([1.0, 0.0], abs=0.05)
+    by_cosine = labelled((apart[0] / 10, alike[0]), (apart[1] / 10, alike[1]))
+    assert by_cosine.centre == pytest.approx(0.25, abs=0.01)
+    assert by_cosine.lift_centre is None
 
 
 def test_background_bears_that_some_of_it_is_there() -> None:

@@ -92,7 +92,8 @@ def index(
     _show_report(place, reports[0])
     if told is not None and told.right is not None:
         share = f"it decides rightly for {100 * told.right:.0f} %"
-        typer.echo(f'"no good match" begins at a cosine of {told.centre:.2f}: of {told.samples} captions {share}')
+        where = f"a cosine of {told.centre:.2f}" if told.lift_centre is None else f"a lift of {told.lift_centre:.2f}"
+        typer.echo(f'"no good match" begins at {where}: of {told.samples} captions and unlike sentences {share}')
 
 
 def _pairs(labels: Path, folder: Path) -> list[tuple[str, Path]]:

@@ -3,8 +3,9 @@
 Cosines of one model say nothing beside those of another, and the best of many wrong ones is high. So the question is:
 is this hit better than the best that a wrong search would bring?
 
-* With labels (``fit``), the cosines of right clips stand against the best cosine of the wrong ones for the same texts;
-  a logistic curve between them is the probability that a hit is right and not merely the best of the wrong.
+* With labels (``labelled``), hits that are right stand against the best hits of sentences about unlike things, by their
+  cosines or by how far they stand out, whichever tells them apart better; a logistic curve between them is the
+  probability that a hit was not found by chance.
 * Without (``background``), sentences about unlike things are searched for. Half is where a hit beats the best hits of
   nearly all of them: far above their median, measured in their spread, so that a few that really occur do no harm. It
   may beat them by its cosine, or by how far it stands out among the cosines of its own search: a small model's cosines
@@ -14,7 +15,7 @@ is this hit better than the best that a wrong search would bring?
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -28,6 +29,7 @@ GOOD = 0.5  # the score below which a best hit is no good match
 _ROWS = 100_000  # of an index that backgrounds are searched in
 _SPREADS = 3.0  # above the median cosine of unrelated searches lies one half
 _LIFT_SPREADS = 2.0  # the same of how far their best hits stand out
+_BEYOND = 2.0  # a cosine that there is none of
 _SAMPLE = 1024  # vectors that tell what a search's cosines are like
 _STEEP = math.pi / math.sqrt(3)  # slope of the logistic curve whose standard deviation is one
 _FEWEST = 8  # moments without which a background says nothing
@@ -55,11 +57,12 @@ class Calibration:
     """Logistic curves over cosines and over lifts (see ``lifts``); the higher of the two counts.
 
     Attributes:
-        centre: the cosine that is worth one half.
+        centre: the cosine that is worth one half; one that none reaches where only lifts count.
         slope: how fast worth grows with the cosine.
         origin: ``labels``, ``background`` or ``none`` (too few moments to tell).
         samples: how many texts it was made from.
-        right: with labels, the share of texts for which the line decides rightly, on the texts that it was made from.
+        right: with labels, the share of right hits and of unrelated searches that the line decides rightly, in equal
+            weights, on those that it was made from.
         lift_centre, lift_slope: the same for lifts; None where they do not count.
     """
 
@@ -114,8 +117,22 @@ def lifts(
 UNKNOWN = Calibration(0.25, 12.0, "none")  # what cosines of contrastive models are like; a guess that says so
 
 
+def labelled(
+    right: tuple[NDArray[np.floating], NDArray[np.floating]], wrong: tuple[NDArray[np.floating], NDArray[np.floating]]
+) -> Calibration:
+    """The curve that tells right hits from the best ones of unrelated searches better: by cosines or by lifts.
+
+    Args:
+        right, wrong: cosines and lifts, (n,) each.
+    """
+    by_cosine, by_lift = (fit(*pair) for pair in zip(right, wrong, strict=True))
+    if (by_lift.right or 0.0) <= (by_cosine.right or 0.0):
+        return by_cosine
+    return replace(by_lift, centre=_BEYOND, lift_centre=by_lift.centre, lift_slope=by_lift.slope)
+
+
 def fit(right: NDArray[np.floating], wrong: NDArray[np.floating]) -> Calibration:
-    """The curve between cosines of right hits and the best cosines of wrong ones, both (n,).
+    """The curve between values of right hits and the highest of wrong searches, (n,) and (m,).
 
     Logistic regression of balanced classes by Newton's method, with Platt's targets, which keep it finite where the two
     do not overlap.

@@ -18,7 +18,7 @@ from evilm import output
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError, VideoIndexError
 from evilm.search import binding, matrix, query, ranking_codes
-from evilm.search.calibration import GOOD, UNKNOWN, Calibration, fit, lifts, sample
+from evilm.search.calibration import GOOD, UNKNOWN, UNRELATED, Calibration, labelled, lifts, sample
 from evilm.search.catalogue import NAME, UNFINISHED, Catalogue
 from evilm.search.embedder import Embedder, Matcher, unit
 from evilm.search.hits import Hit, Hits
@@ -182,6 +182,7 @@ class VideoIndex:
 
         Raises:
             VideoIndexError: fewer than two texts of videos in the index, or another process writes to it.
+            VocabularyError: the model knows no word of ordinary sentences.
         """
         known = {each.path: each.id for each in self._catalogue.files()}
         own: dict[str, set[int]] = {}
@@ -192,11 +193,14 @@ class VideoIndex:
         if len(own) < 2 or len(np.unique(found.files)) < 2:
             raise VideoIndexError(f"{self.folder}: calibration needs at least two texts of videos in the index")
         vectors = unit(self.model.embed_texts(list(own)), "text")
-        right, wrong = np.zeros(len(own)), np.zeros(len(own))
-        for i, (vector, files) in enumerate(zip(vectors, own.values(), strict=True)):
-            cosines, mine = found.vectors @ vector, np.isin(found.files, list(files))
-            right[i], wrong[i] = cosines[mine].max(initial=-1.0), cosines[~mine].max(initial=-1.0)
-        result = fit(right, wrong)
+        right = np.array([
+            (found.vectors @ vector)[np.isin(found.files, list(files))].max()
+            for vector, files in zip(vectors, own.values(), strict=True)
+        ])  # fmt: skip
+        others = unit(self.model.embed_texts(list(UNRELATED)), "text")
+        wrong = (found.vectors @ others.T).max(0)
+        among = self._sampled(found)
+        result = labelled((right, lifts(right, vectors, among)), (wrong, lifts(wrong, others, among)))
         with writing(self.folder), Catalogue(self.folder, write=True) as catalogue, catalogue.transaction():
             catalogue.set_fact("text_calibration", result.as_json())
         return result
