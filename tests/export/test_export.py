@@ -347,3 +347,10 @@ def test_an_engine_says_what_it_is(run: Path) -> None:
     about = TorchEngine(run).about
     assert about.heads == ("embed_video", "embed_text", "match")
     assert about.source["recipe"]["task"]["name"] == "retrieval"
+
+
+def test_a_model_that_ranks_by_words_beside_fusion_is_refused() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"ranks by words beside fusion \(task\.lexical\), which only `evilm eval"
+    ):
+        graphs.heads({"lexical.words": torch.zeros(3, 2)}, 32)
