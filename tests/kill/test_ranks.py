@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ALIKE = {
     "tokenizer": ("task.tokenizer.codebook=ema", "task.tokenizer.kmeans=true", "task.tokenizer.restart_below=0.9"),
     "pretrain": ("model.dropout=0.0",),
-    "retrieval": ("task.captions=2",),
+    # With 2 captions the losses agree as well, but one rank of the last validation lies on an edge between two places.
+    "retrieval": ("task.captions=3",),
     "linear_probe": (),
 }
 
