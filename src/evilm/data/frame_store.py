@@ -83,7 +83,7 @@ class FrameStore:
                     return other, list(known)
         own.mkdir(parents=True, exist_ok=True)
         if not (own / _CLIPS).exists():
-            _replace(own / _CLIPS, json.dumps({"about": about, "clips": ages}))
+            replace_text(own / _CLIPS, json.dumps({"about": about, "clips": ages}))
         return own, list(ages)
 
     def __len__(self) -> int:
@@ -207,7 +207,7 @@ def _read_problems(path: Path) -> dict[str, tuple[VideoStatus, str]]:
 
 
 def _write_problems(path: Path, problems: dict[str, tuple[VideoStatus, str]]) -> None:
-    _replace(path, json.dumps(problems, ensure_ascii=False, indent=0))
+    replace_text(path, json.dumps(problems, ensure_ascii=False, indent=0))
 
 
 def _read_list(path: Path, about: str) -> dict[str, str]:
@@ -225,7 +225,8 @@ def _finished(path: Path, count: int) -> bool:
     return len(state) == count and bool((state != TODO).all())
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside itself first, so that it is never half there."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

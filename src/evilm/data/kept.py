@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from evilm.data import transforms
-from evilm.data.frame_store import alone
+from evilm.data.frame_store import alone, replace_text
 from evilm.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def _opened(path: Path, shape: tuple[int, ...], about: dict[str, Any]) -> NDArra
             if not path.exists() or path.stat().st_size != 2 * int(np.prod(shape)):
                 _write_blank(path, shape)
             if not note.exists():
-                temporary = note.with_name(note.name + ".tmp")
-                temporary.write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
-                os.replace(temporary, note)
+                replace_text(note, json.dumps(about, sort_keys=True))
         return np.memmap(path, dtype=np.uint16, mode="r+", shape=shape)
     except OSError as error:
         raise OutputError(f"{path}: cannot be kept: {error.strerror}") from None

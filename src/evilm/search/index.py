@@ -194,7 +194,7 @@ class VideoIndex:
             raise VideoIndexError(f"{self.folder}: calibration needs at least two texts of videos in the index")
         vectors = unit(self.model.embed_texts(list(own)), "text")
         right = np.array([
-            (found.vectors @ vector)[np.isin(found.files, list(files))].max()
+            (found.vectors[np.isin(found.files, list(files))] @ vector).max()
             for vector, files in zip(vectors, own.values(), strict=True)
         ])  # fmt: skip
         others = unit(self.model.embed_texts(list(UNRELATED)), "text")
