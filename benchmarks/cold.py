@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import evilm
-from evilm.data.world import build
+from evilm.data.synthetic import build
 
 QUERY = "a red square moves left"
 

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 import untrained
 
-from evilm.data.world import build as build_world
+from evilm.data.synthetic import build as build_world
 from evilm.export import latency, writer
-from evilm.export.onnx_engine import OnnxEngine
-from evilm.export.torch_engine import TorchEngine
 from evilm.inference import Embedder
+from evilm.inference.runtime_onnx import OnnxEngine
+from evilm.inference.runtime_torch import TorchEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

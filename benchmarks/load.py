@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evilm.data import readers, transforms
-from evilm.data.frame_store import FrameStore
+from evilm.data.frame_cache import FrameStore
 from evilm.data.pack import pack
 from evilm.data.packed import PackConfig, PackedFrames
 from evilm.data.pixels import FilePixels, Job, StoredPixels

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from evilm import losses, metrics
 from evilm.data import readers
-from evilm.data.caption_words import words_of
 from evilm.data.video import read_clip
+from evilm.tasks.caption_words import words_of
 
 if TYPE_CHECKING:
     from evilm.types import Example

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evilm import optim
 from evilm.data.vocabulary import Vocabulary
 from evilm.model.economy import economise
 from evilm.model.presets import build, preset
-from evilm.snapshot import Average
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
+from evilm.training import optim
+from evilm.training.snapshot import Average
 from evilm.types import Batch, Clip, Example
 
 if TYPE_CHECKING:

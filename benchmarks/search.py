@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evilm.search import matrix
 from evilm.search.binding import IndexConfig, bind, remembered
 from evilm.search.calibration import UNRELATED
-from evilm.search.catalogue import Catalogue
+from evilm.search.database import Catalogue
 from evilm.search.index import KIND, VideoIndex
+from evilm.search.nearest import Exact
+from evilm.search.nearest_codes import Coded
+from evilm.search.nearest_faiss import Faiss, trained
 from evilm.search.pipeline import Pipeline
-from evilm.search.ranking import Exact
-from evilm.search.ranking_codes import Coded
-from evilm.search.ranking_faiss import Faiss, trained
 from evilm.search.records import Entry
 from evilm.search.scan import walk
 from evilm.search.update import save_caches
@@ -103,7 +102,7 @@ def query(home: Path, model: Any, moments: int, store: str) -> dict[str, Any]:
                 path = f"/videos/{start // each:07}.mp4".encode()
                 catalogue.put(Entry(path, 1, 1, start, b"", "ok", "", 160.0, spans[: len(some)], some))
         written = time.perf_counter() - began
-        save_caches(catalogue, matrix.load(catalogue, width))
+        save_caches(catalogue, vectors.load(catalogue, width))
     del vectors, some  # which is a view of them
     began = time.perf_counter()
     index = VideoIndex.open(place, model, store)

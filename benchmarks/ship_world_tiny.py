@@ -13,11 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from evilm import checkpoint, evaluation, trial
+from evilm.demo import quickstart
 from evilm.errors import CheckpointError, EvilmError, ExportError
-from evilm.export import card, folder, writer
+from evilm.export import card, writer
+from evilm.inference import export_format
 from evilm.inference.loading import TINY
 from evilm.progress import say
+from evilm.training import checkpoint, evaluate
 
 MOST = 4e6  # bytes of the whole folder
 HOME = Path(__file__).resolve().parent.parent / "src" / "evilm" / "inference" / "shipped" / TINY
@@ -33,7 +35,7 @@ def ship(demo: Path, out: Path = HOME) -> None:
     run = demo / "retrieval" if (demo / "retrieval").is_dir() else demo
     weights = checkpoint.find(run)
     found = checkpoint.read_json(run / "evaluation" / "metrics.json")
-    if found.get("weights") != evaluation.fingerprint(weights) or found.get("split") != "test":
+    if found.get("weights") != evaluate.fingerprint(weights) or found.get("split") != "test":
         raise CheckpointError(
             f"{run / 'evaluation'}: is not of the test split and the newest checkpoint: evaluate anew with "
             f"`evilm evaluate {run} --split test --out {run / 'evaluation'}`"
@@ -41,7 +43,7 @@ def ship(demo: Path, out: Path = HOME) -> None:
     with tempfile.TemporaryDirectory(prefix="evilm-ship-") as name:
         draft = Path(name) / TINY
         made = writer.export(run, draft, int8=True, say=say)
-        tried = trial.trial(Path(name) / "try", str(draft), say=say)
+        tried = quickstart.trial(Path(name) / "try", str(draft), say=say)
         about = made.about.model_copy(update={"source": _public(made.about.source, demo.resolve())})
         shown = made.model_copy(update={"about": about})
         text = "\n".join([card.text(shown), *_numbers(shown, found, tried)]) + "\n"
@@ -49,15 +51,15 @@ def ship(demo: Path, out: Path = HOME) -> None:
         def fill(temporary: Path) -> None:
             for path in [*draft.glob("*.onnx"), draft / "vocabulary.json"]:
                 (temporary / path.name).write_bytes(path.read_bytes())
-            checkpoint.write_json(temporary / folder.NAME, shown.model_dump(mode="json"))
-            (temporary / folder.CARD).write_text(text, encoding="utf-8")
+            checkpoint.write_json(temporary / export_format.NAME, shown.model_dump(mode="json"))
+            (temporary / export_format.CARD).write_text(text, encoding="utf-8")
 
         size = sum(path.stat().st_size for path in draft.iterdir())
         if size > MOST:
             raise ExportError(f"{run}: exported, it has {size / 1e6:.1f} MB, more than {MOST / 1e6:g}; nothing written")
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder.write(out, fill)
-    folder.read(out)
+        export_format.write(out, fill)
+    export_format.read(out)
     say(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.2f} MB; commit it")
 
 
@@ -76,9 +78,9 @@ def _public(value: Any, demo: Path) -> Any:
     return value
 
 
-def _numbers(made: folder.Export, found: dict[str, Any], tried: trial.Trial) -> list[str]:
+def _numbers(made: export_format.Export, found: dict[str, Any], tried: quickstart.Trial) -> list[str]:
     """What the run and the try measured, as Markdown."""
-    recipe, clips = made.about.source["recipe"], trial.CLIPS
+    recipe, clips = made.about.source["recipe"], quickstart.CLIPS
     stages = "recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`"
     lines = [
         "## How it was made, and how good it is", "",
@@ -91,7 +93,7 @@ def _numbers(made: folder.Export, found: dict[str, Any], tried: trial.Trial) -> 
         chance = found["chance"].get(name)
         lines.append(f"| {name} | {value:.1f} | {'' if chance is None else format(chance, '.1f')} |")
     tried_it = (
-        f"As shipped, in `evilm try` ({clips} clips of another world, seed {trial.SEED}, each with a combination that\n"
+        f"As shipped, in `evilm try` ({clips} clips of another world, seed {quickstart.SEED}, each with a combination "
         f"training never showed): the first hit is right in {tried.first['percent']:.0f} % of "
         f"{tried.first['count']:.0f} sentences (chance {tried.first['chance']:.1f} %); of\n"
         f"{tried.questions['count']:.0f} questions for a colour, answered by choosing among eight, "

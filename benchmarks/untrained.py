@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from evilm import checkpoint, config
+from evilm import config
 from evilm.data.vocabulary import Vocabulary
 from evilm.model.presets import build, preset
-from evilm.recipe import Recipe
 from evilm.tasks.retrieval import Retrieval
+from evilm.training import checkpoint
+from evilm.training.recipe import Recipe
 
 
 def write(folder: Path, name: str) -> Path:

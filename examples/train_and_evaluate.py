@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 
-from evilm import evaluation, recipe, trainer
+from evilm.training import evaluate, recipe, trainer
 
 
 def main(name: str, *changes: str) -> None:
     """Carry out a recipe, then measure it on the validation split."""
     settings = recipe.load(recipe.find(name), changes)
     run = trainer.train(settings)
-    done = evaluation.of_checkpoint(run, "validation")
+    done = evaluate.of_checkpoint(run, "validation")
     for metric, value in done.summary.metrics.items():
         chance = done.summary.chance.get(metric)
         print(f"{metric:<12} {value:6.1f}" + ("" if chance is None else f"   chance {chance:.1f}"))

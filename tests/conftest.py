@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.presets import ModelConfig
     from evilm.model.tokenizer import TokenizerConfig
-    from evilm.recipe import Recipe
+    from evilm.training.recipe import Recipe
     from evilm.types import Batch, Example
 
 # Before anything imports torch: the suite runs in two processes on two cores, so one thread each. It needs no network.
@@ -43,7 +43,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world of 96 clips: 72 to train on, 8 to validate, 16 to test. Tests read it and leave it as it is."""
-    from evilm.data.world import build
+    from evilm.data.synthetic import build
 
     return build(tmp_path_factory.mktemp("worlds") / "small", 96, 0, val=8, test=16, workers=1).path
 
@@ -92,7 +92,7 @@ def random_batch() -> Callable[..., Batch]:
     """``random_batch(examples, frames=2, size=64, seed=0)``: noise for pixels, as a loader would hand it over."""
     import torch
 
-    from evilm import seeds
+    from evilm.data import seeds
     from evilm.types import Batch
 
     def make(examples: Sequence[Example], frames: int = 2, size: int = 64, seed: int = 0) -> Batch:
@@ -114,7 +114,7 @@ def make_recipe(
     other key of a recipe may stand there as it is. All runs share one cache of frames.
     """
     from evilm import config
-    from evilm.recipe import Recipe
+    from evilm.training.recipe import Recipe
 
     cache = tmp_path_factory.mktemp("cache")
 
@@ -142,7 +142,7 @@ def make_recipe(
 @pytest.fixture(scope="session")
 def tokenizer_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained video tokenizer, as far as two epochs of six steps go."""
-    from evilm import trainer
+    from evilm.training import trainer
 
     return trainer.train(make_recipe(tmp_path_factory.mktemp("runs") / "tokenizer", {"name": "tokenizer"}))
 
@@ -150,7 +150,7 @@ def tokenizer_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def pretrained_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-training run without MVM, of one epoch's quarter."""
-    from evilm import trainer
+    from evilm.training import trainer
 
     task = {"name": "pretrain", "mvm": 0, "contrastive": 1.0, "words": 24, "embedding": 16}
     out = tmp_path_factory.mktemp("runs") / "pretrained"
@@ -163,7 +163,7 @@ def trained(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPat
 
     ``retrieval`` has both an embedding head and a match head.
     """
-    from evilm import trainer
+    from evilm.training import trainer
 
     tasks: dict[str, tuple[dict[str, Any], str]] = {
         "retrieval": ({"words": 24, "embedding": 16, "vtm": 1.0}, "msrvtt_retrieval"),

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from evilm import assembly, checkpoint, evaluation, feed, trainer
 from evilm.errors import CheckpointError, ConfigError
 from evilm.tasks.reconstruction import ReconstructionTask
 from evilm.tasks.tokenizer import TokenizerTask
+from evilm.training import build, checkpoint, evaluate, feed, trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from evilm.model.tokenizer import TokenizerConfig
-    from evilm.recipe import Recipe
+    from evilm.training.recipe import Recipe
 
 PRETRAIN = {"name": "pretrain", "contrastive": 1.0, "labels": "cached", "words": 24, "embedding": 16}
 
@@ -40,7 +40,7 @@ def pretrained(
 
 def test_the_tokenizer_learned_and_its_codebook_lives(tokenizer_run: Path) -> None:
     assert mean_loss(tokenizer_run, slice(-3, None), "words") < mean_loss(tokenizer_run, slice(3), "words")
-    task, about = assembly.restore(tokenizer_run)
+    task, about = build.restore(tokenizer_run)
     assert isinstance(task, TokenizerTask)
     assert not task.tokenizer.collapsed
     assert float(task.tokenizer.perplexity) == pytest.approx(about["validation"]["perplexity"], rel=1e-5)
@@ -92,15 +92,15 @@ def test_every_task_starts_from_it_and_is_evaluated(
     assert "region_head" in parts.rpartition("left out: ")[2]
     if task["name"] in ("retrieval", "multiple_choice"):
         assert "match" in parts.split(";")[0]
-    result = evaluation.of_checkpoint(run, "test")
+    result = evaluate.of_checkpoint(run, "test")
     assert result.result["samples"] == len(result.summary.rows) == len(feed.examples(made.data.test))
     assert result.result["unreadable"] == {}
     for name, chance in result.summary.chance.items():
         assert result.summary.metrics[name] >= 0
         assert chance > 0
-    again = evaluation.of_checkpoint(run, "test")
+    again = evaluate.of_checkpoint(run, "test")
     assert again.summary.rows == result.summary.rows
-    evaluation.save(tmp_path / "result", result.result, result.summary)
+    evaluate.save(tmp_path / "result", result.result, result.summary)
     assert json.loads((tmp_path / "result" / "metrics.json").read_text())["metrics"] == result.summary.metrics
     assert len((tmp_path / "result" / "predictions.jsonl").read_text().splitlines()) == len(result.summary.rows)
 
@@ -121,32 +121,32 @@ def test_other_tokenizers_label_pre_training_too(
     made = make_recipe(tmp_path / "tokenizer", {"name": "reconstruction", **table, "tokenizer": shape})
     run = trainer.train(made)
     assert mean_loss(run, slice(-3, None), "reconstruction") < mean_loss(run, slice(3), "reconstruction")
-    found = evaluation.of_checkpoint(run, "test")
+    found = evaluate.of_checkpoint(run, "test")
     assert set(found.summary.metrics) == {"voc_rate", "perplexity", "explained"}
     assert found.summary.metrics["voc_rate"] > 0
     task = {**PRETRAIN, "tokenizer": str(run)}
     trained = trainer.train(make_recipe(tmp_path / "pretrain", task, optim={"epochs": 0.5, "batch_size": 18}))
     about = checkpoint.read_json(checkpoint.find(trained) / "config.json")
-    restored, _ = assembly.restore(run)
+    restored, _ = build.restore(run)
     assert isinstance(restored, ReconstructionTask)
     assert about["facts"] == {"codes": 24, "tokenizer": restored.tokenizer.fingerprint()}
     with pytest.raises(CheckpointError, match="holds a video tokenizer, which cannot be evaluated as retrieval"):
-        evaluation.of_checkpoint(run, "test", task="retrieval")
+        evaluate.of_checkpoint(run, "test", task="retrieval")
 
 
 def test_zero_shot_takes_the_heads_of_pre_training_and_only_those_it_has(
     make_recipe: Callable[..., Recipe], pretrained: Path, tmp_path: Path
 ) -> None:
-    found = evaluation.of_checkpoint(pretrained, "test", task="retrieval")
+    found = evaluate.of_checkpoint(pretrained, "test", task="retrieval")
     assert found.result["samples"] == 16
     assert set(found.summary.metrics) >= {"R@1", "R@5", "R@10", "MdR"}
     short = {"optim": {"epochs": 0.25, "batch_size": 18}}
     # VTM alone: pairs can be ranked, and there is no dual encoder to rank by.
     vtm = trainer.train(make_recipe(tmp_path / "vtm", {"name": "pretrain", "mvm": 0, "mlm": 0, "words": 24}, **short))
-    pairs = evaluation.of_checkpoint(vtm, "test", ["task.protocol=pairwise"], task="retrieval")
+    pairs = evaluate.of_checkpoint(vtm, "test", ["task.protocol=pairwise"], task="retrieval")
     assert "every pair fused; 16 texts x 16 videos" in pairs.result["rule"]
     with pytest.raises(CheckpointError, match="has no trained 'embed' head"):
-        evaluation.of_checkpoint(vtm, "test", task="retrieval")
+        evaluate.of_checkpoint(vtm, "test", task="retrieval")
     # And a tuned one that would rank by a head that nothing trains is refused before it begins.
     ranked = {"name": "retrieval", "protocol": "re-rank", "words": 24}
     with pytest.raises(ConfigError, match="ranks by the 'match' head, which is random"):
@@ -156,7 +156,7 @@ def test_zero_shot_takes_the_heads_of_pre_training_and_only_those_it_has(
         make_recipe(tmp_path / "mlm", {"name": "pretrain", "mvm": 0, "vtm": 0, "words": 24}, **short)
     )
     with pytest.raises(CheckpointError, match=r"has no trained 'embed' head, which retrieval needs: fine-tune it"):
-        evaluation.of_checkpoint(without, "test", task="retrieval")
+        evaluate.of_checkpoint(without, "test", task="retrieval")
 
 
 def test_captions_alone_teach_the_text_side_from_which_retrieval_goes_on(
@@ -174,10 +174,10 @@ def test_captions_alone_teach_the_text_side_from_which_retrieval_goes_on(
     assert len(feed.training_rows(made.data)) == 72 + 8
     run = trainer.train(made)
     assert mean_loss(run, slice(-3, None)) < mean_loss(run, slice(3))
-    found = evaluation.of_checkpoint(run, "test")
+    found = evaluate.of_checkpoint(run, "test")
     assert "8 rows" in found.result["rule"]
     with pytest.raises(CheckpointError, match="has no trained 'embed' head, which retrieval needs"):
-        evaluation.of_checkpoint(run, "test", task="retrieval")
+        evaluate.of_checkpoint(run, "test", task="retrieval")
     task = {"name": "retrieval", "words": 24, "embedding": 16, "captions": 3}
     tuned = trainer.train(make_recipe(tmp_path / "tuned", task, start=str(run), optim={"epochs": 0.5}))
     parts = checkpoint.read_json(checkpoint.find(tuned) / "config.json")["start"]["parts"]

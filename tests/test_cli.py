@@ -266,7 +266,7 @@ def test_the_example_trains_and_evaluates(capsys: pytest.CaptureFixture[str], re
 def test_an_interrupted_run_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evilm import trainer
+    from evilm.training import trainer
 
     advance = trainer.Run._advance
 
@@ -287,7 +287,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 
 
 def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
-    from evilm import recipe
+    from evilm.training import recipe
 
     monkeypatch.chdir(tmp_path)
     assert recipe.find("world-tokenizer") == repository / "recipes" / "world-tokenizer.toml"

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from evilm import distributed, seeds
+from evilm import distributed
+from evilm.data import seeds
 from evilm.data.loader import Loader
 from evilm.data.pixels import FilePixels, Job
 from evilm.errors import ConfigError

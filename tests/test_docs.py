@@ -113,8 +113,8 @@ def test_commands_run(block: Block, tmp_path: Path) -> None:
     "path", [*DOCUMENTS, *sorted(ROOT.glob("recipes/**/*.toml"))], ids=lambda path: path.relative_to(ROOT).as_posix()
 )
 def test_training_commands_name_a_recipe_of_their_kind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evilm import recipe
     from evilm.tasks import PRETRAINING, TOKENIZERS
+    from evilm.training import recipe
 
     monkeypatch.chdir(ROOT)
     for _, command, name, *changes in trainings(path):

@@ -12,7 +12,7 @@ import torch
 from evilm import config
 from evilm.model.presets import ModelConfig, build
 from evilm.model.tokenizer import Tokenizer, TokenizerConfig
-from evilm.recipe import Recipe
+from evilm.training.recipe import Recipe
 from evilm.types import Clip, Example
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from evilm import losses
-from evilm.masking import IGNORE
+from evilm.tasks.masking import IGNORE
 
 
 def test_reconstruction_by_hand() -> None:

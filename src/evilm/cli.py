@@ -14,7 +14,7 @@ import typer
 
 from evilm import __version__
 from evilm.commands import adopting, data, export, making, packing, report, search, training, videos
-from evilm.commands.speech import say
+from evilm.commands.console import say
 from evilm.errors import DependencyError, EvilmError
 
 if TYPE_CHECKING:

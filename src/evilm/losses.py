@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from evilm.masking import IGNORE
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+IGNORE = -100  # the label that cross-entropy skips
 
 
 def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = None, focus: float = 0.0) -> Tensor:
@@ -23,7 +23,7 @@ def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = Non
 
     Args:
         logits: (..., K).
-        labels: (...) int64; ``masking.IGNORE`` where nothing was hidden.
+        labels: (...) int64; ``IGNORE`` where nothing was hidden.
         count: what to divide by; the hidden positions here by default.
         focus: see ``focused``.
 

@@ -9,7 +9,7 @@ import pytest
 
 from evilm.data import shards
 from evilm.data.features import FeatureStore
-from evilm.data.frame_store import FrameStore
+from evilm.data.frame_cache import FrameStore
 from evilm.data.pack import jpeg
 from evilm.errors import DataError
 from evilm.types import Clip, Grid

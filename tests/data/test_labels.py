@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evilm.data import shards
-from evilm.data.frame_store import FrameStore
+from evilm.data.frame_cache import FrameStore
 from evilm.data.labels import LabelStore
 from evilm.data.loader import Loader
 from evilm.data.pack import jpeg, pack

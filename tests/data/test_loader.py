@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from evilm import seeds
+from evilm.data import seeds
 from evilm.data.background import Background
 from evilm.data.loader import Loader
 from evilm.data.transforms import AugmentConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evilm.data import readers, shards
-from evilm.data.frame_store import FrameStore
+from evilm.data.frame_cache import FrameStore
 from evilm.data.loader import Loader
 from evilm.data.pack import Packed, jpeg, pack
 from evilm.data.packed import PackConfig, PackedFrames, packed_for
@@ -188,14 +188,14 @@ def test_a_recipe_trains_on_packed_frames_as_on_a_cache(
     make_recipe: Callable[..., Any], small_world: Path, tmp_path: Path
 ) -> None:
     """Raw packed frames, a cache, and files give the same batches where files show the same moments."""
-    from evilm import assembly, feed
+    from evilm.training import build, feed
 
     rows = readers.read("msrvtt_retrieval", small_world, split="val")
     pack(rows, tmp_path, "val", PackConfig(size=64, candidates=4, frames="raw"))
     found = []
     for data in ({"packed": str(tmp_path)}, {}):
         made = make_recipe(tmp_path / "run", {"name": "retrieval"}, data=data, optim={"batch_size": 4})
-        task, _, _ = assembly.new_task(made, rows)
+        task, _, _ = build.new_task(made, rows)
         loader = feed.loader(made, task, rows, train=True)
         found.append([batch.frames.numpy().tobytes() for batch in loader.epoch(2)])
     assert found[0] == found[1]

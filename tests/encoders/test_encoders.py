@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import evilm
-from evilm import network, reach
-from evilm.encoders import dual, names
+from evilm import hub
+from evilm.encoders import base, names
 from evilm.errors import CheckpointError, ConfigError, DependencyError, OutputError, VocabularyError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_folder: Path, pictures: 
 
     theirs, prepare = open_clip.create_model_from_pretrained(f"local-dir:{open_clip_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{open_clip_folder}")
-    own = dual.load(f"open_clip:{open_clip_folder}", "cpu", "fp32")
+    own = base.load(f"open_clip:{open_clip_folder}", "cpu", "fp32")
     with torch.inference_mode():
         pixels = torch.stack([prepare(Image.fromarray(frame)) for clip in pictures for frame in clip])
         wanted = pooled(theirs.eval().encode_image(pixels).view(3, 4, -1))
@@ -60,7 +60,7 @@ def test_transformers_gives_what_transformers_gives(
 
     folder = transformers_folder[kind]
     theirs, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    own = dual.load(f"transformers:{folder}", "cpu", "fp32")
+    own = base.load(f"transformers:{folder}", "cpu", "fp32")
     if kind == "clip":  # scaled to 40, of which the middle 32 are looked at
         pictures = np.pad(pictures, ((0, 0), (0, 0), (4, 4), (4, 4), (0, 0)))
     prepare = AutoProcessor.from_pretrained(folder)
@@ -103,7 +103,7 @@ def test_frames_are_scaled_as_the_libraries_scale_pictures(kind: str, fit: str, 
 
 
 def test_half_precision_is_near(open_clip_folder: Path, pictures: NDArray[np.uint8]) -> None:
-    full, half = (dual.load(f"open_clip:{open_clip_folder}", "cpu", kind) for kind in ("fp32", "bf16"))
+    full, half = (base.load(f"open_clip:{open_clip_folder}", "cpu", kind) for kind in ("fp32", "bf16"))
     cosines = (full.embed_frames(pictures) * half.embed_frames(pictures)).sum(1)
     assert 0.999 < cosines.min() < 1 - 1e-9
 
@@ -137,7 +137,7 @@ def test_an_embedder_does_what_such_a_model_can(open_clip_folder: Path, small_wo
 
 def test_a_fingerprint_is_of_all_that_decides_a_vector(open_clip_folder: Path, tmp_path: Path) -> None:
     def marks(folder: Path, frames: str = "") -> str:
-        return dual.load(f"open_clip:{folder}{frames}", "cpu").fingerprint
+        return base.load(f"open_clip:{folder}{frames}", "cpu").fingerprint
 
     first = marks(open_clip_folder)
     copy = tmp_path / "copy"
@@ -168,8 +168,8 @@ def test_a_configuration_and_a_registered_model_take_weights_from_a_file(
     table = json.loads((open_clip_folder / "open_clip_config.json").read_text())
     (tmp_path / "evilm-tiny-clip.json").write_text(json.dumps(table["model_cfg"]))
     open_clip.add_model_config(tmp_path / "evilm-tiny-clip.json")
-    by_name = dual.load(f"open_clip:evilm-tiny-clip:{tmp_path / 'weights.pt'}", "cpu", "fp32")
-    by_file = dual.load(f"open_clip:{tmp_path / 'evilm-tiny-clip.json'}:{tmp_path / 'weights.pt'}", "cpu", "fp32")
+    by_name = base.load(f"open_clip:evilm-tiny-clip:{tmp_path / 'weights.pt'}", "cpu", "fp32")
+    by_file = base.load(f"open_clip:{tmp_path / 'evilm-tiny-clip.json'}:{tmp_path / 'weights.pt'}", "cpu", "fp32")
     np.testing.assert_array_equal(by_name.embed_frames(pictures), by_file.embed_frames(pictures))
     assert by_name.fingerprint == by_file.fingerprint
     assert by_name.fit == "crop-bicubic"  # open_clip's own, where nothing is said
@@ -288,12 +288,12 @@ def test_what_the_hub_has_is_fetched_safe_files_first(monkeypatch: pytest.Monkey
                 raise FileNotFoundError(file)
             return str(tmp_path / file)
 
-    monkeypatch.setattr(network, "library", lambda _: Hub())
-    monkeypatch.setattr(reach, "hub_reachable", lambda: True)
-    assert network.fetch_first("a/b", ("w.safetensors", "w.bin")) == tmp_path / "w.bin"
+    monkeypatch.setattr(hub, "library", lambda _: Hub())
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
+    assert hub.fetch_first("a/b", ("w.safetensors", "w.bin")) == tmp_path / "w.bin"
     assert asked == ["a/b/w.safetensors", "a/b/w.bin"]
     with pytest.raises(CheckpointError, match=r"a/b: not to be had from the hub: w\.safetensors"):
-        network.fetch_first("a/b", ("w.safetensors",))
+        hub.fetch_first("a/b", ("w.safetensors",))
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ import torch
 import evilm
 from evilm import cli
 from evilm.errors import CheckpointError, ConfigError, ExportError, OutputError
-from evilm.export import folder, gate, graphs, quantize, trace, writer
-from evilm.export.torch_engine import TorchEngine
+from evilm.export import compare, quantize, trace, writer
+from evilm.inference import export_format, graphs
+from evilm.inference.runtime_torch import TorchEngine
 from evilm.model.presets import build
 from evilm.types import Text
 
@@ -47,7 +48,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_export_cost_is_said_and_within_limits(exported: Path) -> None:
-    report = folder.read(exported).measured
+    report = export_format.read(exported).measured
     assert report["cosine"]["video"]["mean"] >= 0.98
     assert report["cosine"]["text"]["mean"] >= 0.98
     before, after = report["metrics"]["checkpoint"], report["metrics"]["export"]
@@ -154,7 +155,7 @@ def test_a_gate_that_nothing_passes_keeps_nothing(run: Path, tmp_path: Path, mon
     monkeypatch.setattr(trace, "trace", lambda *_: None)
     monkeypatch.setattr(writer, "_draft", lambda *_: None)
     monkeypatch.setattr(writer, "OnnxEngine", lambda *_: None)
-    monkeypatch.setattr(gate, "compare", lambda *_: ({}, ["text: its mean cosine is 0.1, below 0.98"]))
+    monkeypatch.setattr(compare, "compare", lambda *_: ({}, ["text: its mean cosine is 0.1, below 0.98"]))
     said = list[str]()
     with pytest.raises(ExportError, match=r"not exported: text: its mean cosine is 0\.1, below 0\.98"):
         writer.export(run, tmp_path / "out", int8=True, say=said.append)
@@ -173,16 +174,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(run: Path, tmp_path: P
 
 def test_an_export_gives_way_to_the_next_and_survives_a_full_disk(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    folder.write(out, lambda to: (to / "a").write_text("1") and None)
+    export_format.write(out, lambda to: (to / "a").write_text("1") and None)
 
     def full(to: Path) -> None:
         (to / "a").write_text("2")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match="No space left on device"):
-        folder.write(out, full)
+        export_format.write(out, full)
     assert (out / "a").read_text() == "1"
-    folder.write(out, lambda to: (to / "a").write_text("3") and None)
+    export_format.write(out, lambda to: (to / "a").write_text("3") and None)
     assert (out / "a").read_text() == "3"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -209,38 +210,38 @@ class FullDisk:
 def test_a_disk_that_is_full_at_the_end_leaves_what_was_there(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, before: bool
 ) -> None:
-    out, made = tmp_path / "out", folder.read(exported)
+    out, made = tmp_path / "out", export_format.read(exported)
     if before:
-        folder.write(out, lambda to: writer._fill(to, exported, made))
+        export_format.write(out, lambda to: writer._fill(to, exported, made))
     known = {path.name: path.read_bytes() for path in out.glob("*")}
     full = FullDisk(files)
     monkeypatch.setattr(Path, "write_bytes", full.writer())
     with pytest.raises(OutputError) as caught:
-        folder.write(out, lambda to: writer._fill(to, exported, made))
+        export_format.write(out, lambda to: writer._fill(to, exported, made))
     remedy = "nothing half-written is left: free space, export again"
     assert str(caught.value) == f"{out}: cannot write the export: No space left on device; {remedy}"
     assert {path.name: path.read_bytes() for path in out.glob("*")} == known
     assert [path.name for path in tmp_path.iterdir()] == ["out"] * before
     if before:
-        folder.read(out)
+        export_format.read(out)
 
 
 def test_an_export_is_there_while_its_successor_is_written(exported: Path, tmp_path: Path) -> None:
     """Killed then, it would still be."""
-    out, made = tmp_path / "out", folder.read(exported)
-    folder.write(out, lambda to: writer._fill(to, exported, made))
+    out, made = tmp_path / "out", export_format.read(exported)
+    export_format.write(out, lambda to: writer._fill(to, exported, made))
 
     def watched(to: Path) -> None:
-        folder.read(out)
+        export_format.read(out)
         writer._fill(to, exported, made)
 
-    folder.write(out, watched)
+    export_format.write(out, watched)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_move_that_fails_brings_the_export_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, real = tmp_path / "out", Path.rename
-    folder.write(out, lambda to: (to / "a").write_text("1") and None)
+    export_format.write(out, lambda to: (to / "a").write_text("1") and None)
 
     def refused(path: Path, target: Path) -> Path:
         if target == out:
@@ -249,7 +250,7 @@ def test_a_move_that_fails_brings_the_export_back(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(OutputError, match="Input/output error"):
-        folder.write(out, lambda to: (to / "a").write_text("2") and None)
+        export_format.write(out, lambda to: (to / "a").write_text("2") and None)
     assert (out / "a").read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -10,8 +10,7 @@ import pytest
 import evilm
 from evilm import cli
 from evilm.errors import CheckpointError
-from evilm.export import folder
-from evilm.inference import loading
+from evilm.inference import export_format, loading
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +22,8 @@ def home() -> Path:
 
 def test_it_is_small_and_whole(home: Path) -> None:
     assert sum(path.stat().st_size for path in home.iterdir()) <= 4e6
-    made = folder.read(home)  # checksums, and the scan of its graphs
-    assert {made.precision[graph] for graph in folder.GRAPHS} == {"int8"}
+    made = export_format.read(home)  # checksums, and the scan of its graphs
+    assert {made.precision[graph] for graph in export_format.GRAPHS} == {"int8"}
 
 
 def test_its_card_says_recipe_seed_and_numbers_and_nothing_of_where_it_was_made(home: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evilm import checkpoint, evaluation
+from evilm.training import checkpoint, evaluate
 
 if TYPE_CHECKING:
     import random
@@ -235,7 +235,7 @@ class Killing:
         whole, cut = self.folder / stage, self.folder / out
         assert Killing.curve(cut) == Killing.curve(whole)
         assert Killing.rows(cut / "validation.jsonl") == Killing.rows(whole / "validation.jsonl")
-        assert evaluation.fingerprint(checkpoint.find(cut)) == evaluation.fingerprint(checkpoint.find(whole))
+        assert evaluate.fingerprint(checkpoint.find(cut)) == evaluate.fingerprint(checkpoint.find(whole))
         expected = {row["step"]: row for row in Killing.rows(self.folder / f"{stage}.steps")}
         seen = list(Killing.whole_lines(self.folder / f"{out}.steps"))
         assert {row["step"] for row in seen} == expected.keys()

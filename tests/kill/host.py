@@ -27,9 +27,10 @@ import torch
 import transformers.models.bert.modeling_bert
 from transformers import BertModel
 
-from evilm import checkpoint, cli, evaluation, journal, trainer
+from evilm import cli
+from evilm.training import checkpoint, evaluate, logger, trainer
 
-_ = (transformers, BertModel, evaluation)
+_ = (transformers, BertModel, evaluate)
 
 
 class Points:
@@ -77,7 +78,7 @@ class Points:
                 if file.is_file():
                     file.unlink()
 
-        def line(_real: Callable[..., Any], self_: journal.Journal, name: str, *_: Any) -> None:
+        def line(_real: Callable[..., Any], self_: logger.Journal, name: str, *_: Any) -> None:
             with (self_.folder / name).open("a") as file:
                 file.write('{"step": 1, "lo')
 
@@ -88,7 +89,7 @@ class Points:
         self.around(Path, "rename", lambda *_: "moving the folder into place")
         self.around(os, "replace", lambda _, to: f"replacing {Path(to).name}")
         self.around(shutil, "rmtree", lambda _, **__: "deleting an old folder", emptied)
-        self.around(journal.Journal, "add", lambda _, name, *__: f"appending to {name}", line)
+        self.around(logger.Journal, "add", lambda _, name, *__: f"appending to {name}", line)
 
 
 def record_steps(path: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from evilm import checkpoint, evaluation
+from evilm.training import checkpoint, evaluate
 
 if TYPE_CHECKING:
     from tests.kill.conftest import Killing
@@ -153,7 +153,7 @@ def test_a_killed_rank_stops_the_others_and_the_run_goes_on(killing: Killing, co
     told = finish(run, 600)
     assert run.returncode == 0, told
     assert killing.curve(killing.folder / cut) == killing.curve(killing.folder / whole)
-    sums = [evaluation.fingerprint(checkpoint.find(killing.folder / name)) for name in (cut, whole)]
+    sums = [evaluate.fingerprint(checkpoint.find(killing.folder / name)) for name in (cut, whole)]
     assert sums[0] == sums[1]
 
 
@@ -181,7 +181,7 @@ def test_an_elastic_restart_ends_as_an_unbroken_run(killing: Killing) -> None:
     assert run.returncode == 0, told
     assert told.count("resuming ") == 2
     assert killing.curve(killing.folder / "restarted") == killing.curve(killing.folder / "straight")
-    sums = [evaluation.fingerprint(checkpoint.find(killing.folder / name)) for name in ("restarted", "straight")]
+    sums = [evaluate.fingerprint(checkpoint.find(killing.folder / name)) for name in ("restarted", "straight")]
     assert sums[0] == sums[1]
 
 

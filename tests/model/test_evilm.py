@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from evilm.errors import CheckpointError, ConfigError, GridError
-from evilm.model.blocks import Attention, fused_is_slow
+from evilm.model.layers import Attention, fused_is_slow
 from evilm.model.presets import PRESETS, ModelConfig, build, preset
 from evilm.model.video_encoder import backbone
 from evilm.types import Encoded, Grid, Text

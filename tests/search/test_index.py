@@ -18,12 +18,12 @@ import pytest
 
 from evilm.data.video import Limits
 from evilm.errors import OutputError, QueryError, VideoIndexError
-from evilm.search import matrix, update
+from evilm.search import update, vectors
 from evilm.search.binding import IndexConfig
-from evilm.search.catalogue import Catalogue
+from evilm.search.database import Catalogue
 from evilm.search.index import VideoIndex
-from evilm.search.moments import CutConfig
 from evilm.search.query import Filter
+from evilm.search.segments import CutConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -343,7 +343,7 @@ def test_an_index_that_was_killed_before_it_knew_its_model(clips: Path, tmp_path
 @pytest.mark.parametrize("harm", ["gone", "flipped", "short", "other"])
 def test_a_cache_that_does_not_fit_is_only_a_cache(indexed: VideoIndex, tmp_path: Path, model: Any, harm: str) -> None:
     shutil.copytree(indexed.folder, tmp_path / "index")
-    path = tmp_path / "index" / matrix.NAME
+    path = tmp_path / "index" / vectors.NAME
     data = bytearray(path.read_bytes())
     if harm == "gone":
         path.unlink()

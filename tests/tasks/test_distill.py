@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 
 import evilm
-from evilm import assembly, checkpoint, cli, evaluation, losses, trainer
+from evilm import cli, losses
 from evilm.errors import CheckpointError, ConfigError
-from evilm.export.folder import read
+from evilm.inference.export_format import read
 from evilm.tasks.distill import Distill, DistillConfig
 from evilm.tasks.task import Prediction
+from evilm.training import build as building
+from evilm.training import checkpoint, evaluate, trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
-    from evilm.recipe import Recipe
+    from evilm.training.recipe import Recipe
     from evilm.types import Batch, Clip, Example
 
 
@@ -187,7 +189,7 @@ def test_a_run_from_a_checkpoint_to_a_student(
     facts = checkpoint.read_json(folder / "config.json")["facts"]
     assert (facts["width"], facts["texts"]) == (16, False)
     assert "teacher looks at" in capsys.readouterr().err
-    done = evaluation.of_checkpoint(run, "test")
+    done = evaluate.of_checkpoint(run, "test")
     assert {"cosine", "R@1", "text_R@1"} <= done.summary.metrics.keys()
     assert done.summary.rule.endswith("a video is right when the text is true of it")
     student = evilm.load(run)
@@ -241,13 +243,13 @@ def test_a_student_outlives_its_teacher(
         make_recipe(tmp_path / "run", {"name": "distill", "teacher": str(teacher)}, optim={"epochs": 1})
     )
     shutil.rmtree(teacher)
-    restored, _ = assembly.restore(run)
+    restored, _ = building.restore(run)
     assert isinstance(restored, Distill)
     assert restored.teacher is None
     with pytest.raises(CheckpointError, match="the teacher is not at hand"):
-        evaluation.of_checkpoint(run, "test")
+        evaluate.of_checkpoint(run, "test")
     shutil.copytree(checkpoint.find(trained("retrieval")), teacher)
     own = evilm.load(run)
     assert own.embed_texts(["a red disc"]).shape == (1, 16)  # taught by captions
-    retrieval = evaluation.of_checkpoint(run, "test", task="retrieval")
+    retrieval = evaluate.of_checkpoint(run, "test", task="retrieval")
     assert "R@1" in retrieval.summary.metrics

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from evilm import masking
 from evilm.errors import ConfigError
 from evilm.model.tokenizer import Tokenizer
+from evilm.tasks import masking
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.task import same_video
 

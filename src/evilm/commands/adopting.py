@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evilm.commands.speech import AsJson, say, say_how_to_go_on
+from evilm.commands.console import AsJson, say, say_how_to_go_on
 
 
 def try_out(
@@ -21,7 +21,7 @@ def try_out(
     """Try everything in ten seconds: render clips, index, search, ask."""
     import time
 
-    from evilm.trial import trial
+    from evilm.demo.quickstart import trial
 
     began = time.perf_counter()
     try:
@@ -62,7 +62,7 @@ def adapt(
     as_json: AsJson = False,
 ) -> None:
     """Go on training on your own clips; numbers before and after."""
-    from evilm.adapt.adapting import Request, adapt
+    from evilm.training.adapt.adapting import Request, adapt
 
     told = None if videos is None else str(videos.resolve())
     request = Request(str(source.resolve()), told, model, seed, share, new_words, tuple(changes or ()))
@@ -102,7 +102,7 @@ def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from evilm.adapt.adapting import SHOWN
+    from evilm.training.adapt.adapting import SHOWN
 
     clips = found["clips"]
     held, every = clips["held out"], clips["held out"] + clips["train"]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.speech import AsJson, say
+from evilm.commands.console import AsJson, say
 
 QUIET_SECONDS = 15.0  # between two lines of progress
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.speech import AsJson, say
+from evilm.commands.console import AsJson, say
 
 
 def export(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.speech import AsJson
+from evilm.commands.console import AsJson
 from evilm.errors import ConfigError
 
 
@@ -57,7 +57,7 @@ def world(
     workers: Annotated[int | None, typer.Option(help="Processes (one for each CPU).")] = None,
 ) -> None:
     """Make a procedural world of videos, sentences, questions."""
-    from evilm.data.world import build
+    from evilm.data.synthetic import build
     from evilm.progress import Meter
 
     with Meter("world", clips, "clips") as meter:
@@ -74,7 +74,7 @@ def world(
 
 def doctor() -> None:
     """Say what this machine has and what does not fit."""
-    from evilm.report.doctor import examine
+    from evilm.report.env import examine
 
     for name, finding in examine():
         typer.echo(f"{name:<12} {finding}")

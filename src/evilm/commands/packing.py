@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.speech import say, say_how_to_go_on
+from evilm.commands.console import say, say_how_to_go_on
 
 
 class Fit(StrEnum):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.speech import AsJson
+from evilm.commands.console import AsJson
 
 Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders with evaluated runs in them.")]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evilm.commands.speech import AsJson, say, say_how_to_go_on
+from evilm.commands.console import AsJson, say, say_how_to_go_on
 from evilm.errors import QueryError
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evilm.commands.speech import AsJson, say_how_to_go_on
+from evilm.commands.console import AsJson, say_how_to_go_on
 from evilm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from evilm.evaluation import Evaluation
+    from evilm.training.evaluate import Evaluation
 
 
 class Split(StrEnum):
@@ -47,9 +47,9 @@ def finetune(recipe: RecipeName, changes: Changes = None, resume: Resume = False
 
 def _train(command: str, name: str, changes: list[str] | None, resume: bool) -> None:
     """Carry out a recipe whose task is of the kind of ``command``."""
-    from evilm import recipe as recipes
-    from evilm import trainer
     from evilm.tasks import PRETRAINING, TOKENIZERS
+    from evilm.training import recipe as recipes
+    from evilm.training import trainer
 
     path = recipes.find(name)
     recipe = recipes.load(path, changes or ())
@@ -86,15 +86,16 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint on a split of its recipe."""
-    from evilm import distributed, evaluation
+    from evilm import distributed
+    from evilm.training import evaluate
 
     with distributed.together("auto"):
-        done = evaluation.of_checkpoint(
+        done = evaluate.of_checkpoint(
             checkpoint, split.value, changes or (), task=task, shuffled=shuffled, truth=truth, out=out
         )
     if int(os.environ.get("RANK", "0")):
         return  # the first process writes and speaks for all
-    evaluation.save(done.folder, done.result, done.summary)
+    evaluate.save(done.folder, done.result, done.summary)
     if as_json:
         typer.echo(json.dumps(done.result, indent=2, sort_keys=True, default=str))
     else:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.speech import AsJson, say_how_to_go_on
+from evilm.commands.console import AsJson, say_how_to_go_on
 from evilm.errors import DataError
 
 

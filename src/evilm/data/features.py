@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evilm.data.kept import Kept
+from evilm.data.feature_cache import Kept
 
 if TYPE_CHECKING:
     from evilm.data.pixels import Store

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evilm.data.kept import Kept
+from evilm.data.feature_cache import Kept
 
 if TYPE_CHECKING:
     from evilm.data.pixels import Store

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 
-from evilm import seeds
-from evilm.data import order, transforms
+from evilm.data import order, seeds, transforms
 from evilm.data.background import Background
 from evilm.data.pixels import FilePixels, Job, StoredPixels
 from evilm.data.table import distinct_clips

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from evilm import seeds
+from evilm.data import seeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from evilm.data import packed, shards
-from evilm.data.frame_store import age, alone, decoded
+from evilm.data.frame_cache import age, alone, decoded
 from evilm.data.packed import PackConfig, clip_hash, index_type
 from evilm.data.pixels import Decoding, Job
 from evilm.data.table import Table

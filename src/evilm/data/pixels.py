@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from evilm import seeds
-from evilm.data import transforms
+from evilm.data import seeds, transforms
 from evilm.data.frames import pick
 from evilm.data.video import Fit, read_clip
 

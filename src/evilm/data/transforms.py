@@ -16,9 +16,8 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from pydantic import Field
 
-from evilm import seeds
 from evilm.config import Config
-from evilm.data import rand_augment
+from evilm.data import rand_augment, seeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evilm import checkpoint, output
+from evilm import files
 from evilm.demo.plan import BUDGET, SEED, Demo
 from evilm.demo.results import gather
 from evilm.demo.stages import STAGES
 from evilm.errors import OutputError
 from evilm.progress import Meter, clock
 from evilm.report import page, table
+from evilm.training import checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def demo(out: Path, minutes: float = BUDGET) -> Path:
         OutputError: ``out`` holds something else, or a demo of another length.
         trainer.Interrupted: after saving, when Ctrl-C or SIGTERM came.
     """
-    output.claim(out, KIND)
+    files.claim(out, KIND)
     plan = out / "plan.json"
     if plan.is_file() and checkpoint.read_json(plan)["minutes"] != minutes:
         had = checkpoint.read_json(plan)["minutes"]

@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from evilm import evaluation, recipe, trainer
+from evilm.training import evaluate, recipe, trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evilm.evaluation import Evaluation
+    from evilm.training.evaluate import Evaluation
 
 BUDGET = 15.0  # minutes that the recipes are made for
 FIXED = 2.0  # of these, minutes that do not grow with the work: imports, evaluation, the report
@@ -80,7 +80,7 @@ class Demo:
 
     def evaluate(self, run: str, split: str = "test", *changes: str, **options: Any) -> Evaluation:
         """Evaluate a run; the true order of frames is also saved, as the run's evaluation."""
-        outcome = evaluation.of_checkpoint(self.out / run, split, changes, **options)  # pyright: ignore[reportArgumentType]
+        outcome = evaluate.of_checkpoint(self.out / run, split, changes, **options)  # pyright: ignore[reportArgumentType]
         if not options.get("shuffled") and not options.get("task"):
-            evaluation.save(self.out / run / "evaluation", outcome.result, outcome.summary)
+            evaluate.save(self.out / run / "evaluation", outcome.result, outcome.summary)
         return outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from evilm.data import vocabulary_build, world
+from evilm.data import synthetic, vocabulary_build
 from evilm.demo.plan import PIECES, SEED, TEST, TRAIN, VALIDATION, Demo, Results
 from evilm.progress import Meter
 from evilm.report import codes
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from evilm.evaluation import Evaluation
+    from evilm.training.evaluate import Evaluation
 
 
 def _world(run: Demo) -> Results:
     clips = round(TRAIN * run.growth) + VALIDATION + TEST
     with Meter("rendering", clips, "clips") as meter:
-        made = world.build(
+        made = synthetic.build(
             run.world, clips, SEED, val=VALIDATION, test=TEST, progress=lambda done, _: meter.update(done)
         )
     report = vocabulary_build.build([_training_text(run.world)], run.out / "vocabulary.json", size=PIECES)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from evilm import network
-from evilm.encoders.dual import Preparation, Towers
+from evilm import hub
+from evilm.encoders.base import Preparation, Towers
 from evilm.errors import CheckpointError, DependencyError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _found(library: Any, name: Name) -> tuple[dict[str, Any], dict[str, Any], Pa
             raise CheckpointError(
                 f"{name}: no such folder, and open_clip has no model {name.model!r}: open_clip.list_models() lists them"
             )
-        return _of_files(network.fetch(name.model, (CONFIG, "*.safetensors", *_WORDS)), own, name)
+        return _of_files(hub.fetch(name.model, (CONFIG, "*.safetensors", *_WORDS)), own, name)
     config, known = copy.deepcopy(published), name.model.replace("/", "-")
     tags = library.list_pretrained_tags_by_model(known)
     settings = [library.get_pretrained_cfg(known, tag) for tag in tags]
@@ -152,7 +152,7 @@ def _fetched(chosen: dict[str, Any], name: Name) -> Path:
     if not repository:
         raise CheckpointError(f"{name}: is not on the hub: fetch its file yourself and name it in place of the tag")
     files = (os.path.splitext(file)[0] + ".safetensors", file) if file else _WEIGHTS  # noqa: PTH122 - a name on the hub
-    return network.fetch_first(repository, files)
+    return hub.fetch_first(repository, files)
 
 
 def _built(library: Any, config: dict[str, Any], name: Name) -> nn.Module:
@@ -166,7 +166,7 @@ def _built(library: Any, config: dict[str, Any], name: Name) -> nn.Module:
         )
     custom = bool(shape.pop("custom_text", False)) or "hf_model_name" in text
     if "hf_model_name" in text:
-        folder = network.fetch(str(text["hf_model_name"]), ("config.json",))
+        folder = hub.fetch(str(text["hf_model_name"]), ("config.json",))
         check_plain(folder, name)
         text["hf_model_name"] = str(folder)
     kind = library.CLIP if not custom else library.CoCa if "multimodal_cfg" in shape else library.CustomTextCLIP
@@ -223,7 +223,7 @@ def _tokenizer(config: dict[str, Any], home: Path | None, name: Name) -> tuple[A
     if not wanted:
         return SimpleTokenizer(context_length=length, **settings), length
     local = home is not None and any((home / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-    folder = home if home is not None and local else network.fetch(str(wanted), _WORDS)
+    folder = home if home is not None and local else hub.fetch(str(wanted), _WORDS)
     check_plain(folder, name)
     settings |= {"local_files_only": True, "trust_remote_code": False}
     mode = text.get("tokenizer_mode")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from evilm import network
-from evilm.encoders.dual import Preparation, Towers
+from evilm import hub
+from evilm.encoders.base import Preparation, Towers
 from evilm.encoders.open_clip import check_plain, unknown_share
 from evilm.errors import CheckpointError, DependencyError
 
@@ -41,7 +41,7 @@ def towers(name: Name) -> Towers:
     if not folder.is_dir():
         if name.model.count("/") != 1 or name.model.startswith((".", "/", "~")):
             raise CheckpointError(f"{name}: no such folder; name one, or owner/name on the hub")
-        folder = network.fetch(name.model, _FILES)
+        folder = hub.fetch(name.model, _FILES)
     kind = _kind(folder, name)
     model, tokenizer, preparation = _loaded(folder, name)
     text: Any = model.config.text_config

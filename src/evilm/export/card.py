@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evilm.export.engine import About
-    from evilm.export.folder import Export
+    from evilm.inference.export_format import Export
+    from evilm.inference.runtime import About
 
 
 def text(export: Export) -> str:

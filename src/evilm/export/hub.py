@@ -8,15 +8,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evilm import checkpoint, output, reach
+from evilm import files
+from evilm import hub as weights_hub
 from evilm.errors import CheckpointError, OutputError
-from evilm.network import library as _library
+from evilm.hub import library as _library
+from evilm.training import checkpoint
 
 if TYPE_CHECKING:
-    from evilm.export.engine import About
+    from evilm.inference.runtime import About
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_WANTED = ("*.json", "*.onnx", "*.safetensors", "README.md", output.MARK)
+_WANTED = ("*.json", "*.onnx", "*.safetensors", "README.md", files.MARK)
 _KEPT_BACK = ("training",)  # of a checkpoint: the optimiser's state, twice the size of the weights
 
 
@@ -32,7 +34,7 @@ def download(name: str) -> Path:
         DependencyError: huggingface_hub is missing.
         CheckpointError: no such model, or no network; said at once, not after minutes of attempts.
     """
-    hub, near = _library(name), reach.hub_reachable()
+    hub, near = _library(name), weights_hub.hub_reachable()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(_WANTED), local_files_only=not near))
     except Exception as error:
@@ -59,7 +61,7 @@ def upload(folder: Path, name: str, about: About, *, private: bool = False) -> s
     if not is_name(name):
         raise OutputError(f"{name}: is no name on the hub; take owner/name")
     hub = _library(name)
-    if not reach.hub_reachable():
+    if not weights_hub.hub_reachable():
         raise OutputError(f"{name}: cannot be published: the hub cannot be reached")
     with tempfile.TemporaryDirectory(prefix="evilm-hub-") as temporary:
         copy = Path(temporary) / "model"

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.export.engine import About
-    from evilm.export.torch_engine import TorchEngine
     from evilm.inference import Embedder
+    from evilm.inference.runtime import About
+    from evilm.inference.runtime_torch import TorchEngine
 
 _ROUNDS = 9  # one after the other in turn
 

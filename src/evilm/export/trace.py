@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evilm.export.torch_engine import TorchEngine
+    from evilm.inference.runtime_torch import TorchEngine
 
 OPSET = 20  # in 18, GELU is several operators that no runtime fuses again
 _MOST = 4096  # clips or texts that go in together

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evilm import __version__, checkpoint, feed, output, seeds
+from evilm import __version__, files
+from evilm.data import seeds
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, OutputError, VideoError
-from evilm.export import card, folder, gate, latency, quantize, trace
-from evilm.export.onnx_engine import OnnxEngine
-from evilm.export.torch_engine import TorchEngine
-from evilm.inference import Embedder
+from evilm.export import card, compare, latency, quantize, trace
+from evilm.inference import Embedder, export_format
+from evilm.inference.runtime_onnx import OnnxEngine
+from evilm.inference.runtime_torch import TorchEngine
+from evilm.training import checkpoint, feed
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.export.engine import About
     from evilm.export.quantize import Feed, Kind
+    from evilm.inference.runtime import About
 
 VIDEOS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .wmv .ogv .gif".split())
 _CLIPS = 64  # clips that embeddings are compared on, and that convolutions are calibrated on
@@ -81,7 +83,7 @@ class Plan:
 def export(
     source: Path, out: Path, *, int8: bool = False, openvino: bool = False, calibrate: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> folder.Export:  # fmt: skip
+) -> export_format.Export:  # fmt: skip
     """Write a checkpoint as a folder that needs no torch.
 
     Args:
@@ -100,11 +102,11 @@ def export(
     """
     if int8 and openvino:
         raise ConfigError("--int8 and --openvino do not go together: OpenVINO runs in bf16, and loses less")
-    output.check_free(out, folder.KIND)
+    files.check_free(out, export_format.KIND)
     engine = TorchEngine(source)
     _check_room(engine)
     rows, frames, unmeasured = _evidence(engine, calibrate, say)
-    against = gate.standard(engine, frames, rows)
+    against = compare.standard(engine, frames, rows)
     precision = "int8" if int8 else "bf16" if openvino else "fp32"
     with _drafts() as (plain, draft):
         say("tracing the graphs")
@@ -115,13 +117,13 @@ def export(
             _draft(plain, draft, plan, engine, about, precision, frames)
             runnable = OnnxEngine(draft, torch.get_num_threads())  # as many as torch, which it is compared with
             candidate = Embedder(runnable)
-            report, faults = gate.compare(candidate, against, precision)
+            report, faults = compare.compare(candidate, against, precision)
             if not faults:
                 break
             if not int8 or not plan.step_back(faults[0]):
                 raise ExportError(f"{source}: not exported: {'; '.join(faults)}")
             say(plan.said[-1])
-        report["size in MB"] = gate.size(draft)
+        report["size in MB"] = compare.size(draft)
         say("measuring how long it takes")
         report["latency"] = latency.latency(engine, candidate, frames[0], against.texts[0])
         report["given up"] = plan.said
@@ -130,7 +132,7 @@ def export(
             report["not measured"] = unmeasured
         report["machine"] = {"processor": platform.processor() or platform.machine(), "evilm": __version__}
         exported = runnable.export.model_copy(update={"measured": report})
-        folder.write(out, lambda temporary: _fill(temporary, draft, exported))
+        export_format.write(out, lambda temporary: _fill(temporary, draft, exported))
     return exported
 
 
@@ -169,15 +171,15 @@ def _drafts() -> Generator[tuple[Path, Path]]:
 
 def _evidence(
     engine: TorchEngine, calibrate: Path | None, say: Callable[[str], None]
-) -> tuple[gate.Rows | None, NDArray[np.uint8], str]:
+) -> tuple[compare.Rows | None, NDArray[np.uint8], str]:
     """Evaluation data where there are any, clips for calibration and cosines, and what cannot be measured and why."""
     rows, unmeasured = None, ""
     try:
-        rows = gate.rows_of(engine)
+        rows = compare.rows_of(engine)
     except EvilmError as error:
         say(f"metrics are not measured: {error}")
         # The card is published, so without the paths that an error may name.
-        unmeasured = "metrics: " + (gate.immeasurable(engine) or "the recipe's validation data are not here")
+        unmeasured = "metrics: " + (compare.immeasurable(engine) or "the recipe's validation data are not here")
     if calibrate is not None:
         clips = [Clip(path) for path in _videos(calibrate)]
     else:
@@ -227,7 +229,7 @@ def _draft(
 
     def fill(to: Path) -> None:
         kinds: dict[str, str] = {}
-        for graph in folder.GRAPHS:
+        for graph in export_format.GRAPHS:
             feeds = _feeds(graph, frames)
             kind = plan.kind(graph)
             plan.spared[graph] = len(quantize.quantize(plain / f"{graph}.onnx", to / f"{graph}.onnx", kind, feeds))
@@ -237,11 +239,11 @@ def _draft(
             kinds[head] = "int8" if small else "fp32"
             quantize.quantize(plain / f"{head}.onnx", to / f"{head}.onnx", "int8" if small else "fp32", [])
         engine.vocabulary.save(to / "vocabulary.json")
-        runtime: folder.Runtime = "openvino" if precision == "bf16" else "onnxruntime"
-        made = folder.Export(about=about, runtime=runtime, precision=kinds)
-        checkpoint.write_json(to / folder.NAME, made.model_dump(mode="json"))
+        runtime: export_format.Runtime = "openvino" if precision == "bf16" else "onnxruntime"
+        made = export_format.Export(about=about, runtime=runtime, precision=kinds)
+        checkpoint.write_json(to / export_format.NAME, made.model_dump(mode="json"))
 
-    folder.write(draft, fill)
+    export_format.write(draft, fill)
 
 
 def _feeds(graph: str, frames: NDArray[np.uint8]) -> list[Feed]:
@@ -252,10 +254,10 @@ def _feeds(graph: str, frames: NDArray[np.uint8]) -> list[Feed]:
     return [{"frames": frames[rows]} for rows in np.array_split(order, max(1, len(order) // 4))]
 
 
-def _fill(temporary: Path, draft: Path, exported: folder.Export) -> None:
+def _fill(temporary: Path, draft: Path, exported: export_format.Export) -> None:
     """The files of a draft that was kept, with what it cost and its card."""
     for path in draft.glob("*.onnx"):
         (temporary / path.name).write_bytes(path.read_bytes())
     (temporary / "vocabulary.json").write_bytes((draft / "vocabulary.json").read_bytes())
-    checkpoint.write_json(temporary / folder.NAME, exported.model_dump(mode="json"))
-    (temporary / folder.CARD).write_text(card.text(exported), encoding="utf-8")
+    checkpoint.write_json(temporary / export_format.NAME, exported.model_dump(mode="json"))
+    (temporary / export_format.CARD).write_text(card.text(exported), encoding="utf-8")

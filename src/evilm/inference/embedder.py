@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from evilm.data.video import Fit, Mode
     from evilm.errors import VideoStatus
-    from evilm.export.engine import About, Engine, Head
     from evilm.inference.loading import Device
+    from evilm.inference.runtime import About, Engine, Head
     from evilm.inference.videos import Video
 
 _DECODERS = 4  # processes at most: beyond that the model is what takes the time

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from evilm import checkpoint
 from evilm.encoders import names as encoder_names
 from evilm.errors import CheckpointError, DependencyError
 from evilm.inference.embedder import Embedder
+from evilm.training import checkpoint
 
 if TYPE_CHECKING:
-    from evilm.inference.dual_engine import DualEngine
+    from evilm.inference.dual_encoder import DualEngine
 
     Device = Literal["auto", "cpu", "cuda"]
 
@@ -47,11 +47,11 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
             )
         path = hub.download(str(model))
     if (path / EXPORT).is_file():
-        from evilm.export.onnx_engine import OnnxEngine
+        from evilm.inference.runtime_onnx import OnnxEngine
 
         return Embedder(OnnxEngine(path, threads))
     try:
-        from evilm.export.torch_engine import TorchEngine
+        from evilm.inference.runtime_torch import TorchEngine
     except ModuleNotFoundError as error:
         checkpoint.find(path)
         raise DependencyError(
@@ -76,11 +76,11 @@ def settled(model: str | Path) -> str:
 def _dual(name: str, device: Device) -> DualEngine:
     """A dual encoder of another library."""
     try:
-        from evilm.encoders import dual
-        from evilm.inference.dual_engine import DualEngine
+        from evilm.encoders import base
+        from evilm.inference.dual_encoder import DualEngine
     except ModuleNotFoundError as error:
         raise DependencyError(f"{name}: needs {error.name}: pip install 'evilm[clip]'") from None
-    return DualEngine(dual.load(name, device))
+    return DualEngine(base.load(name, device))
 
 
 def _exists(path: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evilm.model.blocks import Block
+from evilm.model.layers import Block
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evilm.model.decoder import Decoder
+from evilm.model.fusion import Decoder
 from evilm.model.text_encoder import TextEncoder
 from evilm.model.video_encoder import VideoEncoder
 

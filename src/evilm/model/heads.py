@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evilm.model.blocks import initialise
+from evilm.model.layers import initialise
 
 if TYPE_CHECKING:
     from torch import Tensor

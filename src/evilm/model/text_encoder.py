@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from evilm.model.blocks import fused_is_slow, initialise
+from evilm.model.layers import fused_is_slow, initialise
 from evilm.types import Encoded, Text
 
 if TYPE_CHECKING:

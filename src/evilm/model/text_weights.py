@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evilm import reach
+from evilm import hub
 from evilm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _fetched(name: str) -> tuple[Path, Path]:
         raise CheckpointError(f"model.text_weights = {name!r}: no such file, and no huggingface_hub to fetch it by name"
                               ) from None  # fmt: skip
     try:
-        with reach.hub_or_cache():
+        with hub.hub_or_cache():
             words = Path(hf_hub_download(name, "vocab.txt"))
             try:
                 return Path(hf_hub_download(name, WEIGHTS[0])), words

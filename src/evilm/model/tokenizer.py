@@ -18,7 +18,7 @@ from torch import nn
 from evilm import metrics
 from evilm.config import Config
 from evilm.errors import CodebookError, ConfigError, GridError
-from evilm.model.blocks import Block, Normalise, initialise
+from evilm.model.layers import Block, Normalise, initialise
 from evilm.model.quantizer import Codebook, GumbelQuantizer, Quantizer
 from evilm.model.video_encoder import Options, backbone, feature_map, keep_frozen, statistics
 from evilm.model.video_swin import SWIN_MEAN, SWIN_STD, VideoSwinEncoder

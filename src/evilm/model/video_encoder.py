@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evilm import reach
+from evilm import hub
 from evilm.errors import CheckpointError, ConfigError, GridError
-from evilm.model.blocks import Normalise
+from evilm.model.layers import Normalise
 from evilm.types import Encoded, Grid
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def backbone(
             raise ConfigError(f"backbone {name!r}: its last layer has stride {strides[-1]}, not {stride}")
         shown = {"num_classes": 0} if layer == "last" else {"features_only": True, "out_indices": (level,)}
         file = _checked(name, Path(weights), options) if weights not in ("none", "hub") else None
-        with reach.hub_or_cache() if weights == "hub" else nullcontext():
+        with hub.hub_or_cache() if weights == "hub" else nullcontext():
             model: Any = timm.create_model(
                 name,
                 **shown,

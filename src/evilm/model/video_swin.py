@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from evilm import reach
+from evilm import hub
 from evilm.errors import CheckpointError
-from evilm.model.blocks import Normalise
+from evilm.model.layers import Normalise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class VideoSwinEncoder(nn.Module):
 
         weights = Swin3D_T_Weights.DEFAULT if published else None
         try:
-            if weights is not None and not _fetched(weights.url) and not reach.reachable(weights.url):
+            if weights is not None and not _fetched(weights.url) and not hub.reachable(weights.url):
                 raise ConnectionError
             self.swin = swin3d_t(weights=weights)
         except OSError as error:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evilm import assembly, feed
-from evilm.data.caption_words import words_of
 from evilm.errors import CheckpointError
-from evilm.recipe import Recipe
+from evilm.tasks.caption_words import words_of
 from evilm.tasks.pretrain import Pretrain
+from evilm.training import build, feed
+from evilm.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,7 +38,7 @@ def masked_examples(run: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: no such run, or no tokenizer to compare with.
     """
-    task, about = assembly.restore(run)
+    task, about = build.restore(run)
     recipe = Recipe.model_validate(about["recipe"])
     if not isinstance(task, Pretrain) or task.tokenizer is None or recipe.data.validation is None:
         raise CheckpointError(f"{run}: is no pre-training run with a video tokenizer and validation rows")

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from evilm.data.synthetic.truth import relevance
 from evilm.data.video import read_clip
-from evilm.data.world.truth import relevance
 from evilm.errors import DataError, EvilmError
 from evilm.report.results import list_of, number, table_of
 from evilm.types import Clip

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from evilm import checkpoint
 from evilm.errors import CheckpointError, DataError
+from evilm.training import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,12 +10,12 @@ from evilm.config import Config
 from evilm.data.video import Mode
 from evilm.errors import VideoIndexError
 from evilm.search.decoding import DecodeConfig
-from evilm.search.moments import CutConfig
+from evilm.search.segments import CutConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evilm.search.catalogue import Catalogue
+    from evilm.search.database import Catalogue
     from evilm.search.embedder import Embedder
 
 

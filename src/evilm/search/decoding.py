@@ -13,7 +13,7 @@ from evilm.config import Config
 from evilm.data.frames import segments
 from evilm.data.video import DecoderPool, Fit, Limits, Mode
 from evilm.errors import VideoError
-from evilm.search.moments import CutConfig, cut
+from evilm.search.segments import CutConfig, cut
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evilm.data.readers.msrvtt import msrvtt_retrieval
-from evilm.data.world.truth import relevance
+from evilm.data.synthetic.truth import relevance
 from evilm.search.index import VideoIndex
 
 if TYPE_CHECKING:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from evilm import output
+from evilm import files
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError, VideoIndexError
-from evilm.search import binding, matrix, query, ranking_codes
+from evilm.search import binding, nearest_codes, query, vectors
 from evilm.search.calibration import GOOD, UNKNOWN, UNRELATED, Calibration, labelled, lifts, sample
-from evilm.search.catalogue import NAME, UNFINISHED, Catalogue
+from evilm.search.database import NAME, UNFINISHED, Catalogue
 from evilm.search.embedder import Embedder, Matcher, unit
 from evilm.search.hits import Hit, Hits
-from evilm.search.ranking import Ranking, Store, chosen, ranking, store_named
+from evilm.search.nearest import Ranking, Store, chosen, ranking, store_named
 from evilm.search.update import Report, Update, save_caches, writing
 from evilm.types import Clip
 
@@ -55,7 +55,7 @@ class VideoIndex:
         self._given = model
         self._model: Embedder | None = None
         self._guard = threading.RLock()
-        self._matrix: matrix.Matrix | None = None
+        self._matrix: vectors.Matrix | None = None
         self._sample: NDArray[np.float32] | None = None
         self._ranking: Ranking | None = None
         self._told = False
@@ -124,12 +124,12 @@ class VideoIndex:
         place = videos / INSIDE if at is None else Path(at).expanduser()
         if not videos.is_dir():
             raise VideoIndexError(f"{videos}: no such folder of videos")
-        output.check_free(place, KIND)
+        files.check_free(place, KIND)
         fresh = not (place / NAME).exists()
         if fresh and model is None:
             raise VideoIndexError(f"{place}: a new index needs a model: name one with --model")
         embedder = None if model is None else binding.loaded(model)
-        output.claim(place, KIND)
+        files.claim(place, KIND)
         try:
             with writing(place), Catalogue(place, write=True) as catalogue:
                 embedder = binding.bind(catalogue, embedder, model)
@@ -171,7 +171,7 @@ class VideoIndex:
             catalogue.compact()
             width = catalogue.fact("width")
             if width is not None:
-                save_caches(catalogue, matrix.load(catalogue, width))
+                save_caches(catalogue, vectors.load(catalogue, width))
 
     def calibrate(self, pairs: Sequence[tuple[str, str | Path]]) -> Calibration:
         """Set the line of "no good match" from texts and the videos of the index that they are true of.
@@ -286,7 +286,7 @@ class VideoIndex:
                 hits.append(Hit(Path(os.fsdecode(path)), start, end, float(score), float(cosine)))
         return hits, len(hits) == len(rows)
 
-    def _rank(self, found: matrix.Matrix) -> Ranking:
+    def _rank(self, found: vectors.Matrix) -> Ranking:
         """What answers now; that it is FAISS, without having been asked for, is said once."""
         store = chosen(self.store, *found.vectors.shape)
         if store not in {self.store, "exact"} and not self._told:
@@ -298,16 +298,16 @@ class VideoIndex:
             )
         return ranking(store, found, self._catalogue)
 
-    def _refresh(self) -> matrix.Matrix:
+    def _refresh(self) -> vectors.Matrix:
         """The vectors as they are now."""
         with self._guard:
             width = self._catalogue.fact("width")
-            found = matrix.load(self._catalogue, width, self._matrix)
+            found = vectors.load(self._catalogue, width, self._matrix)
             if found is not self._matrix:
                 self._matrix, self._ranking, self._sample = found, None, None
             return found
 
-    def _sampled(self, found: matrix.Matrix) -> NDArray[np.float32]:
+    def _sampled(self, found: vectors.Matrix) -> NDArray[np.float32]:
         """Some of the vectors, by which a search's cosines are known."""
         with self._guard:
             if self._sample is None or self._matrix is not found:
@@ -351,6 +351,6 @@ def _discard_empty(place: Path) -> None:
                 return
     except VideoIndexError:
         return
-    for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", "lock", matrix.NAME, ranking_codes.NAME):
+    for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", "lock", vectors.NAME, nearest_codes.NAME):
         (place / name).unlink(missing_ok=True)
-    output.release(place)
+    files.release(place)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evilm.errors import QueryError
-from evilm.search.catalogue import under
+from evilm.search.database import under
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from evilm.search.catalogue import Catalogue
+    from evilm.search.database import Catalogue
     from evilm.search.embedder import Embedder
 
 MOST_WORDS = 200  # a sentence; models read some thirty word pieces

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from evilm.errors import OutputError, VideoIndexError, VocabularyError
-from evilm.search import calibration, matrix, ranking_codes, scan
+from evilm.search import calibration, nearest_codes, scan, vectors
 from evilm.search.decoding import PATIENCE
 from evilm.search.pipeline import Pipeline
 from evilm.search.records import Entry
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evilm.data.video import Limits
-    from evilm.search.catalogue import Catalogue
+    from evilm.search.database import Catalogue
     from evilm.search.decoding import DecodeConfig
     from evilm.search.embedder import Embedder
     from evilm.search.scan import Changes, Found, Walk
@@ -204,13 +204,13 @@ class Update:
             vanished = len(left)
         return vanished
 
-    def _cache(self) -> matrix.Matrix | None:
+    def _cache(self) -> vectors.Matrix | None:
         width = self.catalogue.fact("width")
         if width is None:
             return None
-        vectors = matrix.load(self.catalogue, width)
-        save_caches(self.catalogue, vectors)
-        return vectors
+        matrix = vectors.load(self.catalogue, width)
+        save_caches(self.catalogue, matrix)
+        return matrix
 
     def _finish(self, report: Report) -> None:
         """Calibrate, write the cache and the list of what could not be read."""
@@ -230,7 +230,7 @@ class Update:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is whole") from None
 
-    def _calibrate(self, vectors: matrix.Matrix) -> None:
+    def _calibrate(self, vectors: vectors.Matrix) -> None:
         """Backgrounds of searches by text and by example; a calibration from labels is left as it is."""
         rows = np.linspace(0, len(vectors) - 1, min(len(vectors), 64)).astype(np.int64)
         # An example finds itself and its neighbours: only the other half of the index may answer.
@@ -257,16 +257,16 @@ class Update:
             )
 
 
-def save_caches(catalogue: Catalogue, vectors: matrix.Matrix) -> None:
+def save_caches(catalogue: Catalogue, matrix: vectors.Matrix) -> None:
     """Write what makes searching fast: the vectors as one array and, where they are many, in 8 bits."""
     identity = catalogue.fact("identity")
-    matrix.save(catalogue.folder, identity, vectors)
-    if vectors.vectors.size >= ranking_codes.LEAST:
-        ranking_codes.save(catalogue.folder, identity, vectors)
+    vectors.save(catalogue.folder, identity, matrix)
+    if matrix.vectors.size >= nearest_codes.LEAST:
+        nearest_codes.save(catalogue.folder, identity, matrix)
 
 
 def _without(
-    vectors: matrix.Matrix, rows: np.ndarray[Any, np.dtype[np.int64]]
+    vectors: vectors.Matrix, rows: np.ndarray[Any, np.dtype[np.int64]]
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The vectors of all files but those of ``rows``."""
     return vectors.vectors[~np.isin(vectors.files, vectors.files[rows])]

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class Teacher(Seer, Protocol):
-    """A frozen dual encoder; see ``evilm.teacher``."""
+    """A frozen dual encoder; see ``evilm.training.teacher``."""
 
     @property
     def temperature(self) -> float:

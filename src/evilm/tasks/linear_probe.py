@@ -12,7 +12,7 @@ from torch import nn
 
 from evilm import metrics
 from evilm.errors import DataError
-from evilm.model.blocks import initialise
+from evilm.model.layers import initialise
 from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, predicted, scored_rows
 from evilm.types import Losses
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from evilm import distributed, losses, masking
+from evilm import distributed, losses
 from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead, RegionHead, WordHead
+from evilm.tasks import masking
 from evilm.tasks.task import (
     Facts,
     Prediction,
@@ -128,7 +129,7 @@ class Pretrain(VideoTextTask):
             parts["mvm"] = predicted(self.region_head(fused.video[where]), labels[where])  # Eq. 3
         if config.mlm:
             assert fused.text is not None
-            hidden = hidden_words != masking.IGNORE
+            hidden = hidden_words != losses.IGNORE
             logits = self.word_head(fused.text[hidden], model.text_encoder.word_embeddings)
             parts["mlm"] = predicted(logits, hidden_words[hidden], config.focus)
         similarity = None
@@ -154,7 +155,7 @@ class Pretrain(VideoTextTask):
     def _hide_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:
         """The text that the model reads, and (B, L) the true pieces of its hidden words; all of it without MLM."""
         if not self.config.mlm:
-            return text, torch.full_like(text.ids, masking.IGNORE)
+            return text, torch.full_like(text.ids, losses.IGNORE)
         return masking.words(
             text,
             batch.seeds,
@@ -216,7 +217,7 @@ class Pretrain(VideoTextTask):
         if config.mlm:
             assert fused.text is not None
             guess = self.word_head(fused.text, model.text_encoder.word_embeddings).argmax(-1)
-            columns["mlm"] = _share(guess == hidden, hidden != masking.IGNORE)
+            columns["mlm"] = _share(guess == hidden, hidden != losses.IGNORE)
         if config.vtm:
             other = model.fuse_cls(video, text[torch.arange(len(batch)).roll(1).to(where.device)])
             own, others = self.match(fused.cls), self.match(other)

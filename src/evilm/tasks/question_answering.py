@@ -11,7 +11,7 @@ from pydantic import Field
 
 from evilm import metrics
 from evilm.errors import DataError
-from evilm.masking import IGNORE
+from evilm.losses import IGNORE
 from evilm.model.heads import AnswerHead
 from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, cannot_tell, predicted, scored_rows
 from evilm.types import Losses

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
-from evilm.data.caption_words import words_of
 from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, LexicalHead, MatchHead
+from evilm.tasks.caption_words import words_of
 from evilm.tasks.task import (
     Facts,
     Prediction,

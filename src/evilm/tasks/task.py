@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evilm import distributed, losses, metrics, seeds
+from evilm import distributed, losses, metrics
 from evilm.config import Config
+from evilm.data import seeds
 from evilm.errors import ConfigError
-from evilm.masking import IGNORE
+from evilm.losses import IGNORE
 from evilm.types import Encoded
 
 if TYPE_CHECKING:

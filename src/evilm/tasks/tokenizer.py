@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
-from evilm.data.caption_words import CaptionWords, Kind
 from evilm.model.tokenizer import Tokenizer, TokenizerConfig
+from evilm.tasks.caption_words import CaptionWords, Kind
 from evilm.tasks.task import Facts, Prediction, Summary, Task, TaskConfig, caption_of, scored_rows
 from evilm.types import Losses
 

@@ -1,0 +1,82 @@
+"""A dual encoder of another library as an engine: a region is a frame's vector, and fusion is their mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evilm.encoders.base import unit
+from evilm.inference.runtime import About
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from evilm.encoders.base import DualEncoder
+    from evilm.inference.runtime import Head
+
+
+class DualEngine:
+    """CLIP and its kin where an ``Embedder`` expects a model of ours.
+
+    Args:
+        encoder: pictures and texts to vectors.
+    """
+
+    folder: Path | None = None  # another library's model is not ours to publish
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self.encoder = encoder
+        self.vocabulary = DualWords(encoder)
+        self.fingerprint = encoder.fingerprint
+        self.form = f"{encoder.name}, {encoder.device.type}"
+        self.about = About(
+            task="dual encoder",
+            frames=encoder.frames,
+            size=encoder.size,
+            fit=encoder.fit,
+            grid=(1, 1),
+            words=encoder.length,
+            width=encoder.width,
+            embedding=encoder.width,
+            temperature=encoder.temperature,
+            heads=("embed_video", "embed_text"),
+            source={"name": str(encoder.name), "weights": encoder.fingerprint},
+        )
+
+    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, T, H, W, 3) to a unit vector for each frame, (n, T, d)."""
+        return self.encoder.encode_frames(frames)
+
+    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """(n, L) each to (n, L, d): a text has one vector, which stands in each of its places."""
+        vectors = self.encoder.encode_words(ids, mask)
+        return np.repeat(vectors[:, None], ids.shape[1], axis=1)
+
+    def fuse(
+        self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The mean of what is there, (n, d), and the equal share of each in it, (n, S)."""
+        shares = (mask / mask.sum(1, keepdims=True)).astype(np.float32)
+        return np.einsum("nsd,ns->nd", tokens, shares), shares
+
+    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, d) brought to length one."""
+        return unit(cls)
+
+
+class DualWords:
+    """The encoder's own words, as an ``Embedder`` asks for them."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self._encoder = encoder
+
+    def encode_arrays(self, texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Ids and mask (n, L); the model's own length cuts them."""
+        return self._encoder.words(texts)
+
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        return self._encoder.unknown_share(texts)

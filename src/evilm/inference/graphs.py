@@ -1,0 +1,162 @@
+"""The graphs of a trained model as torch modules: what the exporter traces, and what a checkpoint is run as.
+
+Fusion keeps h^CLS alone: the last block then has one query, which spares it nearly all of its work, and whose attention
+says where the model looked. Answers are those of ``EViLM.fuse`` but for the last digits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from evilm.errors import CheckpointError
+from evilm.model.heads import AnswerHead, EmbeddingHead, MatchHead
+from evilm.types import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from evilm.inference.runtime import Head
+    from evilm.model.evilm import EViLM
+    from evilm.model.fusion import Decoder
+    from evilm.model.layers import Block
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class VideoGraph(nn.Module):
+    """uint8 pixels (B, T, H, W, 3) to regions (B, N, D) with their type (Eq. 1)."""
+
+    def __init__(self, model: EViLM) -> None:
+        super().__init__()
+        self.encoder = model.video_encoder
+        self.type_video = model.decoder.type_video
+
+    def forward(self, frames: Tensor) -> Tensor:
+        pixels = self.encoder.normalise(frames.permute(0, 1, 4, 2, 3))
+        return self.encoder(pixels).tokens + self.type_video
+
+
+class TextGraph(nn.Module):
+    """ids (B, L) and mask (B, L) to words (B, L, D) with their type (Eq. 1)."""
+
+    def __init__(self, model: EViLM) -> None:
+        super().__init__()
+        self.encoder = model.text_encoder
+        self.type_text = model.decoder.type_text
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder(Text(ids, mask, mask)).tokens + self.type_text
+
+
+class FusionGraph(nn.Module):
+    """Tokens (B, S, D) of one or both modalities and their mask (B, S) to h^CLS (B, D) and its attention (B, S)."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        seen = torch.cat([mask[:, :1] | True, mask], 1)
+        sequence = torch.cat([self.decoder.first(tokens, seen), tokens], 1)
+        blocks = cast("list[Block]", list(self.decoder.blocks))
+        for block in blocks[:-1]:
+            sequence = block(sequence, seen)
+        state, looked = _one_query(blocks[-1], sequence, seen)
+        return self.decoder.norm(state)[:, 0], looked[:, 1:]
+
+
+def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """A block's answer in the first place alone, (B, 1, D), and that place's attention (B, S), mean over heads."""
+    attention = block.attention
+    batch, length, width = sequence.shape
+    normed = block.norm1(sequence)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query = F.linear(normed[:, :1], weight[:width], bias[:width]).view(batch, attention.heads, 1, -1)
+    key, value = F.linear(normed, weight[width:], bias[width:]).view(batch, length, 2, attention.heads, -1).unbind(2)
+    scores = query @ key.permute(0, 2, 3, 1) * (width // attention.heads) ** -0.5  # (B, heads, 1, S)
+    share = scores.masked_fill(~seen[:, None, None, :], float("-inf")).softmax(-1)
+    mixed = (share @ value.transpose(1, 2)).reshape(batch, 1, width)
+    state = sequence[:, :1] + attention.out(mixed)
+    return state + block.feed(block.norm2(state)), share.mean(1)[:, 0]
+
+
+class _Half(nn.Module):
+    """One side of an ``EmbeddingHead``: h^CLS to a unit vector."""
+
+    def __init__(self, out: nn.Linear) -> None:
+        super().__init__()
+        self.out = out
+
+    def forward(self, cls: Tensor) -> Tensor:
+        return F.normalize(self.out(cls), dim=-1)
+
+
+class _Column(nn.Module):
+    """A match head whose scores are a column, (B, 1), as every head's are a matrix."""
+
+    def __init__(self, match: MatchHead) -> None:
+        super().__init__()
+        self.match = match
+
+    def forward(self, cls: Tensor) -> Tensor:
+        return self.match(cls)[:, None]
+
+
+def heads(tensors: Mapping[str, Tensor], width: int) -> tuple[dict[Head, nn.Module], float | None]:
+    """The heads that a checkpoint's tensors hold, h^CLS (B, D) to (B, K) each, and the temperature of cosines.
+
+    Args:
+        tensors: of ``model.safetensors``, by name.
+        width: D.
+
+    Raises:
+        CheckpointError: a head whose tensors do not fit together.
+    """
+    if "lexical.words" in tensors:
+        raise CheckpointError("ranks by words beside fusion (task.lexical), which only `evilm evaluate` can")
+    found: dict[Head, nn.Module] = {}
+    temperature = None
+    try:
+        if "embed.video_out.weight" in tensors:
+            embed = EmbeddingHead(width, tensors["embed.video_out.weight"].shape[0])
+            if "embed.text_out.weight" not in tensors:  # distilled from videos alone
+                del embed.text_out
+            _filled(embed, tensors, "embed.")
+            found["embed_video"] = _Half(embed.video_out)
+            if hasattr(embed, "text_out"):
+                found["embed_text"] = _Half(embed.text_out)
+            temperature = float(embed.temperature.detach())
+        if "match.layers.0.weight" in tensors:
+            found["match"] = _Column(_filled(MatchHead(width), tensors, "match."))
+        if "answer_head.layers.4.weight" in tensors:
+            answers = tensors["answer_head.layers.4.weight"].shape[0]
+            found["answer"] = _filled(AnswerHead(width, answers, 0.0), tensors, "answer_head.")
+        if "classifier.0.weight" in tensors:
+            found["classify"] = _probe(tensors, width)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"its heads do not fit the model: {str(error).splitlines()[0]}") from None
+    return found, temperature
+
+
+def _filled(module: M, tensors: Mapping[str, Tensor], prefix: str) -> M:
+    """``module`` with the tensors under ``prefix``."""
+    module.load_state_dict({name: tensors[prefix + name] for name in module.state_dict()})
+    return module
+
+
+def _probe(tensors: Mapping[str, Tensor], width: int) -> nn.Module:
+    """A linear probe, by either of its protocols: scale, then one layer or pooler and two layers."""
+    last = max(int(name.split(".")[1]) for name in tensors if name.startswith("classifier."))
+    classes = tensors[f"classifier.{last}.weight"].shape[0]
+    layers: list[nn.Module] = [nn.Linear(width, classes)]
+    if last:
+        pooler, hidden = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        layers = [pooler, nn.Tanh(), hidden, nn.GELU(), nn.Linear(2 * width, classes)]
+    scale = _filled(nn.BatchNorm1d(width, affine=False), tensors, "scale.")
+    return nn.Sequential(scale, *[_filled(nn.Sequential(*layers), tensors, "classifier.")])

@@ -1,0 +1,132 @@
+"""An exported folder as an engine: ONNX Runtime or OpenVINO, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from evilm.data.vocabulary import Vocabulary
+from evilm.errors import CheckpointError, DependencyError
+from evilm.inference import export_format as folders
+from evilm.training import checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from evilm.inference.runtime import Head
+
+
+class _Graph(Protocol):
+    """A graph that can be run: named arrays in, arrays out."""
+
+    def __call__(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
+
+
+class OnnxEngine:
+    """An exported model. Graphs are opened when they are first needed.
+
+    Args:
+        folder: as ``evilm export`` wrote it.
+        threads: of the runtime; None takes one for each core.
+
+    Raises:
+        CheckpointError: damaged, or not to be trusted.
+        DependencyError: the export is for a runtime that is not installed.
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self.folder = folder
+        self.export = folders.read(folder)
+        self.about = self.export.about
+        self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        sums: Any = checkpoint.read_json(folder / checkpoint.MANIFEST)["sha256"]
+        self.fingerprint = fingerprint(sums)
+        self.threads = threads or len(os.sched_getaffinity(0))
+        kinds = sorted({self.export.precision.get(name, "fp32") for name in folders.GRAPHS})
+        self.form = f"{self.export.runtime} {'/'.join(kinds)}"
+        self._open = _openvino if self.export.runtime == "openvino" else _onnxruntime
+        self._graphs: dict[str, _Graph] = {}
+
+    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, T, H, W, 3) to regions (n, N, D)."""
+        return self._run("video", {"frames": frames})[0]
+
+    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """(n, L) each to words (n, L, D)."""
+        return self._run("text", {"ids": ids, "mask": mask})[0]
+
+    def fuse(
+        self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(n, S, D) and (n, S) to h^CLS (n, D) and its attention (n, S)."""
+        cls, looked = self._run("fusion", {"tokens": tokens, "mask": mask})
+        return cls, looked
+
+    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, D) to (n, K)."""
+        return self._run(name, {"cls": cls})[0]
+
+    def _run(self, name: str, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        path = self.folder / f"{name}.onnx"
+        if name not in self._graphs:
+            self._graphs[name] = self._open(path, self.threads, self.export.precision.get(name, "fp32"))
+        try:
+            return self._graphs[name](feed)
+        except Exception as error:
+            raise CheckpointError(f"{path}: does not run: {_line(error)}; export the checkpoint anew") from error
+
+
+def fingerprint(sums: Mapping[str, str]) -> str:
+    """16 hex digits that name the graphs and the vocabulary of an export, from the checksums of its files."""
+    parts = [f"{name} {sums[name]}" for name in sorted(sums) if name.endswith(".onnx") or name == "vocabulary.json"]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _onnxruntime(path: Path, threads: int, _: str) -> _Graph:
+    runtime: Any = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    # Threads that spin while they wait take the cores from the decoder beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CheckpointError(f"{path}: ONNX Runtime refuses it: {_line(error)}; export anew") from error
+
+    def run(feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        return session.run(None, dict(feed))
+
+    return run
+
+
+def _openvino(path: Path, threads: int, precision: str) -> _Graph:
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        raise DependencyError(
+            f"{path.parent}: is an export for OpenVINO, which is not installed: pip install 'evilm[openvino]'"
+        ) from None
+    hint = "bf16" if precision == "bf16" else "f32"
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+    try:
+        compiled: Any = openvino.Core().compile_model(path, "CPU", settings)
+    except Exception as error:
+        raise CheckpointError(f"{path}: OpenVINO refuses it: {_line(error)}; export anew") from error
+
+    def run(feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        found = compiled(dict(feed))
+        return [found[output] for output in compiled.outputs]
+
+    return run
+
+
+def _line(error: Exception) -> str:
+    """The first line of a library's complaint, without its paths of source files."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,178 @@
+"""A checkpoint folder as an engine: torch on this machine's CPU or GPU."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from evilm import config, distributed
+from evilm.data.vocabulary import Vocabulary
+from evilm.errors import CheckpointError, ConfigError
+from evilm.inference import graphs
+from evilm.inference.runtime import About, Threshold
+from evilm.model.presets import ModelConfig, build
+from evilm.training import checkpoint
+from evilm.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from evilm.inference.runtime import Head
+
+_LARGEST = 16384  # number in a backbone's options: a width, a size, a depth
+_NO_MODEL = {"tokenizer": "a video tokenizer, which holds no video-language model"}
+
+
+class TorchEngine:
+    """A trained model as torch runs it.
+
+    Args:
+        path: a checkpoint, or a run (its newest valid checkpoint).
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        CheckpointError: missing, damaged, a tokenizer's, or a baseline that cannot see.
+    """
+
+    def __init__(self, path: Path, device: distributed.DeviceName = "cpu") -> None:
+        self.folder = checkpoint.find(path)
+        table = checkpoint.read_json(self.folder / "config.json")
+        self.recipe = recipe = _recipe(self.folder, table)
+        shape = config.check(ModelConfig, table["model"], f"{self.folder / 'config.json'}: model")
+        self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
+        tensors = checkpoint.read_tensors(self.folder / "model.safetensors")
+        check_shape(self.folder, shape, tensors)
+        self.model = build(shape.model_copy(update={"backbone_weights": "none"}), self.vocabulary.size)
+        own = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        try:
+            self.model.load_state_dict(own)
+            self.heads, temperature = graphs.heads(tensors, self.model.width)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.folder}: tensors do not fit the model: {_last(error)}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.folder}: {error}") from None
+        self.device = distributed.device(device)
+        self.graphs: dict[str, nn.Module] = {
+            "video": graphs.VideoGraph(self.model),
+            "text": graphs.TextGraph(self.model),
+            "fusion": graphs.FusionGraph(self.model.decoder),
+        }
+        for module in [*self.graphs.values(), *self.heads.values()]:
+            module.eval().to(self.device)
+        self.about = _about(recipe, table, shape, self.folder, self.heads, temperature)
+        self.fingerprint = str(self.about.source["weights"])[:16]
+        self.form = f"checkpoint, {self.device.type}"
+
+    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, T, H, W, 3) to regions (n, N, D)."""
+        return _array(self._run(self.graphs["video"], frames))
+
+    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """(n, L) each to words (n, L, D)."""
+        return _array(self._run(self.graphs["text"], ids, mask))
+
+    def fuse(
+        self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(n, S, D) and (n, S) to h^CLS (n, D) and its attention (n, S)."""
+        cls, looked = self._run(self.graphs["fusion"], tokens, mask)
+        return _array(cls), _array(looked)
+
+    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, D) to (n, K)."""
+        return _array(self._run(self.heads[name], cls))
+
+    @torch.inference_mode()
+    def _run(self, module: nn.Module, *arrays: NDArray[Any]) -> Any:
+        return module(*(torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays))
+
+
+def _recipe(folder: Path, table: Mapping[str, Any]) -> Recipe:
+    """The recipe that a checkpoint was trained by.
+
+    Raises:
+        CheckpointError: of another version, without an E-ViLM, or blind.
+    """
+    if table.get("task") in _NO_MODEL:
+        raise CheckpointError(f"{folder}: is {_NO_MODEL[str(table['task'])]}; name a later stage's run")
+    try:
+        recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
+    if getattr(recipe.task, "blind", False):
+        raise CheckpointError(f"{folder}: is the baseline that cannot see (task.blind); name a run without it")
+    return recipe
+
+
+def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Whether the tensors are as large as the settings say, before a model of that size is made.
+
+    A file of a few bytes could otherwise ask for any amount of memory.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    cells = shape.size // shape.stride
+    places: dict[str, tuple[int, ...]] = {
+        "model.video_encoder.space": (1, shape.width, cells, cells),
+        "model.video_encoder.time": (1, shape.width, shape.frames),
+        "model.decoder.blocks.0.feed.0.weight": (shape.hidden, shape.width),
+        f"model.decoder.blocks.{shape.depth - 1}.norm1.weight": (shape.width,),
+        "model.text_encoder.bert.embeddings.position_embeddings.weight": (shape.text_positions, shape.text_width),
+        f"model.text_encoder.bert.encoder.layer.{shape.text_layers - 1}.intermediate.dense.weight": (
+            shape.text_hidden,
+            shape.text_width,
+        ),
+    }
+    wrong = [name for name, wanted in places.items() if name not in tensors or tuple(tensors[name].shape) != wanted]
+    numbers = [n for value in shape.backbone_options.values() for n in (value if isinstance(value, list) else [value])]
+    large = [number for number in numbers if not isinstance(number, str) and number > _LARGEST]
+    if wrong or large:
+        what = f"has no {wrong[0]} of that size" if wrong else f"names {large[0]} in backbone_options"
+        raise CheckpointError(f"{folder}: its model.safetensors is not what its config.json says ({what})")
+
+
+def _about(
+    recipe: Recipe, table: Mapping[str, Any], shape: ModelConfig, folder: Path,
+    heads: Mapping[Head, nn.Module], temperature: float | None,
+) -> About:  # fmt: skip
+    facts: Mapping[str, Any] = table["facts"]
+    threshold: Any = table.get("cannot_tell")
+    embed: Any = heads.get("embed_video")
+    return About(
+        task=recipe.task.name,
+        frames=shape.frames,
+        size=shape.size,
+        fit=recipe.data.fit,
+        grid=(shape.size // shape.stride, shape.size // shape.stride),
+        words=min(int(getattr(recipe.task, "words", shape.text_positions)), shape.text_positions),
+        width=shape.width,
+        embedding=None if embed is None else int(embed.out.out_features),
+        temperature=temperature,
+        heads=tuple(heads),
+        answers=tuple(facts.get("answers", ())),
+        classes=tuple(facts.get("classes", ())),
+        cannot_tell=None if threshold is None else config.check(Threshold, threshold, str(folder / "config.json")),
+        source={
+            "weights": checkpoint.read_json(folder / checkpoint.MANIFEST)["sha256"]["model.safetensors"],
+            "step": table.get("step"),
+            "recipe": json.loads(recipe.model_dump_json()),
+            "validation": table.get("validation"),
+            "versions": table.get("versions"),
+        },
+    )
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    return tensor.float().cpu().numpy()
+
+
+def _last(error: Exception) -> str:
+    return str(error).splitlines()[-1].strip()

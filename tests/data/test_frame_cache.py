@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evilm.data import frame_cache
+from evilm.data.frame_cache import FrameStore
+from evilm.types import Clip
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Clip]:
+    """Six clips of one picture each, the last of which is not there."""
+    rng = np.random.default_rng(0)
+    made: list[Clip] = []
+    for i in range(6):
+        folder = tmp_path / f"clip{i}"
+        folder.mkdir()
+        if i < 5:
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / "0.png")
+        made.append(Clip(folder, frames=("0.png",)))
+    return made
+
+
+def store(folder: Path, clips: Sequence[Clip], candidates: int = 2) -> FrameStore:
+    return FrameStore(folder / "cache", clips, size=16, candidates=candidates)
+
+
+def test_a_finished_store_serves_those_who_ask_for_fewer(
+    clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = store(tmp_path, clips)
+    assert len(whole.fill()) == 1
+    monkeypatch.setattr(frame_cache, "decoded", lambda jobs, *_: iter(list(jobs)))  # whoever decodes now, fails
+    some = store(tmp_path, [clips[4], clips[1]])
+    assert some.folder == whole.folder
+    assert some.fill() == []  # what others cannot read is not theirs
+    for clip in (clips[4], clips[1]):
+        assert np.array_equal(some.read(clip), whole.read(clip))
+        assert some.clip_id(some.row(clip)) == clip.id
+
+
+def test_a_store_serves_only_its_own_kind(clips: list[Clip], tmp_path: Path) -> None:
+    whole = store(tmp_path, clips[:4])
+    whole.fill()
+    assert store(tmp_path, clips[:2], candidates=1).folder != whole.folder  # other frames
+    assert store(tmp_path, clips[3:5]).folder != whole.folder  # a clip more
+    Image.new("RGB", (40, 40)).save(clips[0].path / "0.png")
+    clips[0].path.touch()
+    assert store(tmp_path, clips[:2]).folder != whole.folder  # a clip that changed
+
+
+def test_an_unfinished_store_serves_nobody_else(clips: list[Clip], tmp_path: Path) -> None:
+    whole = store(tmp_path, clips[:4])
+    assert store(tmp_path, clips[:2]).folder != whole.folder
+    assert store(tmp_path, clips[:4]).folder == whole.folder

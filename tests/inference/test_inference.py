@@ -1,0 +1,267 @@
+"""One way to use a trained model, whichever form it has; and what it says to what it cannot do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+import evilm
+from evilm import cli, inference
+from evilm.data.video import DecoderPool
+from evilm.errors import CheckpointError, ConfigError, DataError, OutputError, VideoError
+from evilm.tasks import VideoTextTask
+from evilm.training import build
+from evilm.types import Clip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evilm.inference import Embedder
+
+
+@pytest.fixture(scope="module")
+def retrieval(trained: Callable[[str], Path]) -> Embedder:
+    return evilm.load(trained("retrieval"))
+
+
+@pytest.fixture
+def clips(small_world: Path) -> list[Path]:
+    return sorted((small_world / "videos").glob("*.mp4"))[:3]
+
+
+def test_embeddings_are_those_of_the_task(
+    retrieval: Embedder, trained: Callable[[str], Path], clips: list[Path]
+) -> None:
+    task, _ = build.restore(trained("retrieval"))
+    assert isinstance(task, VideoTextTask)
+    frames = np.stack([retrieval.read(clip) for clip in clips])
+    texts = ["a red disc moves left", "a blue star jumps and a green square grows"]
+    with torch.inference_mode():
+        pixels = task.model.normalise(torch.from_numpy(frames).permute(0, 1, 4, 2, 3))
+        video = task.model.encode_video(pixels)
+        words = task.model.encode_text(task.vocabulary.encode(texts, 24))
+        wanted_videos = task.embed.video(task.model.fuse(video=video).cls)
+        wanted_texts = task.embed.text(task.model.fuse(text=words).cls)
+        wanted_match = [task.match(task.model.fuse(video[i : i + 1][[0, 0]], words).cls) for i in range(3)]
+    found = retrieval.embed_videos(clips)
+    assert found.statuses == ("ok", "ok", "ok")
+    assert found.vectors.dtype == np.float32
+    assert found.vectors.shape == (3, retrieval.dimensions) == (3, 16)
+    np.testing.assert_allclose(found.vectors, wanted_videos, atol=2e-5)
+    np.testing.assert_allclose(retrieval.embed_frames(frames), found.vectors, atol=1e-6)
+    np.testing.assert_allclose(retrieval.embed_texts(texts), wanted_texts, atol=2e-5)
+    np.testing.assert_allclose(retrieval.match(clips, texts), torch.stack(wanted_match), atol=2e-4)
+
+
+def test_a_text_has_one_embedding_whatever_stands_beside_it(retrieval: Embedder) -> None:
+    alone = retrieval.embed_texts(["a disc"])
+    beside = retrieval.embed_texts(["a disc", "a red star and a blue star and a green star and a disc jumps left"])
+    np.testing.assert_allclose(alone[0], beside[0], atol=1e-5)
+
+
+def test_every_video_has_a_row_and_a_status(retrieval: Embedder, clips: list[Path], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    count = list[int]()
+    videos = [clips[0], empty, (clips[0], 0.0, 0.5), str(clips[1]), Clip(tmp_path / "none.mp4")]
+    found = retrieval.embed_videos(videos, progress=count.append)
+    assert found.statuses == ("ok", "corrupt", "ok", "ok", "not_a_file")
+    assert [bool(line) for line in found.problems] == [False, True, False, False, True]
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), [1, 0, 1, 1, 0], atol=1e-5)
+    assert np.abs(found.vectors[0] - found.vectors[2]).max() > 1e-6, "half of a video is another clip"
+    assert count == [5]
+    assert retrieval.embed_videos([]).vectors.shape == (0, 16)
+
+
+def test_answers_are_those_of_the_task(trained: Callable[[str], Path], clips: list[Path]) -> None:
+    run = trained("question_answering")
+    task, _ = build.restore(run)
+    model = evilm.load(run)
+    asked = "what color is the disc?"
+    found = model.answer(clips[0], asked)
+    with torch.inference_mode():
+        pixels = torch.from_numpy(model.read(clips[0])[None]).permute(0, 1, 4, 2, 3)
+        video = task.model.encode_video(task.model.normalise(pixels))
+        text = task.model.encode_text(task.vocabulary.encode([asked], 24))
+        shares = task.answer_head(task.model.fuse(video, text).cls)[0].softmax(-1)
+    assert found.answer == task.answers[int(shares.argmax())]
+    assert found.probability == pytest.approx(float(shares.max()), abs=1e-4)
+    assert len(found.times) == 2
+    assert 0 < found.times[0] < found.times[1]
+    assert found.looked.shape == (2, 4, 4)
+    assert found.looked.sum() == pytest.approx(1, abs=1e-4)
+    some = model.answer(clips[0], asked, choices=task.answers[:3])
+    assert [name for name, _ in some.candidates] == sorted(task.answers[:3], key=lambda n: -shares[task.index[n]])
+    assert sum(p for _, p in some.candidates) == pytest.approx(1, abs=1e-5)
+
+
+def test_choices_and_classes(trained: Callable[[str], Path], retrieval: Embedder, clips: list[Path]) -> None:
+    options = ["a red disc moves left", "a blue star jumps", "a red disc moves left"]
+    chosen = evilm.load(trained("multiple_choice")).choose(clips[0], options, "what happens?")
+    assert {name for name, _ in chosen.candidates} == set(options)
+    assert chosen.probability == max(p for _, p in chosen.candidates)
+    (named,) = retrieval.classify(clips[:1], ["a disc", "a star"])
+    cosines = retrieval.embed_videos(clips[:1]).vectors @ retrieval.embed_texts(["a disc", "a star"]).T
+    assert named[0][0] == ["a disc", "a star"][int(cosines.argmax())]
+    probe = evilm.load(trained("linear_probe"))
+    (own,) = probe.classify(clips[:1])
+    assert {name for name, _ in own} == set(probe.about.classes)
+    assert sum(p for _, p in own) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_a_model_cannot_do_is_said(
+    trained: Callable[[str], Path], retrieval: Embedder, clips: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="this retrieval model answers no questions: take a question_answering"):
+        retrieval.answer(clips[0], "what?")
+    with pytest.raises(ConfigError, match="at least two different options, and there are 1"):
+        retrieval.choose(clips[0], ["a", "a"])
+    model = evilm.load(trained("question_answering"))
+    with pytest.raises(ConfigError, match="embeds no texts"):
+        model.embed_texts(["a disc"])
+    with pytest.raises(ConfigError, match="does not know the answer 'purple elephants'; it knows"):
+        model.answer(clips[0], "what?", choices=["purple elephants"])
+    with pytest.raises(DataError, match=r"frames are float64 \(1, 2\), and this model takes uint8 \(n, 2, 64, 64, 3\)"):
+        retrieval.embed_frames(np.zeros((1, 2)))
+    with pytest.raises(VideoError, match="not_a_file"):
+        model.answer(tmp_path / "none.mp4", "what?")
+
+
+def test_what_is_no_model_is_said(tmp_path: Path, tokenizer_run: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none: no such model; name the folder of an export"):
+        evilm.load(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        evilm.load(tmp_path)
+    with pytest.raises(CheckpointError, match="is a video tokenizer, which holds no video-language model"):
+        evilm.load(tokenizer_run)
+
+
+def test_times_are_the_middles_of_equal_segments(clips: list[Path]) -> None:
+    with DecoderPool() as decoders:
+        whole = inference.times(Clip(clips[0]), 4, decoders)
+        part = inference.times(Clip(clips[0], 0.5, 1.5), 2, decoders)
+    assert np.diff(whole) == pytest.approx(np.full(3, 2 * whole[0]))
+    assert part == pytest.approx((0.75, 1.25))
+
+
+def test_files_are_decoded_in_processes_that_may_die(
+    trained: Callable[[str], Path], clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What crashes the decoder costs its own row; nothing is opened in this process."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("decoded in the process that asks")
+
+    monkeypatch.setattr("evilm.data.video.clips.VideoReader", never)
+    monkeypatch.setattr("evilm.data.video.reader.VideoReader.__init__", never)
+    deadly = (
+        "import os, sys; from evilm.data.video import child; real = child.ANSWERS['clip']; "
+        "child.ANSWERS['clip'] = lambda p, *r: os.abort() if 'bomb' in p.name else real(p, *r); child.main()"
+    )
+    shutil.copy(clips[0], tmp_path / "bomb.mp4")
+    with evilm.load(trained("question_answering")) as model:
+        model.decoders.program = ("-P", "-c", deadly)
+        answer = model.ask(clips[0], "what color is the disc?")
+        assert len(answer.times) == model.frames
+        with pytest.raises(VideoError, match=r"bomb\.mp4: crashed: the decoder has died of SIGABRT"):
+            model.ask(tmp_path / "bomb.mp4", "what color is the disc?")
+        assert model.ask(clips[0], "what color is the disc?").candidates == answer.candidates
+        alive = model.decoders.processes
+        assert alive
+    assert not any((Path("/proc") / str(number)).exists() for number in alive)
+
+
+def test_the_core_needs_no_torch() -> None:
+    program = (
+        "import sys, evilm.inference, evilm.inference.runtime; print({'torch', 'onnx', 'timm'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_below_the_threshold_of_validation_it_cannot_tell(
+    trained: Callable[[str], Path], clips: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("question_answering")
+    model = evilm.load(run)
+    threshold = model.about.cannot_tell
+    assert threshold is not None, "the validation that ends training sets it"
+    assert 0 <= threshold.probability <= 1
+    for probability, known in ((0.0, True), (1.0, False)):
+        told = threshold.model_copy(update={"probability": probability})
+        model.engine.about = model.about.model_copy(update={"cannot_tell": told})
+        found = model.ask(clips[0], "what color is the disc?")
+        assert found.known is known
+        assert found.as_json()["answer"] == (found.answer if known else None)
+    asked = ["ask", str(clips[0]), "what color is the disc?", "--model", str(run)]
+    assert cli.run(asked) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split(" (")[0] in {"cannot tell", *model.about.answers}
+    assert [line.split(" s: ")[0] for line in printed[-2:]] == [f"looked at {time:.2f}" for time in found.times]
+    two = list(model.about.answers[:2])
+    assert cli.run([*asked, "--choices", *two, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best_guess"] in two
+
+
+def test_bad_questions_end_in_one_line(
+    trained: Callable[[str], Path], clips: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(trained("question_answering"))
+    for arguments, complaint in (
+        ([str(clips[0]), "  ", "--model", run], "the question is empty"),
+        ([str(tmp_path / "none.mp4"), "what?", "--model", run], "not_a_file"),
+        ([str(clips[0]), "what?", "--model", str(tmp_path)], "holds no checkpoint"),
+        ([str(clips[0]), "what?", "stray", "--model", run], "put the question in quotes"),
+        ([str(clips[0]), "what?", "--model", "owner/no-such-model"], "no network, and no copy of it here"),
+    ):
+        assert cli.run(["ask", *arguments]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert complaint in said[0]
+
+
+def test_a_model_goes_to_the_hub_and_back(
+    trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder stands in for the hub, so what is published is really loaded again."""
+    from evilm.export import hub
+
+    model = evilm.load(trained("retrieval"))
+    store = tmp_path / "hub"
+
+    class Library:
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+            assert exist_ok
+
+        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
+            shutil.copytree(folder_path, store / repo_id)
+            return f"hub/{repo_id}"
+
+        def HfApi(self) -> Library:  # noqa: N802 - the name that huggingface_hub has for it
+            return self
+
+        def snapshot_download(self, name: str, allow_patterns: list[str], local_files_only: bool) -> str:
+            return str(store / name)
+
+    monkeypatch.setattr(hub, "_library", lambda _: Library())
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
+    with pytest.raises(OutputError, match="not a name: is no name on the hub; take owner/name"):
+        model.push_to_hub("not a name")
+    assert model.push_to_hub("someone/clips") == "hub/someone/clips"
+    assert not (store / "someone/clips/training").exists()
+    card = (store / "someone/clips/README.md").read_text()
+    assert "## Limits" in card
+    assert "R@10" in card
+    for file in (store / "someone/clips").glob("*.*"):
+        assert str(tmp_path.parent).encode() not in file.read_bytes(), f"{file.name} tells where its author keeps files"
+    again = evilm.Embedder.from_pretrained("someone/clips")
+    assert again.fingerprint == model.fingerprint
+    np.testing.assert_array_equal(again.embed_texts(["a disc"]), model.embed_texts(["a disc"]))

@@ -1,0 +1,145 @@
+"""The schedule's numbers, and which parameters decay, learn faster, or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from evilm.training import optim
+from evilm.training.optim import OptimConfig
+
+if TYPE_CHECKING:
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.presets import ModelConfig
+
+
+def test_warm_up_and_cosine_by_hand() -> None:
+    config = OptimConfig(warmup=0.1)
+    found = [optim.rate(config, step, 100) for step in range(100)]
+    assert found[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert found[10] == 1.0
+    assert found[55] == pytest.approx(0.5)  # half of what is left after the warm-up
+    assert found[40] == pytest.approx(0.75)  # a third of the way: (1 + cos 60 degrees) / 2
+    assert found[99] == pytest.approx((1 + math.cos(math.pi * 89 / 90)) / 2)
+    assert all(a >= b for a, b in itertools.pairwise(found[10:]))
+
+
+def test_linear_and_constant() -> None:
+    linear, constant = OptimConfig(schedule="linear", warmup=0), OptimConfig(schedule="constant", warmup=0.2)
+    assert [optim.rate(linear, step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [optim.rate(constant, step, 5) for step in range(5)] == [1, 1, 1, 1, 1]
+    assert [optim.rate(constant, step, 10) for step in range(3)] == [0.5, 1, 1]
+
+
+def test_a_run_of_one_step_learns() -> None:
+    for schedule in ("cosine", "linear", "constant"):
+        assert optim.rate(OptimConfig(schedule=schedule), 0, 1) == 1
+
+
+def test_steps() -> None:
+    assert optim.steps(OptimConfig(epochs=3), 7) == 21
+    assert optim.steps(OptimConfig(epochs=0.5), 7) == 4
+    assert optim.steps(OptimConfig(epochs=0.01), 7) == 1
+
+
+@pytest.fixture
+def model(tiny: ModelConfig, vocabulary: Vocabulary) -> nn.ModuleDict:
+    from evilm.model.evilm import EViLM
+
+    torch.manual_seed(0)
+    return nn.ModuleDict({"model": EViLM(tiny, vocabulary.size), "head": nn.Linear(32, 3)})
+
+
+def groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, float]]:
+    """Each trained parameter's name to its group's settings."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_every_trainable_parameter_is_in_one_group(model: nn.Module) -> None:
+    found = optim.optimizer(model, OptimConfig(), frozenset())
+    listed = [id(p) for group in found.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+
+
+def test_what_does_not_decay(model: nn.Module) -> None:
+    found = groups(model, optim.optimizer(model, OptimConfig(weight_decay=0.3), frozenset()))
+    free = {name for name, group in found.items() if group["weight_decay"] == 0}
+    assert {group["weight_decay"] for group in found.values()} == {0, 0.3}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim <= 1:
+            assert name in free
+    for name in ("decoder.cls", "decoder.type_text", "decoder.type_video", "video_encoder.space", "video_encoder.time"):
+        assert f"model.{name}" in free
+    embeddings = [name for name in found if "embeddings" in name]
+    assert len(embeddings) >= 3
+    assert set(embeddings) <= free
+    for name in ("model.decoder.blocks.0.attention.qkv.weight", "model.text_encoder.project.weight", "head.weight"):
+        assert name not in free
+    kernels = [
+        name for name, p in model.named_parameters() if ".backbone." in name and p.ndim == 4 and "weight" in name
+    ]
+    assert kernels
+    assert not free & set(kernels)
+
+
+def test_rates_of_backbone_and_heads(model: nn.Module) -> None:
+    config = OptimConfig(lr=0.01, backbone_lr=0.1, head_lr=5)
+    optimizer = optim.optimizer(model, config, frozenset({"head.weight", "head.bias"}))
+    optim.set_rate(optimizer, config, 0.5)
+    for name, group in groups(model, optimizer).items():
+        factor = 0.1 if ".backbone." in name else 5 if name.startswith("head.") else 1
+        assert group["lr"] == pytest.approx(0.01 * 0.5 * factor)
+
+
+def test_a_frozen_backbone_keeps_every_weight(model: nn.Module) -> None:
+    optimizer = optim.optimizer(model, OptimConfig(backbone_lr=0), frozenset())
+    assert not any(".backbone." in name for name in groups(model, optimizer))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    optim.set_rate(optimizer, OptimConfig(lr=0.1), 1.0)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert (".backbone." in name) == torch.equal(parameter, before[name])
+
+
+def test_the_polynomial_schedule() -> None:
+    config = OptimConfig(schedule="polynomial", power=2, warmup=0.2)
+    assert [optim.rate(config, step, 10) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.25])
+
+
+def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
+    from evilm.model.presets import build
+
+    task = nn.Module()
+    task.model, task.head = build(tiny, 50), nn.Linear(2, 2)
+    config = OptimConfig(layer_decay=0.5, backbone_lr=0.1)
+    rates = {
+        id(p): group["factor"]
+        for group in optim.optimizer(task, config, frozenset()).param_groups
+        for p in group["params"]
+    }
+    factor = {name: rates[id(parameter)] for name, parameter in task.named_parameters()}
+    assert factor["head.weight"] == 1
+    assert factor["model.decoder.blocks.1.norm1.weight"] == 0.5
+    assert factor["model.decoder.blocks.0.norm1.weight"] == 0.25
+    assert factor["model.text_encoder.project.weight"] == 0.125
+    assert {rate for name, rate in factor.items() if ".backbone." in name} == {0.0125}
+
+
+def test_a_preset_is_changed_by_the_keys_beside_it() -> None:
+    config = OptimConfig.model_validate({"preset": "all-in-one", "epochs": 3})
+    assert (config.lr, config.head_lr, config.schedule, config.batch_size) == (1e-4, 10.0, "polynomial", 512)
+    assert config.epochs == 3
+    assert OptimConfig.model_validate({"preset": "violet"}).weight_decay == 1e-3
+    for name in optim.PRESETS:
+        OptimConfig.model_validate({"preset": name})
+    with pytest.raises(ValueError, match="unknown preset 'violett': there are paper,"):
+        OptimConfig.model_validate({"preset": "violett"})
