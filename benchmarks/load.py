@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from evilm.data.loader import Loader
     from evilm.types import Example
 
-AUGMENT = AugmentConfig(scale=0.5, flip=True)
+AUGMENT = AugmentConfig(crop_scale=0.5, hflip=True)
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def make(rows: list[Example], folder: Path, options: argparse.Namespace) -> tupl
     sources: dict[str, Any] = {"files": FilePixels(size), "cache": StoredPixels(store)}
     for kind in ("raw", "jpeg"):
         began = time.process_time()
-        done = pack(rows, folder / kind, "train", PackConfig(size=size, candidates=candidates, frames=kind))
+        done = pack(rows, folder / kind, "train", PackConfig(size=size, cached_frames=candidates, frames=kind))
         once[f"packed {kind}"] = time.process_time() - began
         sources[f"packed {kind}"] = StoredPixels(PackedFrames(done.folder))
     return sources, once

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evilm.data.vocabulary import Vocabulary
-from evilm.model.economy import economise
+from evilm.model.economy import apply_memory_options
 from evilm.model.presets import build, preset
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.training import optim
@@ -82,7 +82,7 @@ class Step:
             Pretrain(self.model, words, PretrainConfig.model_validate(each), {"codes": CODES}, None)
             for each in settings
         ).to(self.device)
-        economise(self.tasks, recompute=variant.recompute, compiled=variant.compiled)
+        apply_memory_options(self.tasks, recompute=variant.recompute, compiled=variant.compiled)
         self.optimizer = optim.optimizer(self.tasks, optim.OptimConfig(fused=variant.fused), frozenset())
         self.average = Average(self.tasks, 0.999) if variant.ema else None
         self.spent: dict[str, float] = defaultdict(float)

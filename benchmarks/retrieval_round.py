@@ -57,7 +57,7 @@ def embed(model: Any, paths: list[Path], workers: int) -> Any:
     with DecoderPool(workers) as pool, ThreadPoolExecutor(workers) as threads:
 
         def read(path: Path) -> Any:
-            return pool.read(Clip(path), model.frames, model.size, None, "fast", model.fit)
+            return pool.read(Clip(path), model.num_frames, model.image_size, None, "fast", model.fit)
 
         groups = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
         waiting = [[threads.submit(read, path) for path in group] for group in groups[:2]]

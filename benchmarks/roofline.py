@@ -160,9 +160,9 @@ def _counted(name: str, frames: int, size: int, clips: int) -> list[Part]:
     here = torch.ones(clips, PIECES, dtype=torch.bool)
     text = Text(ids=torch.full((clips, PIECES), 7), mask=here, starts=here)
     pixels = torch.zeros(clips, frames, 3, size, size)
-    wide = shape.width
+    wide = shape.embed_dim
     cells, pieces = round(HIDDEN_CELLS * grid.regions), max(1, round(HIDDEN_WORDS * PIECES))
-    region, word, match = RegionHead(wide, CODES), WordHead(wide, shape.text_width, words), MatchHead(wide)
+    region, word, match = RegionHead(wide, CODES), WordHead(wide, shape.text_embed_dim, words), MatchHead(wide)
     table = model.text_encoder.word_embeddings
     states = [torch.zeros(clips * many, wide, requires_grad=True) for many in (cells, pieces, 1 + NEGATIVES)]
     seen, read = (_leaf(each) for each in (model.encode_video(pixels), model.encode_text(text)))

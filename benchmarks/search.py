@@ -28,7 +28,7 @@ import numpy as np
 
 from evilm.search.binding import IndexConfig, bind, remembered
 from evilm.search.calibration import UNRELATED
-from evilm.search.database import Catalogue
+from evilm.search.database import Database
 from evilm.search.index import KIND, VideoIndex
 from evilm.search.nearest import Exact
 from evilm.search.nearest_codes import Coded
@@ -91,7 +91,7 @@ def query(home: Path, model: Any, moments: int, store: str) -> dict[str, Any]:
     place.mkdir()
     (place / ".evilm").write_text(KIND + "\n")
     each = 20
-    with Catalogue(place, write=True) as catalogue:
+    with Database(place, write=True) as catalogue:
         bind(catalogue, model, None)
         vectors = unit_rows(moments, width)
         spans = [(8.0 * i, 8.0 * i + 8) for i in range(each)]
@@ -170,7 +170,7 @@ class Still:
     """A model whose encoding costs nothing: what is left is decoding."""
 
     def __init__(self, model: Any) -> None:
-        self.fingerprint, self.frames, self.size, self.fit = "still", model.frames, model.size, model.fit
+        self.fingerprint, self.frames, self.size, self.fit = "still", model.num_frames, model.image_size, model.fit
 
     def embed_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.ones((len(frames), 4), np.float32)
@@ -187,12 +187,14 @@ def indexing(home: Path, model: Any, clips: int, seconds: int, side: tuple[int, 
     for i in range(1, clips):
         shutil.copyfile(videos / "0.mp4", videos / f"{i}.mp4")
     config = IndexConfig()
-    with Catalogue(home, write=True) as catalogue:
+    with Database(home, write=True) as catalogue:
         decode = remembered(catalogue, model, config)
     began = time.perf_counter()
     moments = sum(len(entry.spans) for entry in Pipeline(Still(model), decode, workers).run(walk(videos).files))
     decoding = time.perf_counter() - began
-    pixels = np.random.default_rng(0).integers(0, 256, (16, model.frames, model.size, model.size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (16, model.num_frames, model.image_size, model.image_size, 3), dtype=np.uint8
+    )
     model.embed_frames(pixels)
     began = time.perf_counter()
     for start in range(0, moments, 16):

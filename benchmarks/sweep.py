@@ -97,7 +97,7 @@ def profile(arguments: argparse.Namespace, variant: Variant, batch: int, path: P
 
 def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     """All of it."""
-    bf16 = distributed.computes_in_bf16(arguments.precision, torch.device(arguments.device))
+    bf16 = distributed.uses_bf16(arguments.precision, torch.device(arguments.device))
     variant = Variant(bf16=bf16, compiled=arguments.compile, recompute=arguments.recompute)
     tried: list[dict[str, Any]] = []
     for batch in arguments.batches:

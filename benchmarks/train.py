@@ -41,12 +41,17 @@ if TYPE_CHECKING:
     from evilm.types import Example
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-EXTRA = {"compiled": True, "recompute": True, "accumulate": 4, "ema": True}  # off by default, and what turns them on
+EXTRA = {
+    "compiled": True,
+    "recompute": True,
+    "grad_accum_steps": 4,
+    "ema": True,
+}  # off by default, and what turns them on
 
 
 def variants(arguments: argparse.Namespace) -> dict[str, Variant]:
     """What is compared, by name; the full one first."""
-    full = Variant(bf16=distributed.computes_in_bf16(arguments.precision, torch.device(arguments.device)))
+    full = Variant(bf16=distributed.uses_bf16(arguments.precision, torch.device(arguments.device)))
     found = {"full": full, "plain": Variant(False, False, False, False)}
     for name in ("channels_last", "bf16", "fused", "encode_once"):
         if getattr(full, name):

@@ -29,7 +29,7 @@ def write(folder: Path, name: str) -> Path:
         Recipe,
         {
             "task": {"name": "retrieval", "protocol": "re-rank"}, "data": {"train": source}, "optim": {"epochs": 1},
-            "model": {"preset": name, "backbone_weights": "none"}, "run": {"out": str(folder)},
+            "model": {"preset": name, "backbone_weights": "none"}, "run": {"output_dir": str(folder)},
         },
         "untrained",
     )  # fmt: skip

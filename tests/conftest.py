@@ -71,8 +71,8 @@ def tiny() -> ModelConfig:
 
     return ModelConfig(
         backbone="edgenext_xx_small", backbone_options={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
-        stride=16, size=64, frames=2, width=32, depth=2, heads=2, hidden=64,
-        text_width=16, text_layers=1, text_heads=2, text_hidden=32, text_positions=64, dropout=0.0,
+        stride=16, image_size=64, num_frames=2, embed_dim=32, depth=2, num_heads=2, mlp_dim=64,
+        text_embed_dim=16, text_layers=1, text_num_heads=2, text_mlp_dim=32, max_text_len=64, dropout=0.0,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def tiny_tokenizer() -> TokenizerConfig:
 
     return TokenizerConfig(
         encoder="vit_tiny_patch16_224", encoder_options={"embed_dim": 32, "depth": 3, "num_heads": 2},
-        stride=16, size=64, codes=24, code_width=8, width=32, depth=1, heads=2, hidden=64,
+        stride=16, image_size=64, codebook_size=24, code_dim=8, embed_dim=32, depth=1, num_heads=2, mlp_dim=64,
     )  # fmt: skip
 
 
@@ -120,18 +120,25 @@ def make_recipe(
 
     def make(out: Path, task: dict[str, Any], reader: str = "msrvtt_retrieval", **rest: Any) -> Recipe:
         if task["name"] == "tokenizer":
-            task = {"tokenizer": tiny_tokenizer.model_dump(), "frames": 2, "at_least": 4, **task}
+            task = {"tokenizer": tiny_tokenizer.model_dump(), "num_frames": 2, "min_count": 4, **task}
         elif task["name"] == "reconstruction":
-            task = {"tokenizer": tiny_tokenizer.model_dump(), "frames": 2, **task}
+            task = {"tokenizer": tiny_tokenizer.model_dump(), "num_frames": 2, **task}
         elif "start" not in rest:
             rest = {"model": tiny.model_dump(), **rest}
         source = {"reader": reader, "annotations": str(small_world)}
         data = {
             "train": source, "validation": {**source, "split": "val"}, "test": {**source, "split": "test"},
-            "cache": str(cache), "candidates": 4, "workers": 0,
+            "cache": str(cache), "cached_frames": 4, "workers": 0,
         }  # fmt: skip
         optim = {"epochs": 2, "batch_size": 12, "lr": 2e-3}
-        run = {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1, "curves": False}
+        run = {
+            "output_dir": str(out),
+            "device": "cpu",
+            "precision": "fp32",
+            "threads": 1,
+            "log_every": 1,
+            "curves": False,
+        }
         tables: dict[str, dict[str, Any]] = {"data": data, "optim": optim, "run": run}
         changed = {name: table | rest.pop(name, {}) for name, table in tables.items()}
         return config.check(Recipe, {"task": task, **changed, **rest}, "test")
@@ -152,7 +159,7 @@ def pretrained_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.
     """A pre-training run without MVM, of one epoch's quarter."""
     from evilm.training import trainer
 
-    task = {"name": "pretrain", "mvm": 0, "contrastive": 1.0, "words": 24, "embedding": 16}
+    task = {"name": "pretrain", "mvm_weight": 0, "contrastive_weight": 1.0, "max_text_len": 24, "embed_dim": 16}
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     return trainer.train(make_recipe(out, task, optim={"epochs": 0.25, "batch_size": 18}))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evilm.model.tokenizer import TokenizerConfig
     from evilm.training.recipe import Recipe
 
-PRETRAIN = {"name": "pretrain", "contrastive": 1.0, "labels": "cached", "words": 24, "embedding": 16}
+PRETRAIN = {"name": "pretrain", "contrastive_weight": 1.0, "labels": "cached", "max_text_len": 24, "embed_dim": 16}
 
 
 def mean_loss(run: Path, part: slice, name: str = "loss") -> float:
@@ -72,7 +72,14 @@ def test_pre_training_learned_every_objective(pretrained: Path) -> None:
     ("task", "reader"),
     [
         (
-            {"name": "retrieval", "words": 24, "embedding": 16, "vtm": 1.0, "protocol": "re-rank", "top": 4},
+            {
+                "name": "retrieval",
+                "max_text_len": 24,
+                "embed_dim": 16,
+                "vtm_weight": 1.0,
+                "protocol": "re-rank",
+                "rerank_top_k": 4,
+            },
             "msrvtt_retrieval",
         ),
         ({"name": "question_answering"}, "msrvtt_qa"),
@@ -142,18 +149,24 @@ def test_zero_shot_takes_the_heads_of_pre_training_and_only_those_it_has(
     assert set(found.summary.metrics) >= {"R@1", "R@5", "R@10", "MdR"}
     short = {"optim": {"epochs": 0.25, "batch_size": 18}}
     # VTM alone: pairs can be ranked, and there is no dual encoder to rank by.
-    vtm = trainer.train(make_recipe(tmp_path / "vtm", {"name": "pretrain", "mvm": 0, "mlm": 0, "words": 24}, **short))
+    vtm = trainer.train(
+        make_recipe(
+            tmp_path / "vtm", {"name": "pretrain", "mvm_weight": 0, "mlm_weight": 0, "max_text_len": 24}, **short
+        )
+    )
     pairs = evaluate.of_checkpoint(vtm, "test", ["task.protocol=pairwise"], task="retrieval")
     assert "every pair fused; 16 texts x 16 videos" in pairs.result["rule"]
     with pytest.raises(CheckpointError, match="has no trained 'embed' head"):
         evaluate.of_checkpoint(vtm, "test", task="retrieval")
     # And a tuned one that would rank by a head that nothing trains is refused before it begins.
-    ranked = {"name": "retrieval", "protocol": "re-rank", "words": 24}
+    ranked = {"name": "retrieval", "protocol": "re-rank", "max_text_len": 24}
     with pytest.raises(ConfigError, match="ranks by the 'match' head, which is random"):
         trainer.train(make_recipe(tmp_path / "random", ranked, **short))
     assert not (tmp_path / "random").exists()
     without = trainer.train(
-        make_recipe(tmp_path / "mlm", {"name": "pretrain", "mvm": 0, "vtm": 0, "words": 24}, **short)
+        make_recipe(
+            tmp_path / "mlm", {"name": "pretrain", "mvm_weight": 0, "vtm_weight": 0, "max_text_len": 24}, **short
+        )
     )
     with pytest.raises(CheckpointError, match=r"has no trained 'embed' head, which retrieval needs: fine-tune it"):
         evaluate.of_checkpoint(without, "test", task="retrieval")
@@ -169,7 +182,7 @@ def test_captions_alone_teach_the_text_side_from_which_retrieval_goes_on(
         "train": source, "more": [{**source, "split": "val"}], "test": {**source, "split": "val"}, "validation": None,
         "cache": None,
     }  # fmt: skip
-    task = {"name": "paraphrase", "words": 24, "embedding": 16}
+    task = {"name": "paraphrase", "max_text_len": 24, "embed_dim": 16}
     made = make_recipe(tmp_path / "text", task, data=data, optim={"epochs": 4, "batch_size": 20})
     assert len(feed.training_rows(made.data)) == 72 + 8
     run = trainer.train(made)
@@ -178,7 +191,7 @@ def test_captions_alone_teach_the_text_side_from_which_retrieval_goes_on(
     assert "8 rows" in found.result["rule"]
     with pytest.raises(CheckpointError, match="has no trained 'embed' head, which retrieval needs"):
         evaluate.of_checkpoint(run, "test", task="retrieval")
-    task = {"name": "retrieval", "words": 24, "embedding": 16, "captions": 3}
+    task = {"name": "retrieval", "max_text_len": 24, "embed_dim": 16, "captions_per_video": 3}
     tuned = trainer.train(make_recipe(tmp_path / "tuned", task, start=str(run), optim={"epochs": 0.5}))
     parts = checkpoint.read_json(checkpoint.find(tuned) / "config.json")["start"]["parts"]
     assert parts.endswith("at random: embed; left out: nothing")  # its half for videos

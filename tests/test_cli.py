@@ -255,7 +255,7 @@ def test_changes_reach_the_recipe_of_a_checkpoint(capsys: pytest.CaptureFixture[
 @pytest.mark.usefixtures("here")
 def test_the_example_trains_and_evaluates(capsys: pytest.CaptureFixture[str], repository: Path) -> None:
     script = runpy.run_path(str(repository / "examples" / "train_and_evaluate.py"))
-    script["main"]("ret.toml", "run.out=example")
+    script["main"]("ret.toml", "run.output_dir=example")
     shown = capsys.readouterr().out
     assert "R@1" in shown
     assert "dual encoder; 8 texts x 8 videos" in shown
@@ -275,10 +275,13 @@ def test_an_interrupted_run_says_how_to_go_on(
             signal.raise_signal(signal.SIGINT)
         return advance(self, batch)  # pyright: ignore[reportArgumentType]
 
-    command = ["finetune", "ret.toml", "run.out=cut"]
+    command = ["finetune", "ret.toml", "run.output_dir=cut"]
     monkeypatch.setattr(trainer.Run, "_advance", interrupted)
     assert cli.run(command) == 130
-    assert "stopped and saved; go on with: evilm finetune ret.toml run.out=cut --resume\n" in capsys.readouterr().err
+    assert (
+        "stopped and saved; go on with: evilm finetune ret.toml run.output_dir=cut --resume\n"
+        in capsys.readouterr().err
+    )
     assert Path("cut/step-2/manifest.json").is_file()
     monkeypatch.setattr(trainer.Run, "_advance", advance)
     assert cli.run([*command, "--resume"]) == 0
@@ -360,25 +363,31 @@ def test_careless_commands(
         ("tokenizer tok.toml optim.lr=fast", "'optim.lr' = 'fast'"),
         ("tokenizer tok.toml task.name=dance", "unknown task 'dance': there are 'tokenizer'"),
         ("tokenizer tok.toml", "tok: holds a run already; go on with --resume"),
-        ("tokenizer tok.toml run.out=notes", "notes: holds something else"),
-        ("tokenizer tok.toml run.out=tok.toml", "tok.toml: is a file"),
-        ("tokenizer tok.toml --resume task.tokenizer.codes=64", "trained by another recipe"),
-        ("pretrain pre.toml run.out=tok --resume", "trained by another recipe"),
-        ("tokenizer tok.toml run.out=new run.device=cuda", "this machine has no CUDA device"),
-        ("tokenizer tok.toml run.out=new task.tokenizer.encoder=vit_none", "unknown backbone 'vit_none'"),
-        ("tokenizer tok.toml run.out=new task.tokenizer.size=65", "size 65 is no multiple of the stride 16"),
-        ("tokenizer tok.toml run.out=new task.tokenizer.heads=5", "heads 5 must divide width 32"),
-        ("tokenizer tok.toml run.out=new data.train.reader=nope", "unknown reader 'nope'"),
-        ("tokenizer tok.toml run.out=new data.train.annotations=nowhere", "nowhere: no such"),
-        ("tokenizer tok.toml run.out=new optim.batch_size=1000", "more than the 72 training examples"),
-        ("pretrain pre.toml run.out=new model.preset=nope", "unknown preset 'nope'"),
-        ("pretrain pre.toml run.out=new model.backbone=nope", "unknown backbone 'nope'"),
-        ("pretrain pre.toml run.out=new task.tokenizer=ret", "ret: is a retrieval checkpoint, not a video tokenizer's"),
-        ("pretrain pre.toml run.out=new model.size=128", "the tokenizer labels 4x4 cells"),
-        ("pretrain pre.toml run.out=new task.words=500", "texts of at most 64 word pieces"),
-        ("finetune ret.toml run.out=new start=tok", "is a tokenizer checkpoint, which holds no E-ViLM"),
-        ("finetune ret.toml run.out=new start=ret.toml", "ret.toml: holds no checkpoint"),
-        ("finetune ret.toml run.out=new model.preset=evilm-small", "is not of this model's shape"),
+        ("tokenizer tok.toml run.output_dir=notes", "notes: holds something else"),
+        ("tokenizer tok.toml run.output_dir=tok.toml", "tok.toml: is a file"),
+        ("tokenizer tok.toml --resume task.tokenizer.codebook_size=64", "trained by another recipe"),
+        ("pretrain pre.toml run.output_dir=tok --resume", "trained by another recipe"),
+        ("tokenizer tok.toml run.output_dir=new run.device=cuda", "this machine has no CUDA device"),
+        ("tokenizer tok.toml run.output_dir=new task.tokenizer.encoder=vit_none", "unknown backbone 'vit_none'"),
+        (
+            "tokenizer tok.toml run.output_dir=new task.tokenizer.image_size=65",
+            "size 65 is no multiple of the stride 16",
+        ),
+        ("tokenizer tok.toml run.output_dir=new task.tokenizer.num_heads=5", "heads 5 must divide width 32"),
+        ("tokenizer tok.toml run.output_dir=new data.train.reader=nope", "unknown reader 'nope'"),
+        ("tokenizer tok.toml run.output_dir=new data.train.annotations=nowhere", "nowhere: no such"),
+        ("tokenizer tok.toml run.output_dir=new optim.batch_size=1000", "more than the 72 training examples"),
+        ("pretrain pre.toml run.output_dir=new model.preset=nope", "unknown preset 'nope'"),
+        ("pretrain pre.toml run.output_dir=new model.backbone=nope", "unknown backbone 'nope'"),
+        (
+            "pretrain pre.toml run.output_dir=new task.tokenizer=ret",
+            "ret: is a retrieval checkpoint, not a video tokenizer's",
+        ),
+        ("pretrain pre.toml run.output_dir=new model.image_size=128", "the tokenizer labels 4x4 cells"),
+        ("pretrain pre.toml run.output_dir=new task.max_text_len=500", "texts of at most 64 word pieces"),
+        ("finetune ret.toml run.output_dir=new start=tok", "is a tokenizer checkpoint, which holds no E-ViLM"),
+        ("finetune ret.toml run.output_dir=new start=ret.toml", "ret.toml: holds no checkpoint"),
+        ("finetune ret.toml run.output_dir=new model.preset=evilm-small", "is not of this model's shape"),
         ("evaluate ret.toml", "ret.toml: holds no checkpoint"),
         ("evaluate ret --split tset", "'tset' is not one of 'validation', 'test'"),
         ("evaluate ret --task dance", "unknown task 'dance'"),
@@ -387,7 +396,7 @@ def test_careless_commands(
         ("evaluate ret --out notes", "notes: holds something else"),
         ("evaluate ret --truth tok.toml", "tok.toml:"),
         ("evaluate ret data.test= --split test", "its recipe has no data.test"),
-        ("evaluate ret task.embedding=32", "tensors do not fit the model"),
+        ("evaluate ret task.embed_dim=32", "tensors do not fit the model"),
         ("evaluate tok --task retrieval", "holds a video tokenizer"),
         ("evaluate tok --truth tok.toml", "only retrieval is scored by what is true"),
         ("evaluate pre --task multiple_choice", "has no options, which multiple_choice needs"),
@@ -435,7 +444,7 @@ def test_a_damaged_checkpoint(
     left = damage(file.read_bytes())
     file.unlink() if left is None else file.write_bytes(left)
     refused("evaluate damaged", words)
-    refused("finetune ret.toml run.out=new start=damaged", words)
+    refused("finetune ret.toml run.output_dir=new start=damaged", words)
     shutil.rmtree("damaged")
 
 
@@ -453,7 +462,7 @@ def test_too_many_videos_that_cannot_be_read(
     names = ["audio.mp4", "empty.mp4", "noise.mp4", "missing.mp4", *good]
     (odd / "rows.csv").write_text("path,caption\n" + "".join(f"{name},a red disc moves\n" for name in names))
     source = "data.train.reader=captions data.train.annotations=odd/rows.csv data.train.videos=odd"
-    rest = f"run.out=new task.at_least=1 optim.batch_size=10 data.cache={cache}"
+    rest = f"run.output_dir=new task.min_count=1 optim.batch_size=10 data.cache={cache}"
     refused(f"tokenizer tok.toml {source} {rest}", "4 of 10 videos cannot be read", "audio.mp4: no_video", "bad_share")
     shutil.rmtree(odd)
 

@@ -60,11 +60,15 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
 
 def test_one_process_is_left_as_it_is() -> None:
     tensor = torch.arange(6.0).view(3, 2)
-    for found in (distributed.gather(tensor), distributed.total(tensor), distributed.mean(tensor)):
+    for found in (
+        distributed.all_gather(tensor),
+        distributed.all_reduce_sum(tensor),
+        distributed.all_reduce_mean(tensor),
+    ):
         assert found is tensor
-    assert distributed.gather_objects("a") == ["a"]
-    assert distributed.from_first(lambda: 3) == 3
-    assert (distributed.largest(5), distributed.rank(), distributed.ranks()) == (5, 0, 1)
+    assert distributed.all_gather_objects("a") == ["a"]
+    assert distributed.run_on_rank0(lambda: 3) == 3
+    assert (distributed.all_reduce_max(5), distributed.rank(), distributed.world_size()) == (5, 0, 1)
     norm = nn.Sequential(nn.BatchNorm1d(2))
     synchronise(norm)
     assert isinstance(norm[0], nn.BatchNorm1d)

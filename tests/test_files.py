@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def test_claim_takes_what_is_new_empty_or_its_own(tmp_path: Path) -> None:
     new = tmp_path / "deep" / "new"
-    files.claim(new, "run of evilm")
+    files.acquire_dir(new, "run of evilm")
     (new / "more").touch()
-    files.claim(new, "run of evilm")
+    files.acquire_dir(new, "run of evilm")
     (tmp_path / "empty").mkdir()
-    files.claim(tmp_path / "empty", "run of evilm")
+    files.acquire_dir(tmp_path / "empty", "run of evilm")
 
 
 def test_claim_refuses_what_belongs_to_another(tmp_path: Path) -> None:
@@ -29,15 +29,15 @@ def test_claim_refuses_what_belongs_to_another(tmp_path: Path) -> None:
     foreign.mkdir()
     (foreign / "cat.jpg").touch()
     with pytest.raises(OutputError, match="photos: holds something else"):
-        files.claim(foreign, "run of evilm")
+        files.acquire_dir(foreign, "run of evilm")
     assert sorted(path.name for path in foreign.iterdir()) == ["cat.jpg"]
-    files.claim(tmp_path / "index", "video index")
+    files.acquire_dir(tmp_path / "index", "video index")
     with pytest.raises(OutputError, match="holds video index"):
-        files.claim(tmp_path / "index", "run of evilm")
+        files.acquire_dir(tmp_path / "index", "run of evilm")
     with pytest.raises(OutputError, match="is a file"):
-        files.claim(foreign / "cat.jpg", "run of evilm")
+        files.acquire_dir(foreign / "cat.jpg", "run of evilm")
     with pytest.raises(OutputError, match=r"cat\.jpg"):
-        files.claim(foreign / "cat.jpg" / "below", "run of evilm")
+        files.acquire_dir(foreign / "cat.jpg" / "below", "run of evilm")
 
 
 def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path) -> None:
@@ -49,9 +49,9 @@ def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path)
         assert first.stdout.readline() == "held\n"
         with (
             pytest.raises(OutputError, match=f"another run is writing into it .process {first.pid} on"),
-            files.hold(tmp_path),
+            files.lock_dir(tmp_path),
         ):
             pass
         first.kill()
-    with files.hold(tmp_path):
+    with files.lock_dir(tmp_path):
         pass

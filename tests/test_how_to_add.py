@@ -50,7 +50,7 @@ def test_the_encoder_is_a_setting() -> None:
 def test_the_quantizer_serves_a_tokenizer(names: dict[str, Any], tiny_tokenizer: TokenizerConfig) -> None:
     torch.manual_seed(0)
     tokenizer = Tokenizer(tiny_tokenizer, words=7)
-    tokenizer.quantizer = names["RandomQuantizer"](tiny_tokenizer.codes, tiny_tokenizer.code_width)
+    tokenizer.quantizer = names["RandomQuantizer"](tiny_tokenizer.codebook_size, tiny_tokenizer.code_dim)
     frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)
     logits, quantized = tokenizer(frames)
     assert logits.shape == (2, 7)
@@ -70,7 +70,7 @@ def test_the_task_learns_and_is_measured(
     losses = task.losses(batch)
     losses.total.backward()
     assert losses.total.item() == pytest.approx(0.69, abs=0.4)
-    summary = task.eval().summarise(task.predict(batch))
+    summary = task.eval().compute_metrics(task.predict(batch))
     assert 0 <= summary.metrics["accuracy"] <= 100
     assert [row["key"] for row in summary.rows] == [row.key for row in rows]
 

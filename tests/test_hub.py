@@ -69,7 +69,7 @@ def test_a_model_by_name(
     change: dict[str, str], complaint: str,
 ) -> None:  # fmt: skip
     model = {**tiny.model_dump(), "backbone_options": {}, **change}
-    made = make_recipe(tmp_path / "run", {"name": "pretrain", "mvm": 0}, model=model)
+    made = make_recipe(tmp_path / "run", {"name": "pretrain", "mvm_weight": 0}, model=model)
     with pytest.raises(CheckpointError, match=complaint) as caught:
         trainer.train(made)
     assert "\n" not in str(caught.value)

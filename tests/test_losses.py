@@ -213,9 +213,9 @@ def test_contrast_of_several_texts_leaves_out_a_clip_drawn_twice() -> None:
 def test_focus_weighs_each_row_by_what_is_not_yet_known() -> None:
     # p = 0.9 and 0.2: (0.1)^2 * 0.10536 = 0.0010536 and (0.8)^2 * 1.60944 = 1.0300.
     each = -torch.tensor([0.9, 0.2], dtype=torch.float64).log()
-    found = losses.focused(each, 2.0)
+    found = losses.focal(each, 2.0)
     torch.testing.assert_close(found, torch.tensor([0.0010536, 1.0300402], dtype=torch.float64), rtol=1e-4, atol=0)
-    assert torch.equal(losses.focused(each, 0.0), each)
+    assert torch.equal(losses.focal(each, 0.0), each)
 
 
 def test_focus_reaches_every_loss_that_takes_it() -> None:

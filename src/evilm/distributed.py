@@ -47,7 +47,7 @@ def device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return _own_gpu()
-        return torch.device("mps" if torch.backends.mps.is_available() and ranks() == 1 else "cpu")
+        return torch.device("mps" if torch.backends.mps.is_available() and world_size() == 1 else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(f"device {name!r}: this machine has no CUDA device that torch can use; take run.device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
@@ -71,7 +71,7 @@ def _own_gpu() -> torch.device:
     return torch.device("cuda", own)
 
 
-def computes_in_bf16(name: Precision, where: torch.device) -> bool:
+def uses_bf16(name: Precision, where: torch.device) -> bool:
     """Whether to autocast to bfloat16: asked for, or ``auto`` on hardware that multiplies in it."""
     if name != "auto":
         return name == "bf16"
@@ -87,7 +87,7 @@ def launched() -> bool:
 
 
 @contextmanager
-def together(name: str) -> Generator[None]:
+def process_group(name: str) -> Generator[None]:
     """Join the other processes that torchrun started; nothing where there are none.
 
     Args:
@@ -151,7 +151,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes share the work."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -162,7 +162,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         ctx.rows = slice(rank() * len(own), (rank() + 1) * len(own))
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(ranks())]
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
@@ -190,49 +190,51 @@ class _Total(torch.autograd.Function):
         return total.view(ctx.shape)
 
 
-def gather(own: Tensor) -> Tensor:
+def all_gather(own: Tensor) -> Tensor:
     """The rows (B, ...) of every process as (ranks * B, ...), with their gradients; shapes must be equal."""
-    return own if ranks() == 1 else cast("Tensor", _Gather.apply(own))
+    return own if world_size() == 1 else cast("Tensor", _Gather.apply(own))
 
 
-def total(own: Tensor) -> Tensor:
+def all_reduce_sum(own: Tensor) -> Tensor:
     """The sum over all processes, with its gradient."""
-    return own if ranks() == 1 else cast("Tensor", _Total.apply(own))
+    return own if world_size() == 1 else cast("Tensor", _Total.apply(own))
 
 
-def mean(own: Tensor) -> Tensor:
+def all_reduce_mean(own: Tensor) -> Tensor:
     """The mean over all processes, with its gradient; counts become fractions."""
-    return own if ranks() == 1 else total(own.float() if not own.is_floating_point() else own) / ranks()
+    return (
+        own if world_size() == 1 else all_reduce_sum(own.float() if not own.is_floating_point() else own) / world_size()
+    )
 
 
-def largest(own: int) -> int:
+def all_reduce_max(own: int) -> int:
     """The largest of the processes' numbers."""
-    if ranks() == 1:
+    if world_size() == 1:
         return own
     box = torch.tensor(own)
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return int(box)
 
 
-def same(drawn: Tensor) -> Tensor:
+def broadcast(drawn: Tensor) -> Tensor:
     """What the first process has: for what is drawn once for the whole batch."""
-    if ranks() > 1:
+    if world_size() > 1:
         dist.broadcast(drawn, 0)
     return drawn
 
 
-def gather_objects(own: T) -> list[T]:
+def all_gather_objects(own: T) -> list[T]:
     """One object of each process, in the order of ranks."""
-    if ranks() == 1:
+    if world_size() == 1:
         return [own]
-    found: list[Any] = [None] * ranks()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, own)
     return cast("list[T]", found)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def run_on_rank0(make: Callable[[], T]) -> T:
     """What ``make`` answers in the first process, handed to all; so is what it raises."""
-    if ranks() == 1:
+    if world_size() == 1:
         return make()
     box: list[Any] = [None, None]
     if rank() == 0:
@@ -247,7 +249,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 @contextmanager
-def in_turn() -> Generator[None]:
+def rank0_first() -> Generator[None]:
     """The first process of all goes first, then the first of each machine, then the rest: for what fills a cache.
 
     Whether the machines share a disk or not, what one process made the next ones find made.
@@ -256,13 +258,13 @@ def in_turn() -> Generator[None]:
     for number in range(3):
         if number == turn:
             yield
-        if ranks() > 1:
+        if world_size() > 1:
             dist.barrier()
 
 
-def share_gradients(parameters: Iterable[Tensor]) -> None:
+def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every gradient by its mean over all processes, in buckets of a fixed order."""
-    if ranks() == 1:
+    if world_size() == 1:
         return
     bucket: list[Tensor] = []
     size = 0
@@ -281,15 +283,15 @@ def _share(gradients: list[Tensor]) -> None:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= ranks()
+    flat /= world_size()
     start = 0
     for gradient in gradients:
         gradient.copy_(flat[start : start + gradient.numel()].view(gradient.shape))
         start += gradient.numel()
 
 
-def share_weights(tensors: Iterable[Tensor]) -> None:
+def broadcast_weights(tensors: Iterable[Tensor]) -> None:
     """Give every process the first one's weights and buffers."""
-    if ranks() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)

@@ -17,13 +17,13 @@ LOCK = ".evilm-lock"
 _UNFINISHED = MARK + ".tmp"
 
 
-def claim(folder: Path, kind: str) -> None:
+def acquire_dir(folder: Path, kind: str) -> None:
     """Take ``folder`` for output: it must be new, empty, or already of this kind.
 
     Raises:
         OutputError: it holds something else, or is a file.
     """
-    check_free(folder, kind)
+    check_output_dir(folder, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark = folder / MARK
@@ -34,7 +34,7 @@ def claim(folder: Path, kind: str) -> None:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}; name another folder") from None
 
 
-def check_free(folder: Path, kind: str) -> None:
+def check_output_dir(folder: Path, kind: str) -> None:
     """Whether ``claim`` would take ``folder``, before anything is done for it; writes nothing.
 
     Raises:
@@ -53,7 +53,7 @@ def check_free(folder: Path, kind: str) -> None:
         raise OutputError(f"{folder}: holds {found}; the {kind} needs a new or empty folder: name another")
 
 
-def release(folder: Path, *trifles: str) -> None:
+def release_dir(folder: Path, *trifles: str) -> None:
     """Undo ``claim`` where nothing was written since but the files called ``trifles``."""
     if {path.name for path in folder.iterdir()} <= {MARK, LOCK, *trifles}:
         for name in (*trifles, MARK, LOCK):
@@ -62,7 +62,7 @@ def release(folder: Path, *trifles: str) -> None:
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Generator[None]:
+def lock_dir(folder: Path) -> Generator[None]:
     """Keep other processes out of a run's folder; the system lets go when this process dies, however it does.
 
     Raises:
@@ -81,7 +81,7 @@ def hold(folder: Path) -> Generator[None]:
             file.seek(0)
             raise OutputError(
                 f"{folder}: another run is writing into it ({file.read().strip() or 'no name'}): wait for it, stop it, "
-                "or name another folder in run.out"
+                "or name another folder in run.output_dir"
             ) from None
         file.seek(0)
         file.truncate()

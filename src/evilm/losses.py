@@ -32,7 +32,7 @@ def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = Non
     """
     logits, labels = logits.flatten(0, -2).float(), labels.flatten()
     if focus:
-        total = focused(F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none"), focus).sum()
+        total = focal(F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none"), focus).sum()
     else:
         total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     if count is None:
@@ -40,7 +40,7 @@ def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = Non
     return total / count.masked_fill(count == 0, 1)
 
 
-def focused(each: Tensor, focus: float) -> Tensor:
+def focal(each: Tensor, focus: float) -> Tensor:
     """The focal loss of cross-entropies (Lin et al., 2017): what is already known counts less.
 
     Where easy kinds of a mixture (what colour) drown a hard one (which way), the hard one is never begun.
@@ -104,7 +104,7 @@ def matching(scores: Tensor, right: Tensor | None = None, focus: float = 0.0) ->
     """
     if right is None:
         right = scores.new_zeros(len(scores), dtype=torch.long)
-    return focused(F.cross_entropy(scores.float(), right, reduction="none"), focus).mean()
+    return focal(F.cross_entropy(scores.float(), right, reduction="none"), focus).mean()
 
 
 def binary_matching(scores: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def contrastive(
         target = rows * each + which
         hidden = alike.scatter(1, target[:, None], value=False)
         terms.append(F.cross_entropy(logits.masked_fill(hidden, float("-inf")), target, reduction="none"))
-    return focused(torch.cat(terms), focus).mean()
+    return focal(torch.cat(terms), focus).mean()
 
 
 def following(found: Tensor, wanted: Tensor, known: Tensor) -> Tensor:

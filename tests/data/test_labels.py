@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 AUGMENTS = {
     "none": AugmentConfig(),
-    "flip": AugmentConfig(flip=True),
-    "crop": AugmentConfig(scale=0.3, views=3),
-    "all": AugmentConfig(scale=0.3, shift=5, flip=True, views=2),
+    "flip": AugmentConfig(hflip=True),
+    "crop": AugmentConfig(crop_scale=0.3, cached_crops=3),
+    "all": AugmentConfig(crop_scale=0.3, shift=5, hflip=True, cached_crops=2),
 }
 
 
@@ -66,7 +66,7 @@ def store(request: Any, rows: list[Example], tmp_path_factory: pytest.TempPathFa
         made = FrameStore(folder, [row.clip for row in rows], size=64, candidates=4)
         made.fill()
         return made
-    config = PackConfig(size=64, candidates=4, frames=request.param.split()[1], per_shard=3)
+    config = PackConfig(size=64, cached_frames=4, frames=request.param.split()[1], per_shard=3)
     return PackedFrames(pack(rows, folder, "train", config).folder)
 
 

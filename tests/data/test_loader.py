@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from evilm.types import Batch
 
-AUGMENT = AugmentConfig(scale=0.5, shift=1, flip=True)
+AUGMENT = AugmentConfig(crop_scale=0.5, shift=1, hflip=True)
 
 
 def rows(count: int, **odd: str) -> list[Example]:

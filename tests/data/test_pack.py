@@ -45,7 +45,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 
 
 def packed(clips: list[Example], out: Path, frames: str = "raw", **rest: Any) -> Packed:
-    config = PackConfig(size=SIZE, candidates=4, frames=frames, per_shard=4)
+    config = PackConfig(size=SIZE, cached_frames=4, frames=frames, per_shard=4)
     return pack(clips, out, "train", config, **rest)
 
 
@@ -145,7 +145,7 @@ def test_packs_are_web_data_sets_and_rows_of_the_frames_reader(clips: list[Examp
 
 
 def test_the_pack_that_fits_is_found(clips: list[Example], tmp_path: Path) -> None:
-    config = PackConfig(size=SIZE, candidates=2, per_shard=4)
+    config = PackConfig(size=SIZE, cached_frames=2, per_shard=4)
     pack(clips[:4], tmp_path, "train", config)
     pack(clips[8:], tmp_path, "val", config)
     assert packed_for(tmp_path, clips[9].clip, SIZE, "crop").split == "val"
@@ -191,7 +191,7 @@ def test_a_recipe_trains_on_packed_frames_as_on_a_cache(
     from evilm.training import build, feed
 
     rows = readers.read("msrvtt_retrieval", small_world, split="val")
-    pack(rows, tmp_path, "val", PackConfig(size=64, candidates=4, frames="raw"))
+    pack(rows, tmp_path, "val", PackConfig(size=64, cached_frames=4, frames="raw"))
     found = []
     for data in ({"packed": str(tmp_path)}, {}):
         made = make_recipe(tmp_path / "run", {"name": "retrieval"}, data=data, optim={"batch_size": 4})

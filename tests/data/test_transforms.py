@@ -11,7 +11,7 @@ from evilm.data import rand_augment, transforms
 from evilm.data.transforms import IDENTITY, AugmentConfig, Plan, apply, draw, sided, view
 from evilm.types import Clip, Example
 
-ALL = AugmentConfig(scale=0.4, shift=3, flip=True)
+ALL = AugmentConfig(crop_scale=0.4, shift=3, hflip=True)
 
 
 def example(*captions: str, number: int = 0) -> Example:
@@ -71,7 +71,7 @@ def test_nothing_asked_for_is_nothing_done() -> None:
 
 
 def test_views_are_few_and_the_clips_own() -> None:
-    config = AugmentConfig(scale=0.4, shift=2, flip=True, views=3)
+    config = AugmentConfig(crop_scale=0.4, shift=2, hflip=True, cached_crops=3)
     plans = {draw(config, example("a cat"), 64, 5, seed) for seed in range(200)}
     expected = {view(config, "0.mp4", 64, 5, number) for number in range(3)}
     assert {(p.box, p.shift, p.view) for p in plans} == {(p.box, p.shift, p.view) for p in expected}
@@ -79,7 +79,7 @@ def test_views_are_few_and_the_clips_own() -> None:
     other = {draw(config, example("a cat", number=1), 64, 5, seed) for seed in range(50)}
     assert not {p.box for p in plans} & {p.box for p in other}
     assert not {p.box for p in plans} & {draw(config, example("a cat"), 64, 6, seed).box for seed in range(50)}
-    assert (config.crops, ALL.crops, AugmentConfig(flip=True).crops, AugmentConfig().crops) == (3, None, 1, 1)
+    assert (config.crops, ALL.crops, AugmentConfig(hflip=True).crops, AugmentConfig().crops) == (3, None, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_clips_whose_texts_say_left_or_right_are_not_mirrored() -> None:
     found = [draw(ALL, told, 64, 0, seed) for seed in range(60)]
     assert not any(plan.flip for plan in found)
     assert [plan.box for plan in found] == [plan.box for plan in plain]
-    forced = ALL.model_copy(update={"flip_sided": True})
+    forced = ALL.model_copy(update={"hflip_sided": True})
     assert [draw(forced, told, 64, 0, seed) for seed in range(60)] == plain
 
 
@@ -115,7 +115,7 @@ def test_the_scaler_is_not_told_what_others_scaled() -> None:
     assert np.abs(transforms.apply(frames(), Plan(box=(0, 0, 20, 20))).astype(int) - frames()).max() <= 1
 
 
-RAND = AugmentConfig(rand_ops=3, rand_magnitude=17)
+RAND = AugmentConfig(randaugment_ops=3, randaugment_magnitude=17)
 
 
 def test_rand_augment_is_drawn_by_the_sample_and_leaves_what_else_is_drawn_alone() -> None:

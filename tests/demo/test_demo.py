@@ -103,7 +103,7 @@ def test_a_blind_twin_has_half_the_epochs_and_no_sight(tmp_path: Path) -> None:
     sighted = run.recipe("question-answering", "question_answering")
     blind = run.recipe("question-answering", "question_only", *run.blind("question-answering"))
     assert isinstance(blind.task, QuestionAnsweringConfig)
-    assert blind.task.blind
+    assert blind.task.text_only
     assert blind.optim.epochs == pytest.approx(sighted.optim.epochs / 2)
 
 

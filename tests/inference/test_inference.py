@@ -92,14 +92,14 @@ def test_answers_are_those_of_the_task(trained: Callable[[str], Path], clips: li
         video = task.model.encode_video(task.model.normalise(pixels))
         text = task.model.encode_text(task.vocabulary.encode([asked], 24))
         shares = task.answer_head(task.model.fuse(video, text).cls)[0].softmax(-1)
-    assert found.answer == task.answers[int(shares.argmax())]
+    assert found.answer == task.num_answers[int(shares.argmax())]
     assert found.probability == pytest.approx(float(shares.max()), abs=1e-4)
     assert len(found.times) == 2
     assert 0 < found.times[0] < found.times[1]
     assert found.looked.shape == (2, 4, 4)
     assert found.looked.sum() == pytest.approx(1, abs=1e-4)
-    some = model.answer(clips[0], asked, choices=task.answers[:3])
-    assert [name for name, _ in some.candidates] == sorted(task.answers[:3], key=lambda n: -shares[task.index[n]])
+    some = model.answer(clips[0], asked, choices=task.num_answers[:3])
+    assert [name for name, _ in some.candidates] == sorted(task.num_answers[:3], key=lambda n: -shares[task.index[n]])
     assert sum(p for _, p in some.candidates) == pytest.approx(1, abs=1e-5)
 
 
@@ -170,7 +170,7 @@ def test_files_are_decoded_in_processes_that_may_die(
     with evilm.load(trained("question_answering")) as model:
         model.decoders.program = ("-P", "-c", deadly)
         answer = model.ask(clips[0], "what color is the disc?")
-        assert len(answer.times) == model.frames
+        assert len(answer.times) == model.num_frames
         with pytest.raises(VideoError, match=r"bomb\.mp4: crashed: the decoder has died of SIGABRT"):
             model.ask(tmp_path / "bomb.mp4", "what color is the disc?")
         assert model.ask(clips[0], "what color is the disc?").candidates == answer.candidates

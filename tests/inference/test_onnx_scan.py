@@ -182,4 +182,4 @@ def test_settings_larger_than_the_weights_are_refused_before_a_model_is_made(tmp
     from evilm.model.presets import ModelConfig
 
     with pytest.raises(CheckpointError, match=r"its model\.safetensors is not what its config\.json says"):
-        runtime_torch.check_shape(tmp_path, ModelConfig(width=6 * 10**9, depth=10**9), {})
+        runtime_torch.check_shape(tmp_path, ModelConfig(embed_dim=6 * 10**9, depth=10**9), {})

@@ -30,17 +30,17 @@ DATA = """
 train = { reader = "{reader}", annotations = "{world}" }
 validation = { reader = "{reader}", annotations = "{world}", split = "{split}" }
 cache = "{runs}/cache"
-candidates = 4
+cached_frames = 4
 workers = 0
 
 [optim]
 epochs = 3
 batch_size = 18
 lr = 2e-3
-ema = {ema}
+ema_decay = {ema}
 
 [run]
-out = "{runs}/{out}"
+output_dir = "{runs}/{out}"
 device = "cpu"
 precision = "fp32"
 threads = 1
@@ -55,37 +55,37 @@ MODEL = """
 backbone = "edgenext_xx_small"
 backbone_options = { depths = [1, 1, 1, 1], dims = [8, 16, 24, 32] }
 stride = 16
-size = 64
-frames = 2
-width = 32
+image_size = 64
+num_frames = 2
+embed_dim = 32
 depth = 2
-heads = 2
-hidden = 64
-text_width = 16
+num_heads = 2
+mlp_dim = 64
+text_embed_dim = 16
 text_layers = 1
-text_heads = 2
-text_hidden = 32
-text_positions = 64
+text_num_heads = 2
+text_mlp_dim = 32
+max_text_len = 64
 dropout = 0.1
 """
 
 TOKENIZER = """
 [task]
 name = "tokenizer"
-frames = 2
-at_least = 4
+num_frames = 2
+min_count = 4
 
 [task.tokenizer]
 encoder = "vit_tiny_patch16_224"
 encoder_options = { embed_dim = 32, depth = 3, num_heads = 2 }
 stride = 16
-size = 64
-codes = 24
-code_width = 8
-width = 32
+image_size = 64
+codebook_size = 24
+code_dim = 8
+embed_dim = 32
 depth = 1
-heads = 2
-hidden = 64
+num_heads = 2
+mlp_dim = 64
 """
 
 # A task's recipe, the command that carries it out, and whose result it needs.
@@ -93,13 +93,13 @@ STAGES: dict[str, tuple[str, str, str | None]] = {
     "tokenizer": ("tokenizer", TOKENIZER, None),
     "pretrain": (
         "pretrain",
-        '[task]\nname = "pretrain"\ncontrastive = 1.0\nhard_negatives = true\nlabels = "cached"\nwords = 24\n'
-        'embedding = 16\ntokenizer = "{runs}/tokenizer"\n' + MODEL,
+        '[task]\nname = "pretrain"\ncontrastive_weight = 1.0\nhard_negatives = true\nlabels = "cached"\nmax_text_len = 24\n'
+        'embed_dim = 16\ntokenizer = "{runs}/tokenizer"\n' + MODEL,
         "tokenizer",
     ),
     "retrieval": (
         "finetune",
-        'start = "{runs}/pretrain"\n[task]\nname = "retrieval"\nwords = 24\nembedding = 16\nvtm = 1.0\n',
+        'start = "{runs}/pretrain"\n[task]\nname = "retrieval"\nmax_text_len = 24\nembed_dim = 16\nvtm_weight = 1.0\n',
         "pretrain",
     ),
     "linear_probe": ("finetune", 'start = "{runs}/pretrain"\n[task]\nname = "linear_probe"\n', "pretrain"),

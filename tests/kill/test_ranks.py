@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from tests.kill.conftest import Killing
 
 ALIKE = {
-    "tokenizer": ("task.tokenizer.codebook=ema", "task.tokenizer.kmeans=true", "task.tokenizer.restart_below=0.9"),
+    "tokenizer": (
+        "task.tokenizer.codebook=ema",
+        "task.tokenizer.kmeans=true",
+        "task.tokenizer.dead_code_threshold=0.9",
+    ),
     "pretrain": ("model.dropout=0.0",),
     # With 2 captions the losses agree as well, but one rank of the last validation lies on an edge between two places.
-    "retrieval": ("task.captions=3",),
+    "retrieval": ("task.captions_per_video=3",),
     "linear_probe": (),
 }
 

@@ -49,17 +49,17 @@ def test_every_preset_has_three_verbs(name: str) -> None:
     made = build(small, 50).eval()
     text = Text(torch.randint(5, 50, (2, 6)), torch.ones(2, 6, dtype=torch.bool), torch.ones(2, 6, dtype=torch.bool))
     with torch.no_grad():
-        video = made.encode_video(made.normalise(clips(2, 2, small.size, small.size)))
+        video = made.encode_video(made.normalise(clips(2, 2, small.image_size, small.image_size)))
         words = made.encode_text(text)
         fused = made.fuse(video, words)
     assert video.grid == Grid(2, 2, 2)
-    assert video.tokens.shape == (2, 8, config.width)
-    assert words.tokens.shape == (2, 6, config.width)
-    assert fused.cls.shape == (2, config.width)
+    assert video.tokens.shape == (2, 8, config.embed_dim)
+    assert words.tokens.shape == (2, 6, config.embed_dim)
+    assert fused.cls.shape == (2, config.embed_dim)
     assert fused.video is not None
     assert fused.text is not None
-    assert fused.video.shape == (2, 8, config.width)
-    assert fused.text.shape == (2, 6, config.width)
+    assert fused.video.shape == (2, 8, config.embed_dim)
+    assert fused.text.shape == (2, 6, config.embed_dim)
     assert torch.isfinite(fused.cls).all()
 
 
@@ -120,9 +120,9 @@ def test_sizes_that_do_not_fit_are_refused_with_those_that_do(
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="heads must divide width"):
-        ModelConfig(width=100, heads=3)
+        ModelConfig(embed_dim=100, num_heads=3)
     with pytest.raises(ValueError, match="no multiple of the stride"):
-        ModelConfig(size=100, stride=32)
+        ModelConfig(image_size=100, stride=32)
 
 
 def test_normalisation_is_the_backbone_s_own(model: EViLM) -> None:

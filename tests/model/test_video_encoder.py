@@ -59,7 +59,7 @@ def test_a_backbone_without_a_layer_after_its_last_stage_says_so() -> None:
 
 
 def encoder() -> FrameEncoder:
-    return FrameEncoder(TokenizerConfig(encoder="resnet10t", stride=16, size=64))
+    return FrameEncoder(TokenizerConfig(encoder="resnet10t", stride=16, image_size=64))
 
 
 def running(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -87,8 +87,8 @@ def test_a_frozen_backbone_keeps_its_statistics_in_training() -> None:
 
 
 def test_the_model_s_own_encoder_does_too() -> None:
-    shape = ModelConfig(backbone="resnet10t", stride=16, size=64, frames=1, width=32, depth=1, heads=2, hidden=32,
-                        text_width=16, text_layers=1, text_heads=2, text_hidden=32, text_positions=16)  # fmt: skip
+    shape = ModelConfig(backbone="resnet10t", stride=16, image_size=64, num_frames=1, embed_dim=32, depth=1, num_heads=2, mlp_dim=32,
+                        text_embed_dim=16, text_layers=1, text_num_heads=2, text_mlp_dim=32, max_text_len=16)  # fmt: skip
     model = build(shape, 50)
     video = model.video_encoder
     for parameter in video.backbone.parameters():
@@ -130,7 +130,7 @@ def test_a_few_pictures_at_a_time_are_seen_as_all_at_once(monkeypatch: pytest.Mo
 
 def test_a_fingerprint_names_backbone_pixels_and_precision() -> None:
     torch.manual_seed(0)
-    config = ModelConfig(backbone="resnet10t", stride=16, size=64, width=32, depth=1, heads=2)
+    config = ModelConfig(backbone="resnet10t", stride=16, image_size=64, embed_dim=32, depth=1, num_heads=2)
     first, second = (build(config, 50).video_encoder for _ in range(2))
     assert first.fingerprint("fp32") != second.fingerprint("fp32")
     second.backbone.load_state_dict(first.backbone.state_dict())

@@ -48,7 +48,7 @@ def runs(tmp_path: Path) -> Path:
     """Two pre-trainings, with MVM on a focal tokenizer and without; what was tuned from each, and their evaluations."""
     folder = tmp_path / "ours"
     run(folder / "tok", {"name": "tokenizer", "word_loss": "focal"}, validation={"voc_rate": 91.23})
-    both = {"name": "pretrain", "mvm": 1.0, "mlm": 1.0, "vtm": 1.0, "tokenizer": "elsewhere/tok"}
+    both = {"name": "pretrain", "mvm_weight": 1.0, "mlm_weight": 1.0, "vtm_weight": 1.0, "tokenizer": "elsewhere/tok"}
     with_mvm = run(folder / "with", {**both, "contrastive": 1.0})
     run(folder / "without", {**both, "mvm": 0, "tokenizer": None})
     tuned = run(folder / "retrieval", {"name": "retrieval"}, "elsewhere/with")
@@ -61,7 +61,7 @@ def runs(tmp_path: Path) -> Path:
     evaluate(probe, "linear_probe", "hmdb51", 40, metrics={"accuracy": 21.04})
     scratch = run(folder / "scratch", {"name": "question_answering"})
     evaluate(scratch, "question_answering", "msrvtt_qa", 600, metrics={"accuracy": 12.0})
-    blind = run(folder / "blind", {"name": "question_answering", "blind": True}, "elsewhere/with")
+    blind = run(folder / "blind", {"name": "question_answering", "text_only": True}, "elsewhere/with")
     evaluate(blind, "question_answering", "msrvtt_qa", 600)
     orphan = run(folder / "orphan", {"name": "linear_probe"}, "elsewhere/deleted")
     evaluate(orphan, "linear_probe", "hmdb51", 40)
@@ -159,7 +159,7 @@ def test_table_5_tells_objectives(runs: Path) -> None:
 
 
 def test_objectives_that_the_paper_has_not_are_a_line_of_their_own(tmp_path: Path) -> None:
-    run(tmp_path / "mlm", {"name": "pretrain", "mvm": 0, "mlm": 1.0, "vtm": 0})
+    run(tmp_path / "mlm", {"name": "pretrain", "mvm_weight": 0, "mlm_weight": 1.0, "vtm_weight": 0})
     evaluate(run(tmp_path / "qa", {"name": "question_answering"}, "mlm"), "question_answering", "msrvtt_qa", 9)
     evaluations, _ = measured.read([tmp_path])
     found = paper_tables.compare(5, evaluations)
@@ -177,7 +177,7 @@ def test_table_6_tells_tokenizers_and_their_use(runs: Path, tmp_path: Path) -> N
     methods = {line["method"]: line["values"] for line in compared(6, runs)["ours"]}
     assert methods["E-ViLM + T_L_TOKEN"]["voc_rate"]["value"] == 90.0
     run(tmp_path / "px" / "tok", {"name": "reconstruction", "target": "pixels"}, validation={"voc_rate": 50.0})
-    run(tmp_path / "px" / "pre", {"name": "pretrain", "mvm": 1.0, "tokenizer": "x/tok"})
+    run(tmp_path / "px" / "pre", {"name": "pretrain", "mvm_weight": 1.0, "tokenizer": "x/tok"})
     evaluate(run(tmp_path / "px" / "probe", {"name": "linear_probe"}, "x/pre"), "linear_probe", "hmdb51", 1530)
     [line] = compared(6, tmp_path / "px")["ours"]
     assert line["method"] == "E-ViLM + T_DALL-E (pixels)"
@@ -219,7 +219,7 @@ def test_table_1_counts_our_own_model(tmp_path: Path, tiny: ModelConfig, vocabul
     from evilm.report.cost import cost_of_shape
 
     shape = tiny.model_dump()
-    run(tmp_path / "pre", {"name": "pretrain", "mvm": 0, "mlm": 1.0, "vtm": 1.0}, model=shape)
+    run(tmp_path / "pre", {"name": "pretrain", "mvm_weight": 0, "mlm_weight": 1.0, "vtm_weight": 1.0}, model=shape)
     tuned = run(tmp_path / "qa", {"name": "question_answering"}, "pre", model=shape)
     vocabulary.save(tuned / "step-7" / "vocabulary.json")
     evaluate(tuned, "question_answering", "msrvtt_qa", 600)
@@ -246,7 +246,7 @@ def pair(tmp_path: Path, tiny: ModelConfig, vocabulary: Vocabulary) -> Path:
         ("without", 0, 40.5, tiny),
         ("other", 1.0, 50.0, tiny.model_copy(update={"depth": 1})),
     ):  # fmt: skip
-        table = {"name": "pretrain", "mvm": mvm, "mlm": 1.0, "vtm": 1.0}
+        table = {"name": "pretrain", "mvm_weight": mvm, "mlm_weight": 1.0, "vtm_weight": 1.0}
         run(tmp_path / f"pre-{name}", table, model=shape.model_dump())
         made = run(tmp_path / name, {"name": "multiple_choice"}, f"pre-{name}", model=shape.model_dump())
         vocabulary.save(made / "step-7" / "vocabulary.json")

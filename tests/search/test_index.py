@@ -20,7 +20,7 @@ from evilm.data.video import Limits
 from evilm.errors import OutputError, QueryError, VideoIndexError
 from evilm.search import update, vectors
 from evilm.search.binding import IndexConfig
-from evilm.search.database import Catalogue
+from evilm.search.database import Database
 from evilm.search.index import VideoIndex
 from evilm.search.query import Filter
 from evilm.search.segments import CutConfig
@@ -193,7 +193,7 @@ def test_a_hanging_file_costs_itself_only(clips: Path, tmp_path: Path, model: An
             Limits(timeout=1e-6) if isinstance(each, Limits) else each for each in original or ()
         ))  # fmt: skip
         build(clips, model, at)
-    with Catalogue(at) as catalogue:
+    with Database(at) as catalogue:
         assert {each.status for each in catalogue.files()} == {"timeout"}
     index, report = build(clips, model, at)
     reports.append(report)
@@ -298,7 +298,7 @@ def test_a_full_disk_keeps_what_was_acknowledged(
 def test_one_writer_at_a_time_and_readers_beside_it(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     build(clips, model, at)[0].close()
-    with update.writing(at), Catalogue(at, write=True) as catalogue, catalogue.transaction():
+    with update.writing(at), Database(at, write=True) as catalogue, catalogue.transaction():
         catalogue.drop_paths([each.path for each in catalogue.files()])
         with pytest.raises(VideoIndexError, match=f"process {os.getpid()} is writing to this index"):
             build(clips, model, at)
@@ -327,7 +327,7 @@ def test_an_index_that_was_killed_before_it_knew_its_model(clips: Path, tmp_path
     at = tmp_path / "index"
     at.mkdir()
     (at / ".evilm").write_text("index of videos\n")
-    Catalogue(at, write=True).close()
+    Database(at, write=True).close()
     with VideoIndex.open(at, model) as index:
         index.compact()
         with pytest.raises(VideoIndexError, match="stopped before the first video"):
@@ -361,7 +361,7 @@ def test_a_cache_that_does_not_fit_is_only_a_cache(indexed: VideoIndex, tmp_path
 def test_compacting_gives_space_back_and_loses_nothing(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     index, _ = build(clips, model, at)
-    with update.writing(at), Catalogue(at, write=True) as catalogue:
+    with update.writing(at), Database(at, write=True) as catalogue:
         vectors = np.ones((4000, 32), np.float32)
         entry = next(catalogue.files())
         with catalogue.transaction():

@@ -10,17 +10,17 @@ import pytest
 from evilm.errors import ConfigError
 from evilm.search import cache, nearest, nearest_codes
 from evilm.search.nearest import Exact, best, store_named
-from evilm.search.vectors import Matrix
+from evilm.search.vectors import Vectors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def matrix(rows: int, width: int = 32, seed: int = 0) -> Matrix:
+def matrix(rows: int, width: int = 32, seed: int = 0) -> Vectors:
     vectors = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     numbers = np.arange(rows, dtype=np.int64)
-    return Matrix(1, numbers + 1, numbers // 3, vectors)
+    return Vectors(1, numbers + 1, numbers // 3, vectors)
 
 
 def oracle(vectors: Any, query: Any, k: int, allowed: Any = None) -> list[int]:
@@ -65,23 +65,23 @@ def test_other_stores_agree_with_exact(store: str, tmp_path: Path) -> None:
                 assert their_cosines == pytest.approx(cosines, abs=1e-5)
     grown = matrix(2100, seed=5)
     query = grown.vectors[2050]
-    assert kind.over(Matrix(2, *list(vars(grown).values())[1:]), tmp_path, "identity").nearest(query, 1)[0][0] == 2050
+    assert kind.over(Vectors(2, *list(vars(grown).values())[1:]), tmp_path, "identity").nearest(query, 1)[0][0] == 2050
 
 
-def alike(rows: int, width: int, spread: float) -> Matrix:
+def alike(rows: int, width: int, spread: float) -> Vectors:
     """Vectors close to one another, some of them equal: where 8 bits tell least."""
     random = np.random.default_rng(3)
     vectors = random.standard_normal(width) + spread * random.standard_normal((rows, width))
     vectors[rows // 2 : rows // 2 + 20] = vectors[5]
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return Matrix(4, *np.arange(2 * rows, dtype=np.int64).reshape(2, rows), vectors)
+    return Vectors(4, *np.arange(2 * rows, dtype=np.int64).reshape(2, rows), vectors)
 
 
 @pytest.mark.parametrize(
     "found", [matrix(3001, 48), matrix(700, 7), alike(3000, 64, 0.3), alike(3000, 64, 1e-3), matrix(3, 5), matrix(0)],
     ids=["random", "narrow", "alike", "hardly different", "three", "none"],
 )  # fmt: skip
-def test_codes_leave_out_none_of_the_nearest(found: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_leave_out_none_of_the_nearest(found: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By their bound alone, whatever the vectors; in memory and from the file."""
     monkeypatch.setattr(nearest_codes, "_BLOCK", 1024)
     monkeypatch.setattr(nearest_codes, "_PIECE", 100)
@@ -117,7 +117,7 @@ def test_codes_of_other_rows_and_damaged_ones_are_not_taken(tmp_path: Path) -> N
     nearest_codes.save(tmp_path, "identity", found)
     path, other = tmp_path / nearest_codes.NAME, matrix(500, seed=1)
     assert nearest_codes.Coded.over(found, tmp_path, "another") is None
-    assert nearest_codes.Coded.over(Matrix(2, *list(vars(other).values())[1:]), tmp_path, "identity") is None
+    assert nearest_codes.Coded.over(Vectors(2, *list(vars(other).values())[1:]), tmp_path, "identity") is None
     data = bytearray(path.read_bytes())
     for at in (100, len(data) // 2, len(data) - 4096, len(data) - 1):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])

@@ -85,7 +85,7 @@ def build(model: EViLM, vocabulary: Vocabulary, captioned: list[Example]) -> Cal
 def test_losses_are_those_of_the_functions(
     build: Callable[..., Distill], captioned: list[Example], random_batch: Callable[..., Batch]
 ) -> None:
-    task = build(blind=["2.mp4"], cosine=0.5, relation=2.0, text=3.0, temperature=0.2).eval()
+    task = build(blind=["2.mp4"], cosine_weight=0.5, relation_weight=2.0, text_weight=3.0, temperature=0.2).eval()
     batch = random_batch(captioned)
     found = task.losses(batch)
     with torch.no_grad():
@@ -97,18 +97,20 @@ def test_losses_are_those_of_the_functions(
     texts = (1 - (text * said).sum(1)).mean()
     relation = losses.relation(video, wanted, (text, said), 0.2, known)
     assert {name: part.item() for name, part in found.parts.items()} == pytest.approx(
-        {"cosine": cosine.item(), "text": texts.item(), "relation": relation.item()}, abs=1e-5
+        {"cosine_weight": cosine.item(), "text": texts.item(), "relation_weight": relation.item()}, abs=1e-5
     )
     assert found.total.item() == pytest.approx((0.5 * cosine + 1.5 * texts + 2 * relation).item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("how", ["without captions", "text = 0", "a teacher that reads nothing"])
+@pytest.mark.parametrize("how", ["without captions", "text_weight = 0", "a teacher that reads nothing"])
 def test_videos_alone(
     build: Callable[..., Distill], captioned: list[Example], random_batch: Callable[..., Batch],
     without_gradient: Callable[..., list[str]], how: str,
 ) -> None:  # fmt: skip
     rows = [replace(row, captions=()) for row in captioned] if how == "without captions" else captioned
-    task = build(rows=rows, reads=how != "a teacher that reads nothing", text=float(how != "text = 0")).train()
+    task = build(
+        rows=rows, reads=how != "a teacher that reads nothing", text_weight=float(how != "text_weight = 0")
+    ).train()
     batch = random_batch(rows)
     parts = task.losses(batch)
     assert set(parts.parts) == {"cosine", "relation"}
@@ -138,7 +140,7 @@ def test_each_text_is_read_by_the_teacher_once_and_rows_without_one_are_left_out
 def test_it_learns_what_its_teacher_says(
     build: Callable[..., Distill], captioned: list[Example], random_batch: Callable[..., Batch]
 ) -> None:
-    task, batch = build(text=0.0).train(), random_batch(captioned)
+    task, batch = build(text_weight=0.0).train(), random_batch(captioned)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], 3e-3)
     before = task.losses(batch).parts["cosine"].item()
     for _ in range(40):
@@ -147,13 +149,13 @@ def test_it_learns_what_its_teacher_says(
         optimizer.step()
     assert before > 0.8
     assert task.losses(batch).parts["cosine"].item() < 0.35
-    summary = task.eval().summarise(task.predict(batch))
+    summary = task.eval().compute_metrics(task.predict(batch))
     assert summary.metrics["cosine"] > 65
     assert summary.metrics["R@1"] > 50  # chance 17
 
 
 def test_metrics_by_hand(build: Callable[..., Distill], captioned: list[Example]) -> None:
-    task = build(text=0.0)
+    task = build(text_weight=0.0)
     wanted = np.eye(6, dtype=np.float32)
     turned = F.normalize(torch.tensor([[1.0, 1.0, 0, 0, 0, 0]]), dim=-1).numpy()[0]
     video = np.stack([wanted[0], turned, wanted[3], wanted[3], wanted[4], wanted[5]])
@@ -161,9 +163,9 @@ def test_metrics_by_hand(build: Callable[..., Distill], captioned: list[Example]
         Prediction(row, i != 5, {"video": video[i], "wanted": wanted[i], "said": wanted[i]})
         for i, row in enumerate(captioned)
     ]
-    summary = task.summarise(rows)
+    summary = task.compute_metrics(rows)
     # 0, 3 and 4 are exact, 1 is half turned to 0 (a tie), 2 is wrong, 5 has no frames.
-    assert summary.metrics["cosine"] == pytest.approx(100 * (1 + math.sqrt(0.5) + 0 + 1 + 1 + 0) / 6, abs=1e-3)
+    assert summary.metrics["cosine_weight"] == pytest.approx(100 * (1 + math.sqrt(0.5) + 0 + 1 + 1 + 0) / 6, abs=1e-3)
     assert summary.metrics["R@1"] == pytest.approx(100 * (1 + 0.5 + 0 + 1 + 1 + 0) / 6)
     assert summary.details["teacher"]["text_R@1"] == pytest.approx(500 / 6)
     # Text 2 is like none of five videos, 3 is like two of them.

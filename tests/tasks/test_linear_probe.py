@@ -67,7 +67,7 @@ def test_what_is_remembered_is_what_would_be_computed(
     build: Callable[..., LinearProbe], random_batch: Callable[..., Batch]
 ) -> None:
     batch = random_batch(ROWS)
-    remembering, forgetful = build().train(), build(remember=False).train()
+    remembering, forgetful = build().train(), build(cache_encodings=False).train()
     for _ in range(2):
         assert torch.allclose(remembering._features(batch), forgetful._features(batch), atol=1e-6)
     blank = replace(batch, frames=torch.zeros_like(batch.frames))
@@ -98,7 +98,7 @@ def test_metrics_by_hand(build: Callable[..., LinearProbe]) -> None:
         Prediction(row, i != 3, {"logits": np.eye(3)[guess]})
         for i, (row, guess) in enumerate(zip(ROWS, guesses, strict=True))
     ]
-    summary = build().summarise(predictions)
+    summary = build().compute_metrics(predictions)
     # Right are 0, 1 and 5; row 3 would be, but has no frames.
     assert summary.metrics["accuracy"] == 50
     assert summary.metrics["top5"] == pytest.approx(500 / 6)
@@ -109,5 +109,5 @@ def test_metrics_by_hand(build: Callable[..., LinearProbe]) -> None:
 
 def test_a_label_outside_the_classes_is_wrong(build: Callable[..., LinearProbe]) -> None:
     rows = [replace(ROWS[0], label=None), replace(ROWS[0], label=17)]
-    summary = build().summarise([Prediction(row, True, {"logits": np.eye(3)[0]}) for row in rows])
+    summary = build().compute_metrics([Prediction(row, True, {"logits": np.eye(3)[0]}) for row in rows])
     assert summary.metrics["accuracy"] == 0

@@ -84,7 +84,7 @@ def test_the_blind_baseline_sees_no_frames(
 ) -> None:
     batch = random_batch(ROWS)
     other = replace(batch, frames=255 - batch.frames)
-    blind, sighted = build(blind=True).eval(), build().eval()
+    blind, sighted = build(text_only=True).eval(), build().eval()
     assert torch.equal(blind._scores(batch), blind._scores(other))
     assert not torch.equal(sighted._scores(batch), sighted._scores(other))
 
@@ -94,7 +94,7 @@ def told(example: Example, probabilities: list[float], readable: bool = True) ->
 
 
 def test_accuracy_by_hand(build: Callable[..., MultipleChoice]) -> None:
-    summary = build().summarise([
+    summary = build().compute_metrics([
         told(ROWS[0], [0.2, 0.5, 0.3]),
         told(ROWS[1], [0.5, 0.5]),  # a tie of two: half
         told(ROWS[2], [0.2, 0.2, 0.2, 0.2, 0.2]),  # of five: a fifth
@@ -131,8 +131,8 @@ def test_a_retrieval_model_scores_options_by_its_embeddings(
     from evilm.tasks.retrieval import Retrieval, RetrievalConfig
 
     torch.manual_seed(1)
-    retrieval = Retrieval(model, vocabulary, RetrievalConfig(embedding=16, words=40), {}).eval()
-    settings = {"protocol": "retrieval-tuned", "head": "embed", "embedding": 16}
+    retrieval = Retrieval(model, vocabulary, RetrievalConfig(embed_dim=16, max_text_len=40), {}).eval()
+    settings = {"protocol": "retrieval-tuned", "head": "embed", "embed_dim": 16}
     task = MultipleChoice(model, vocabulary, MultipleChoiceConfig.model_validate(settings), {}).eval()
     task.embed.load_state_dict(retrieval.embed.state_dict())
     batch = random_batch(ROWS)
@@ -144,7 +144,9 @@ def test_a_retrieval_model_scores_options_by_its_embeddings(
                 words = f"{example.question} {option}" if example.question else option
                 v, t = retrieval.embed_encoded(video, model.encode_text(vocabulary.encode([words], 40)))
                 assert scores[i, k].item() == pytest.approx((v @ t.T / 0.05).item(), abs=1e-4)
-    assert task.summarise(task.predict(batch)).rule == "retrieval-tuned: softmax over the cosine of video and option"
+    assert (
+        task.compute_metrics(task.predict(batch)).rule == "retrieval-tuned: softmax over the cosine of video and option"
+    )
 
 
 def test_protocols_that_train_nothing_refuse_to_train(
@@ -153,6 +155,9 @@ def test_protocols_that_train_nothing_refuse_to_train(
     for protocol in ("zero-shot", "retrieval-tuned"):
         with pytest.raises(ConfigError, match=f"task.protocol = '{protocol}' trains nothing"):
             build(protocol=protocol).losses(random_batch(ROWS))
-    assert build().summarise(build().predict(random_batch(ROWS))).rule == "trained: softmax over one fusion an option"
-    with pytest.raises(ConfigError, match=r"task.blind needs task.head=match"):
-        build(head="embed", blind=True)
+    assert (
+        build().compute_metrics(build().predict(random_batch(ROWS))).rule
+        == "trained: softmax over one fusion an option"
+    )
+    with pytest.raises(ConfigError, match=r"task.text_only needs task.head=match"):
+        build(head="embed", text_only=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def task(model: EViLM, vocabulary: Vocabulary) -> Paraphrase:
     torch.manual_seed(1)
-    return Paraphrase(model, vocabulary, ParaphraseConfig(embedding=16), {})
+    return Paraphrase(model, vocabulary, ParaphraseConfig(embed_dim=16), {})
 
 
 def test_gradients_reach_every_parameter_of_the_text_side_and_no_other(
@@ -59,7 +59,7 @@ def test_metrics_by_hand(task: Paraphrase, captioned: list[Example]) -> None:
     first = np.eye(3)
     second = np.array([[1.0, 0, 0], [0.9, 0.1, 0], [0, 0.2, 0.8]])  # text 1 finds that of row 2 first: rank 2
     rows = [Prediction(captioned[i], True, {"first": first[i], "second": second[i]}) for i in range(3)]
-    summary = task.summarise(rows)
+    summary = task.compute_metrics(rows)
     assert [row["rank"] for row in summary.rows] == [1, 2, 1]
     assert summary.metrics["R@1"] == pytest.approx(200 / 3)
     assert summary.chance["R@1"] == pytest.approx(100 / 3)

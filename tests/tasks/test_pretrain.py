@@ -48,7 +48,7 @@ def test_all_objectives_together_move_every_parameter(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch, matching: str,
     without_gradient: Callable[..., list[str]],
 ) -> None:  # fmt: skip
-    config = PretrainConfig(contrastive=1.0, matching=matching, hard_negatives=True, embedding=16)
+    config = PretrainConfig(contrastive_weight=1.0, matching=matching, hard_negatives=True, embed_dim=16)
     task = Pretrain(model, vocabulary, config, FACTS, tokenizer)
     losses = losses_of(task, batch)
     assert set(losses.parts) == {"mvm", "mlm", "vtm", "contrastive"}
@@ -61,8 +61,10 @@ def test_each_objective_alone_moves_every_parameter_that_it_has(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch, on: str,
     without_gradient: Callable[..., list[str]],
 ) -> None:  # fmt: skip
-    weights = dict.fromkeys(("mvm", "mlm", "vtm", "contrastive"), 0.0) | {on: 2.0}
-    task = Pretrain(model, vocabulary, PretrainConfig(**weights, embedding=16), FACTS, tokenizer)
+    weights = dict.fromkeys(("mvm_weight", "mlm_weight", "vtm_weight", "contrastive_weight"), 0.0) | {
+        f"{on}_weight": 2.0
+    }
+    task = Pretrain(model, vocabulary, PretrainConfig(**weights, embed_dim=16), FACTS, tokenizer)
     losses = losses_of(task, batch)
     assert set(losses.parts) == {on}
     assert losses.total.item() == pytest.approx(2 * losses.parts[on].item())
@@ -78,7 +80,7 @@ def test_losses_begin_at_chance(model: EViLM, vocabulary: Vocabulary, tokenizer:
 def test_cached_labels_give_bit_equal_losses(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
 ) -> None:
-    online = Pretrain(model, vocabulary, PretrainConfig(contrastive=1.0, embedding=16), FACTS, tokenizer)
+    online = Pretrain(model, vocabulary, PretrainConfig(contrastive_weight=1.0, embed_dim=16), FACTS, tokenizer)
     torch.manual_seed(0)
     first = losses_of(online, batch)
     cached = replace(batch, labels=torch.cat([tokenizer.labels(batch.frames[i : i + 1]) for i in range(len(batch))]))
@@ -95,7 +97,7 @@ def test_labels_are_those_of_the_frames_before_hiding(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
 ) -> None:
     """And only hidden regions are asked for."""
-    task = Pretrain(model, vocabulary, PretrainConfig(mlm=0, vtm=0), FACTS, tokenizer).eval()
+    task = Pretrain(model, vocabulary, PretrainConfig(mlm_weight=0, vtm_weight=0), FACTS, tokenizer).eval()
     grid = model.video_encoder.grid(2, 64, 64)
     where = masking.regions(grid, 0.4, batch.seeds)
     labels = tokenizer.labels(batch.frames).flatten(1)
@@ -112,7 +114,7 @@ def test_hidden_pixels_do_not_leak(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
 ) -> None:  # fmt: skip
     """Whatever was in the hidden cells, the model's guess is the same."""
-    task = Pretrain(model, vocabulary, PretrainConfig(mlm=0, vtm=0), FACTS, tokenizer)
+    task = Pretrain(model, vocabulary, PretrainConfig(mlm_weight=0, vtm_weight=0), FACTS, tokenizer)
     grid = model.video_encoder.grid(2, 64, 64)
     where = masking.regions(grid, 0.4, batch.seeds)
     other = batch.frames.clone()
@@ -154,7 +156,7 @@ def test_other_texts_are_never_of_the_same_video(
 ) -> None:
     twice = [*captioned, replace(captioned[0], key="again"), replace(captioned[3], key="again3")]
     batch = random_batch(twice)
-    task = Pretrain(model, vocabulary, PretrainConfig(mvm=0), {}, None)
+    task = Pretrain(model, vocabulary, PretrainConfig(mvm_weight=0), {}, None)
     same = same_video(batch)
     assert same.sum() == 8 + 4
     torch.manual_seed(0)
@@ -167,7 +169,7 @@ def test_other_texts_are_never_of_the_same_video(
 
 
 def test_hard_negatives_are_the_similar_ones(model: EViLM, vocabulary: Vocabulary, batch: Batch) -> None:
-    task = Pretrain(model, vocabulary, PretrainConfig(mvm=0, negatives=1), {}, None)
+    task = Pretrain(model, vocabulary, PretrainConfig(mvm_weight=0, num_negatives=1), {}, None)
     similarity = torch.zeros(6, 6)
     similarity[:, 4] = 1.0
     torch.manual_seed(0)
@@ -180,7 +182,7 @@ def test_small_batches(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, count: int,
     random_batch: Callable[..., Batch], captioned: list[Example],
 ) -> None:  # fmt: skip
-    task = Pretrain(model, vocabulary, PretrainConfig(contrastive=1.0, embedding=16), FACTS, tokenizer)
+    task = Pretrain(model, vocabulary, PretrainConfig(contrastive_weight=1.0, embed_dim=16), FACTS, tokenizer)
     losses = losses_of(task, random_batch(captioned[:count]))
     assert torch.isfinite(losses.total)
     assert ("vtm" in losses.parts) == (count > 1)
@@ -191,17 +193,17 @@ def test_settings_that_would_train_nothing_are_refused(model: EViLM, vocabulary:
     with pytest.raises(ConfigError, match=r"mvm needs task\.tokenizer"):
         Pretrain(model, vocabulary, PretrainConfig(), {}, None)
     with pytest.raises(ConfigError, match="hard_negatives needs"):
-        Pretrain(model, vocabulary, PretrainConfig(mvm=0, hard_negatives=True), {}, None)
+        Pretrain(model, vocabulary, PretrainConfig(mvm_weight=0, hard_negatives=True), {}, None)
     with pytest.raises(ConfigError, match="nothing would be learned"):
-        Pretrain(model, vocabulary, PretrainConfig(mvm=0, mlm=0, vtm=0), {}, None)
+        Pretrain(model, vocabulary, PretrainConfig(mvm_weight=0, mlm_weight=0, vtm_weight=0), {}, None)
 
 
 def test_accuracies_are_shares_of_what_was_hidden(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
 ) -> None:
-    task = Pretrain(model, vocabulary, PretrainConfig(contrastive=1.0, embedding=16), FACTS, tokenizer).eval()
+    task = Pretrain(model, vocabulary, PretrainConfig(contrastive_weight=1.0, embed_dim=16), FACTS, tokenizer).eval()
     predictions = task.predict(batch)
-    summary = task.summarise(predictions)
+    summary = task.compute_metrics(predictions)
     assert set(summary.metrics) == {"mvm_accuracy", "mlm_accuracy", "vtm_accuracy", "contrastive_R@1", "score"}
     each = []
     for p in predictions:
@@ -220,10 +222,12 @@ def test_accuracies_are_shares_of_what_was_hidden(
 def test_an_accuracy_of_one_when_every_guess_is_right(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
 ) -> None:
-    task = Pretrain(model, vocabulary, PretrainConfig(mlm=0, vtm=0), FACTS, tokenizer).eval()
+    task = Pretrain(model, vocabulary, PretrainConfig(mlm_weight=0, vtm_weight=0), FACTS, tokenizer).eval()
     with torch.no_grad():
         task.region_head.out.weight.zero_()
         task.region_head.out.bias[5] = 1.0
     labelled = replace(batch, labels=torch.full((6, 2, 4, 4), 5))
-    assert task.summarise(task.predict(labelled)).metrics["mvm_accuracy"] == 100
-    assert task.summarise(task.predict(replace(labelled, labels=torch.full((6, 2, 4, 4), 4)))).metrics["score"] == 0
+    assert task.compute_metrics(task.predict(labelled)).metrics["mvm_accuracy"] == 100
+    assert (
+        task.compute_metrics(task.predict(replace(labelled, labels=torch.full((6, 2, 4, 4), 4)))).metrics["score"] == 0
+    )

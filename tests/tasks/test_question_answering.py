@@ -41,7 +41,7 @@ def build(model: EViLM, vocabulary: Vocabulary) -> Callable[..., QuestionAnsweri
 
 def test_answers_are_the_most_frequent_of_training(build: Callable[..., QuestionAnswering]) -> None:
     assert build().answers == ["red", "left", "blue"]
-    assert build(answers=2).answers == ["red", "left"]
+    assert build(num_answers=2).answers == ["red", "left"]
     config = QuestionAnsweringConfig()
     with pytest.raises(DataError, match="no answers"):
         QuestionAnswering.learn_facts(config, [replace(ROWS[0], answer=None)])
@@ -73,10 +73,10 @@ def test_the_blind_baseline_sees_no_frames(
 ) -> None:
     batch = random_batch(ROWS)
     other = replace(batch, frames=255 - batch.frames)
-    blind, sighted = build(blind=True).eval(), build().eval()
+    blind, sighted = build(text_only=True).eval(), build().eval()
     assert torch.equal(blind._logits(batch), blind._logits(other))
     assert not torch.allclose(sighted._logits(batch), sighted._logits(other), atol=1e-4)
-    assert "questions alone" in blind.summarise(blind.predict(batch)).rule
+    assert "questions alone" in blind.compute_metrics(blind.predict(batch)).rule
 
 
 def test_predictions_are_the_likeliest_answers(
@@ -86,7 +86,7 @@ def test_predictions_are_the_likeliest_answers(
     batch = random_batch(ROWS)
     share = torch.softmax(task._logits(batch), -1)
     for i, p in enumerate(task.predict(batch)):
-        assert p.values["answer"] == task.answers[int(share[i].argmax())]
+        assert p.values["answer"] == task.num_answers[int(share[i].argmax())]
         assert p.values["probability"] == pytest.approx(share[i].max().item(), rel=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_rules_for_answers_outside_the_vocabulary(
     build: Callable[..., QuestionAnswering], oov: str, accuracy: float, colour: float, place: float, rows: int
 ) -> None:
     """An unreadable video is wrong under each of them."""
-    summary = build(oov=oov).summarise(told(*MIXED))
+    summary = build(oov=oov).compute_metrics(told(*MIXED))
     assert summary.metrics["accuracy"] == pytest.approx(accuracy)
     assert summary.metrics["accuracy[colour]"] == pytest.approx(colour)
     assert summary.metrics["accuracy[place]"] == pytest.approx(place)
@@ -130,7 +130,7 @@ def test_rules_for_answers_outside_the_vocabulary(
 
 
 def test_rows_say_what_was_asked_and_answered(build: Callable[..., QuestionAnswering]) -> None:
-    row = build().summarise(told(("red", "left", True, None))).rows[0]
+    row = build().compute_metrics(told(("red", "left", True, None))).rows[0]
     assert (row["question"], row["answer"], row["predicted"], row["score"]) == (
         "what is the red disc doing", "red", "left", 0.0,
     )  # fmt: skip

@@ -73,7 +73,9 @@ def test_explained_by_hand(build: Callable[..., ReconstructionTask], captioned: 
         {"off": 4.0, "sum": np.array([12.0]), "squares": 74.0, "labels": np.array([5, 3])},
     ]
     task = build()
-    summary = task.summarise([Prediction(row, True, value) for row, value in zip(captioned, values, strict=False)])
+    summary = task.compute_metrics(
+        [Prediction(row, True, value) for row, value in zip(captioned, values, strict=False)]
+    )
     assert summary.metrics["explained"] == pytest.approx(75)
     assert [row["score"] for row in summary.rows] == pytest.approx([0.9, 0.6])
     assert summary.metrics["voc_rate"] == pytest.approx(100 * 2 / 24)
@@ -90,7 +92,7 @@ def test_explained_is_one_less_error_over_variance(
 ) -> None:
     task = build(target).eval()
     batches = [random_batch(captioned[i : i + 2], seed=i) for i in range(0, 6, 2)]
-    summary = task.summarise([p for batch in batches for p in task.predict(batch)])
+    summary = task.compute_metrics([p for batch in batches for p in task.predict(batch)])
     frames = torch.cat([batch.frames for batch in batches])
     with torch.no_grad():
         wanted, (told, quantized) = task.tokenizer.targets(frames).double().flatten(0, 2), task.tokenizer(frames)
@@ -108,7 +110,7 @@ def test_unreadable_clips_are_left_out(
 ) -> None:
     task = build().eval()
     readable = torch.tensor([True, True, False, True, True, True])
-    summary = task.summarise(task.predict(replace(random_batch(captioned), readable=readable)))
+    summary = task.compute_metrics(task.predict(replace(random_batch(captioned), readable=readable)))
     assert len(summary.rows) == 5
     assert "5 clips" in summary.rule
 

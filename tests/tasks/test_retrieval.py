@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def build(model: EViLM, vocabulary: Vocabulary) -> Callable[..., Retrieval]:
     def make(**settings: object) -> Retrieval:
         torch.manual_seed(1)
-        return Retrieval(model, vocabulary, RetrievalConfig.model_validate({"embedding": 16, **settings}), {})
+        return Retrieval(model, vocabulary, RetrievalConfig.model_validate({"embed_dim": 16, **settings}), {})
 
     return make
 
@@ -41,7 +41,7 @@ def test_gradients_reach_every_parameter(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example], vtm: float,
     captions: int, without_gradient: Callable[..., list[str]],
 ) -> None:  # fmt: skip
-    task = build(vtm=vtm, captions=captions).train()
+    task = build(vtm_weight=vtm, captions=captions).train()
     found = task.losses(random_batch(captioned))
     assert set(found.parts) == ({"contrastive", "vtm"} if vtm else {"contrastive"})
     assert without_gradient(task, found) == []
@@ -50,7 +50,7 @@ def test_gradients_reach_every_parameter(
 def test_two_rows_of_one_video_are_no_negatives(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
 ) -> None:
-    task = build(vtm=1.0).eval()
+    task = build(vtm_weight=1.0).eval()
     batch = random_batch([captioned[0], replace(captioned[0], key="again")])
     assert task.losses(batch).parts["contrastive"].item() == 0
 
@@ -76,7 +76,7 @@ def test_several_captions_of_a_video_are_drawn_together_and_each_looks_for_it(
 def test_matching_takes_the_hardest_of_all_the_other_videos_captions(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
 ) -> None:
-    task = build(captions=2, vtm=1.0).eval()
+    task = build(captions=2, vtm_weight=1.0).eval()
     batch = random_batch(captioned[:3])
     with torch.no_grad():
         video, text = task.encode(batch), task.model.encode_text(task.text(task.several_captions(batch, 2), batch))
@@ -111,7 +111,7 @@ def test_metrics_by_hand(build: Callable[..., Retrieval], captioned: list[Exampl
     video = np.stack([np.cos(angles), np.sin(angles)], 1)
     turned = np.deg2rad([5.0, 10.0, 15.0])
     text = np.stack([np.cos(turned), np.sin(turned)], 1)
-    summary = task.summarise(predicted(captioned[:3], video, text))
+    summary = task.compute_metrics(predicted(captioned[:3], video, text))
     assert [row["rank"] for row in summary.rows] == [1, 2, 3]
     assert summary.metrics["R@1"] == pytest.approx(100 / 3)
     assert summary.metrics["R@5"] == 100
@@ -124,7 +124,7 @@ def test_metrics_by_hand(build: Callable[..., Retrieval], captioned: list[Exampl
 
 
 def test_constant_embeddings_score_chance(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
-    summary = build().summarise(predicted(captioned, np.ones((6, 4)), np.ones((6, 4))))
+    summary = build().compute_metrics(predicted(captioned, np.ones((6, 4)), np.ones((6, 4))))
     assert summary.metrics["R@1"] == pytest.approx(100 / 6)
     assert summary.metrics["v2t_R@1"] == pytest.approx(100 / 6)
     assert summary.metrics["MdR"] == pytest.approx(3.5)
@@ -133,26 +133,26 @@ def test_constant_embeddings_score_chance(build: Callable[..., Retrieval], capti
 def test_an_unreadable_video_is_found_by_nobody(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
     predictions = predicted(captioned[:4], np.eye(4), np.eye(4))
     predictions[1].readable = False
-    summary = build().summarise(predictions)
+    summary = build().compute_metrics(predictions)
     assert [row["score"] for row in summary.rows] == [1, 0, 1, 1]
     assert summary.metrics["R@1"] == 75
     assert summary.metrics["R@10"] == 75
     assert summary.metrics["v2t_R@10"] == 75
     # Were it found by other texts instead, it would push others down.
     predictions[1].values["video"] = np.ones(4)
-    assert build().summarise(predictions).metrics["R@1"] == 75
+    assert build().compute_metrics(predictions).metrics["R@1"] == 75
 
 
 def test_several_texts_of_one_video_all_find_it(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
     rows = [captioned[0], replace(captioned[0], key="b"), captioned[1]]
-    summary = build().summarise(predicted(rows, np.eye(3)[[0, 0, 1]], np.eye(3)[[0, 0, 1]]))
+    summary = build().compute_metrics(predicted(rows, np.eye(3)[[0, 0, 1]], np.eye(3)[[0, 0, 1]]))
     assert summary.metrics["R@1"] == 100
 
 
 def test_relevance_can_be_said_from_outside(build: Callable[..., Retrieval], captioned: list[Example]) -> None:
     task = build()
     task.relevance = lambda predictions: np.ones((len(predictions), len(predictions)), dtype=bool)
-    summary = task.summarise(predicted(captioned, np.eye(6), np.eye(6)[::-1]))
+    summary = task.compute_metrics(predicted(captioned, np.eye(6), np.eye(6)[::-1]))
     assert summary.metrics["R@1"] == 100
     assert summary.chance["R@1"] == 100
 
@@ -190,12 +190,12 @@ def test_re_ranking_everything_is_pairwise_and_one_is_the_dual_encoder(
 ) -> None:
     build, predictions = all_protocols
     pairwise = build(protocol="pairwise").eval()._scores(predictions)
-    everything = build(protocol="re-rank", top=6).eval()._scores(predictions)
+    everything = build(protocol="re-rank", rerank_top_k=6).eval()._scores(predictions)
     assert (np.argsort(-everything) == np.argsort(-pairwise)).all()
     dual = build(protocol="dual-encoder").eval()
-    one = build(protocol="re-rank", top=1).eval()
+    one = build(protocol="re-rank", rerank_top_k=1).eval()
     assert (np.argsort(-one._scores(predictions)) == np.argsort(-dual._scores(predictions))).all()
-    assert one.summarise(predictions).metrics["R@1"] == dual.summarise(predictions).metrics["R@1"]
+    assert one.compute_metrics(predictions).metrics["R@1"] == dual.compute_metrics(predictions).metrics["R@1"]
 
 
 def test_re_ranking_reorders_the_first_and_leaves_the_rest(
@@ -204,7 +204,7 @@ def test_re_ranking_reorders_the_first_and_leaves_the_rest(
     build, predictions = all_protocols
     dual = np.argsort(-build(protocol="dual-encoder").eval()._scores(predictions), kind="stable")
     fused = build(protocol="pairwise").eval()._scores(predictions)
-    found = np.argsort(-build(protocol="re-rank", top=3).eval()._scores(predictions), kind="stable")
+    found = np.argsort(-build(protocol="re-rank", rerank_top_k=3).eval()._scores(predictions), kind="stable")
     assert (found[:, 3:] == dual[:, 3:]).all()
     for row in range(6):
         wanted = sorted(dual[row, :3], key=lambda column: -fused[row, column])
@@ -215,29 +215,33 @@ def test_ranking_by_pairs_needs_no_dual_encoder(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example],
     without_gradient: Callable[..., list[str]],
 ) -> None:  # fmt: skip
-    task = build(protocol="pairwise", contrastive=0.0, vtm=1.0)
+    task = build(protocol="pairwise", contrastive_weight=0.0, vtm_weight=1.0)
     assert not any(name.startswith("embed.") for name in task.state_dict())
     batch = random_batch(captioned)
     found = task.train().losses(batch)
     assert set(found.parts) == {"vtm"}
     assert without_gradient(task, found) == []
-    summary = task.eval().summarise(task.predict(batch))
+    summary = task.eval().compute_metrics(task.predict(batch))
     assert "every pair fused" in summary.rule
     # With the same matching weights and a dual encoder beside them, the ranking is the same.
-    other = build(protocol="pairwise", vtm=1.0).eval()
+    other = build(protocol="pairwise", vtm_weight=1.0).eval()
     other.load_state_dict({**other.state_dict(), **task.state_dict()})
-    assert other.summarise(other.predict(batch)).metrics == summary.metrics
+    assert other.compute_metrics(other.predict(batch)).metrics == summary.metrics
 
 
 @pytest.mark.parametrize(
     ("settings", "loaded", "complaint"),
     [
-        ({"protocol": "re-rank"}, (), r"'re-rank' ranks by the 'match' head, which is random.*set task\.vtm=1"),
+        ({"protocol": "re-rank"}, (), r"'re-rank' ranks by the 'match' head, which is random.*set task\.vtm_weight=1"),
         ({"protocol": "pairwise"}, ("embed.text_out.weight",), "ranks by the 'match' head, which is random"),
-        ({"protocol": "re-rank", "contrastive": 0.0, "vtm": 1.0}, (), r"by the 'embed' head.*set task\.contrastive=1"),
-        ({"contrastive": 0.0}, ("embed.text_out.weight",), "both 0: nothing would be learned"),
+        (
+            {"protocol": "re-rank", "contrastive_weight": 0.0, "vtm_weight": 1.0},
+            (),
+            r"by the 'embed' head.*set task\.contrastive_weight=1",
+        ),
+        ({"contrastive_weight": 0.0}, ("embed.text_out.weight",), "both 0: nothing would be learned"),
         ({"protocol": "re-rank"}, ("match.layers.0.weight",), None),
-        ({"protocol": "re-rank", "vtm": 1.0}, (), None),
+        ({"protocol": "re-rank", "vtm_weight": 1.0}, (), None),
         ({}, (), None),
     ],
 )
@@ -254,7 +258,7 @@ def test_a_random_head_does_not_rank(
 
 @pytest.fixture
 def lexical(model: EViLM, vocabulary: Vocabulary, captioned: list[Example]) -> Retrieval:
-    config = RetrievalConfig(embedding=16, lexical=8, captions=2)
+    config = RetrievalConfig(embed_dim=16, lexical=8, captions_per_video=2)
     torch.manual_seed(1)
     return Retrieval(model, vocabulary, config, Retrieval.learn_facts(config, captioned))
 

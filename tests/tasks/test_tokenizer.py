@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def build(tiny_tokenizer: TokenizerConfig, captioned: list[Example]) -> Callable[..., TokenizerTask]:
     def make(**settings: object) -> TokenizerTask:
         config = TokenizerTaskConfig.model_validate(
-            {"tokenizer": tiny_tokenizer, "frames": 2, "at_least": 1, **settings}
+            {"tokenizer": tiny_tokenizer, "frames": 2, "min_count": 1, **settings}
         )
         torch.manual_seed(0)
         return TokenizerTask(config, TokenizerTask.learn_facts(config, captioned))
@@ -63,11 +63,11 @@ def test_words_are_counted_on_the_training_captions(build: Callable[..., Tokeniz
     assert set(task.caption_words.words) == set(
         "a the red blue green disc square star moves grows jumps left right up".split()
     )
-    few = build(at_least=3, most=4)
+    few = build(min_count=3, max_words=4)
     assert len(few.caption_words.words) == 4
     assert few.caption_words.words[0] == "a"
     with pytest.raises(VocabularyError, match=r"lower task\.at_least"):
-        build(at_least=50)
+        build(min_count=50)
 
 
 def test_drawn_or_all_captions(
@@ -90,7 +90,7 @@ def test_summary_counts_codes_over_the_whole_split(
 ) -> None:
     task = build().eval()
     predictions = [p for i in range(0, 6, 2) for p in task.predict(random_batch(captioned[i : i + 2], seed=i))]
-    summary = task.summarise(predictions)
+    summary = task.compute_metrics(predictions)
     counts = np.bincount(np.concatenate([p.values["labels"] for p in predictions]), minlength=24)
     assert counts.sum() == 6 * 2 * 16
     assert summary.details["counts"] == counts.tolist()
@@ -108,7 +108,7 @@ def test_a_collapsed_codebook_is_said(
     predictions = task.predict(random_batch(captioned))
     for prediction in predictions:
         prediction.values["labels"][:] = 3
-    summary = task.summarise(predictions)
+    summary = task.compute_metrics(predictions)
     assert summary.metrics["perplexity"] == pytest.approx(1)
     assert summary.details["collapsed"] is True
     assert task.tokenizer.collapsed
@@ -119,6 +119,6 @@ def test_unreadable_clips_are_left_out_and_the_rule_says_how_many_remain(
 ) -> None:
     task = build().eval()
     readable = torch.tensor([True, True, False, True, True, True])
-    summary = task.summarise(task.predict(replace(random_batch(captioned), readable=readable)))
+    summary = task.compute_metrics(task.predict(replace(random_batch(captioned), readable=readable)))
     assert len(summary.rows) == 5
     assert "5 clips" in summary.rule

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def test_the_same_seed_gives_the_same_task(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    task = {"name": "retrieval", "embedding": 16}
+    task = {"name": "retrieval", "embed_dim": 16}
     one, two, other = (make_recipe(tmp_path, task, seed=seed) for seed in (3, 3, 4))
     rows = feed.examples(one.data.train)
     torch.rand(7)
@@ -57,11 +57,11 @@ def test_heads_of_the_same_name_and_shape_come_along(
     make_recipe: Callable[..., Recipe], pretrained_run: Path, tmp_path: Path
 ) -> None:
     theirs = checkpoint.read_tensors(checkpoint.find(pretrained_run) / "model.safetensors")
-    made = make_recipe(tmp_path, {"name": "retrieval", "embedding": 16, "vtm": 1.0}, start=str(pretrained_run))
+    made = make_recipe(tmp_path, {"name": "retrieval", "embed_dim": 16, "vtm_weight": 1.0}, start=str(pretrained_run))
     task, _, start = build.new_task(made, feed.examples(made.data.train))
     assert not start.fresh
     assert torch.equal(task.state_dict()["embed.video_out.weight"], theirs["embed.video_out.weight"])
-    wider = make_recipe(tmp_path, {"name": "retrieval", "embedding": 24}, start=str(pretrained_run))
+    wider = make_recipe(tmp_path, {"name": "retrieval", "embed_dim": 24}, start=str(pretrained_run))
     _, _, start = build.new_task(wider, feed.examples(made.data.train))
     assert {name for name in start.fresh if "out.weight" in name} == {"embed.video_out.weight", "embed.text_out.weight"}
 
@@ -167,7 +167,7 @@ def test_restore_as_another_task_needs_its_heads(pretrained_run: Path) -> None:
         ({"recipe": {}}, "not written by this version"),
         ({"recipe": None}, "not written by this version"),
         ({"model": None}, r"config\.json: model"),
-        ({"model": {"width": 7}}, r"config\.json: model.*heads must divide width"),
+        ({"model": {"embed_dim": 7}}, r"config\.json: model.*heads must divide width"),
     ],
 )
 def test_a_checkpoint_whose_facts_are_gone(

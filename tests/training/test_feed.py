@@ -27,11 +27,13 @@ def test_a_limit_thins_evenly(make_recipe: Callable[..., Recipe], small_world: P
     assert [example.video for example in feed.examples(made.data.train)] == [f"video{i}" for i in range(0, 72, 8)]
 
 
-@pytest.mark.parametrize("augment", [{}, {"scale": 0.5, "shift": 2, "flip": True, "views": 2}], ids=["", "augmented"])
+@pytest.mark.parametrize(
+    "augment", [{}, {"crop_scale": 0.5, "shift": 2, "hflip": True, "cached_crops": 2}], ids=["", "augmented"]
+)
 def test_cached_labels_are_those_of_the_frames_that_are_shown(
     make_recipe: Callable[..., Recipe], tokenizer_run: Path, tmp_path: Path, augment: dict[str, Any]
 ) -> None:
-    task = {"name": "pretrain", "tokenizer": str(tokenizer_run), "labels": "cached", "words": 24}
+    task = {"name": "pretrain", "tokenizer": str(tokenizer_run), "labels": "cached", "max_text_len": 24}
     made = make_recipe(tmp_path, task, data={"augment": augment})
     rows = feed.examples(made.data.train)
     built, _, _ = build.new_task(made, rows)
@@ -60,11 +62,13 @@ def test_what_cached_labels_cannot_do(make_recipe: Callable[..., Recipe], tokeni
             feed.loader(made, built, rows, train=True, label=True)
 
 
-@pytest.mark.parametrize("augment", [{}, {"scale": 0.5, "shift": 2, "flip": True, "views": 2}], ids=["", "augmented"])
+@pytest.mark.parametrize(
+    "augment", [{}, {"crop_scale": 0.5, "shift": 2, "hflip": True, "cached_crops": 2}], ids=["", "augmented"]
+)
 def test_kept_features_are_those_of_the_frames_that_are_shown(
     make_recipe: Callable[..., Recipe], pretrained_run: Path, tmp_path: Path, augment: dict[str, Any]
 ) -> None:
-    data, optim = {"augment": augment, "features": True}, {"backbone_lr": 0, "batch_size": 4}
+    data, optim = {"augment": augment, "features": True}, {"backbone_lr_scale": 0, "batch_size": 4}
     made = make_recipe(tmp_path, {"name": "retrieval"}, start=str(pretrained_run), data=data, optim=optim)
     rows = feed.examples(made.data.train)
     built, _, _ = build.new_task(made, rows)
@@ -86,7 +90,11 @@ def test_kept_features_are_those_of_the_frames_that_are_shown(
 @pytest.mark.parametrize(
     ("change", "task", "complaint"),
     [
-        ({"optim": {"backbone_lr": 1.0}}, "retrieval", r"optim\.backbone_lr = 1 trains it: set optim\.backbone_lr=0"),
+        (
+            {"optim": {"backbone_lr_scale": 1.0}},
+            "retrieval",
+            r"optim\.backbone_lr = 1 trains it: set optim\.backbone_lr=0",
+        ),
         ({"data": {"cache": None}}, "retrieval", r"needs cached frames: set data\.cache"),
         ({"data": {"augment": {"shift": 2}}}, "retrieval", r"data\.features cannot follow random crops"),
         ({}, "pretrain", r"data\.features cannot serve pretrain, which encodes changed pixels"),
@@ -102,7 +110,7 @@ def test_what_kept_features_cannot_do(
 ) -> None:
     data = {"features": True, **change.get("data", {})}
     settings: dict[str, Any] = {"name": task} if task == "retrieval" else {"name": task, "mvm": 0.0}
-    optim = {"backbone_lr": 0, **change.get("optim", {})}
+    optim = {"backbone_lr_scale": 0, **change.get("optim", {})}
     made = make_recipe(tmp_path, settings, start=str(pretrained_run), data=data, optim=optim)
     rows = feed.examples(made.data.train)
     built, _, _ = build.new_task(made, rows)

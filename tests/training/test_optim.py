@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_warm_up_and_cosine_by_hand() -> None:
-    config = OptimConfig(warmup=0.1)
+    config = OptimConfig(warmup_ratio=0.1)
     found = [optim.rate(config, step, 100) for step in range(100)]
     assert found[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert found[10] == 1.0
@@ -30,7 +30,10 @@ def test_warm_up_and_cosine_by_hand() -> None:
 
 
 def test_linear_and_constant() -> None:
-    linear, constant = OptimConfig(schedule="linear", warmup=0), OptimConfig(schedule="constant", warmup=0.2)
+    linear, constant = (
+        OptimConfig(schedule="linear", warmup_ratio=0),
+        OptimConfig(schedule="constant", warmup_ratio=0.2),
+    )
     assert [optim.rate(linear, step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
     assert [optim.rate(constant, step, 5) for step in range(5)] == [1, 1, 1, 1, 1]
     assert [optim.rate(constant, step, 10) for step in range(3)] == [0.5, 1, 1]
@@ -89,7 +92,7 @@ def test_what_does_not_decay(model: nn.Module) -> None:
 
 
 def test_rates_of_backbone_and_heads(model: nn.Module) -> None:
-    config = OptimConfig(lr=0.01, backbone_lr=0.1, head_lr=5)
+    config = OptimConfig(lr=0.01, backbone_lr_scale=0.1, head_lr_scale=5)
     optimizer = optim.optimizer(model, config, frozenset({"head.weight", "head.bias"}))
     optim.set_rate(optimizer, config, 0.5)
     for name, group in groups(model, optimizer).items():
@@ -98,7 +101,7 @@ def test_rates_of_backbone_and_heads(model: nn.Module) -> None:
 
 
 def test_a_frozen_backbone_keeps_every_weight(model: nn.Module) -> None:
-    optimizer = optim.optimizer(model, OptimConfig(backbone_lr=0), frozenset())
+    optimizer = optim.optimizer(model, OptimConfig(backbone_lr_scale=0), frozenset())
     assert not any(".backbone." in name for name in groups(model, optimizer))
     before = {name: p.clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
@@ -111,7 +114,7 @@ def test_a_frozen_backbone_keeps_every_weight(model: nn.Module) -> None:
 
 
 def test_the_polynomial_schedule() -> None:
-    config = OptimConfig(schedule="polynomial", power=2, warmup=0.2)
+    config = OptimConfig(schedule="polynomial", power=2, warmup_ratio=0.2)
     assert [optim.rate(config, step, 10) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.25])
 
 
@@ -120,7 +123,7 @@ def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
 
     task = nn.Module()
     task.model, task.head = build(tiny, 50), nn.Linear(2, 2)
-    config = OptimConfig(layer_decay=0.5, backbone_lr=0.1)
+    config = OptimConfig(layer_decay=0.5, backbone_lr_scale=0.1)
     rates = {
         id(p): group["factor"]
         for group in optim.optimizer(task, config, frozenset()).param_groups
@@ -136,7 +139,7 @@ def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
 
 def test_a_preset_is_changed_by_the_keys_beside_it() -> None:
     config = OptimConfig.model_validate({"preset": "all-in-one", "epochs": 3})
-    assert (config.lr, config.head_lr, config.schedule, config.batch_size) == (1e-4, 10.0, "polynomial", 512)
+    assert (config.lr, config.head_lr_scale, config.schedule, config.batch_size) == (1e-4, 10.0, "polynomial", 512)
     assert config.epochs == 3
     assert OptimConfig.model_validate({"preset": "violet"}).weight_decay == 1e-3
     for name in optim.PRESETS:

@@ -26,7 +26,7 @@ def loaded(folder: Path, text: str, *overrides: str) -> Recipe:
 
 
 def test_a_preset_with_changes(tmp_path: Path) -> None:
-    made = loaded(tmp_path, MINIMAL + '[model]\npreset = "evilm-xx-small"\ndepth = 2\n', "model.frames=8")
+    made = loaded(tmp_path, MINIMAL + '[model]\npreset = "evilm-xx-small"\ndepth = 2\n', "model.num_frames=8")
     wanted = PRESETS["evilm-xx-small"].model_copy(update={"depth": 2, "frames": 8})
     assert made.model == wanted
     assert loaded(tmp_path, MINIMAL, "model.preset=evilm-tiny").model == PRESETS["evilm-tiny"]
@@ -43,7 +43,7 @@ def test_a_written_recipe_reads_back_equal(tmp_path: Path) -> None:
     [
         ((), "name a model"),
         (("model.preset=evilm-giant",), "unknown preset 'evilm-giant'"),
-        (("model.preset=evilm-tiny", "model.width=100"), "heads must divide width"),
+        (("model.preset=evilm-tiny", "model.embed_dim=100"), "heads must divide width"),
         (("model.preset=evilm-tiny", "model.witdh=100"), "did you mean 'width'"),
         (("model.preset=evilm-tiny", "task.protocol=best"), "'dual-encoder', 'pairwise' or 're-rank'"),
         (("model.preset=evilm-tiny", "task.name=pretraining"), "pretraining"),

@@ -31,9 +31,9 @@ READERS = {"question_answering": "msrvtt_qa", "multiple_choice": "msrvtt_mc", "l
 @pytest.fixture(scope="module")
 def base(make_recipe: Callable[..., Recipe], tiny: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-trained model with a head of each kind, for texts as long as the paper's model takes."""
-    task = {"name": "pretrain", "mvm": 0, "contrastive": 1.0, "matching": "choice"}
+    task = {"name": "pretrain", "mvm_weight": 0, "contrastive_weight": 1.0, "matching": "choice"}
     out = tmp_path_factory.mktemp("runs") / "base"
-    model = tiny.model_copy(update={"text_positions": PRESETS["evilm-small"].text_positions}).model_dump()
+    model = tiny.model_copy(update={"text_positions": PRESETS["evilm-small"].max_text_len}).model_dump()
     return trainer.train(make_recipe(out, task, optim={"epochs": 0.1, "batch_size": 18}, model=model))
 
 
@@ -43,10 +43,10 @@ def shrunk(
     """A recipe whose data, model and length are small, and whose everything else is its own."""
     task = table["task"]
     source = {"reader": READERS.get(task["name"], "msrvtt_retrieval"), "annotations": str(world)}
-    table["data"] |= {"train": source, "workers": 0, "cache": str(made["cache"]), "candidates": 4}
+    table["data"] |= {"train": source, "workers": 0, "cache": str(made["cache"]), "cached_frames": 4}
     for name in ("validation", "test", "packed", "more"):
         table["data"].pop(name, None)
-    table["optim"] |= {"epochs": 0.01, "batch_size": 12, "accumulate": 1}
+    table["optim"] |= {"epochs": 0.01, "batch_size": 12, "grad_accum_steps": 1}
     table["run"] |= {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}
     table["run"] |= {"curves": False, "compile": False}
     table.pop("vocabulary", None)
@@ -88,11 +88,11 @@ def test_a_recipe_takes_a_step(
 # What benchmarks of the peers were run with, as they publish it.
 FIELD = {
     "all-in-one-msrvtt-qa": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 1e-4, "schedule": "polynomial", "warmup": 0.1, "head_lr": 10,
+        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 1e-4, "schedule": "polynomial", "warmup_ratio": 0.1, "head_lr_scale": 10,
         "batch_size": 512, "epochs": 20,
     },
     "all-in-one-msrvtt-retrieval": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 3e-4, "schedule": "polynomial", "warmup": 0.1, "head_lr": 10,
+        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 3e-4, "schedule": "polynomial", "warmup_ratio": 0.1, "head_lr_scale": 10,
         "epochs": 200,
     },
     "violet-msrvtt-qa": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 20, "clip": 1.0},
@@ -109,6 +109,6 @@ def test_the_recipes_of_the_field_say_what_was_published(name: str) -> None:
     found = made.optim.model_dump()
     assert {key: found[key] for key in FIELD[name]} == FIELD[name]
     if name in WORDS:
-        assert made.task.words == WORDS[name]
-    assert made.data.augment.rand_ops == (2 if name.startswith("all-in-one") else 0)
+        assert made.task.max_text_len == WORDS[name]
+    assert made.data.augment.randaugment_ops == (2 if name.startswith("all-in-one") else 0)
     assert set(optim.PRESETS) >= {"paper", "all-in-one", "violet"}

@@ -13,7 +13,7 @@ from torch import nn
 
 from evilm import config
 from evilm.errors import ConfigError, TrainingError
-from evilm.model.economy import economise
+from evilm.model.economy import apply_memory_options
 from evilm.model.presets import build
 from evilm.tasks.task import Task
 from evilm.training import optim, snapshot
@@ -44,7 +44,7 @@ class Line(Task):
 
     def predict(self, batch: Batch) -> Any: ...
 
-    def summarise(self, predictions: Any) -> Any: ...
+    def compute_metrics(self, predictions: Any) -> Any: ...
 
 
 def batch(rows: int = 8) -> Batch:
@@ -58,8 +58,8 @@ def stepper(folder: Path, task: Task, **settings: Any) -> Stepper:
         "task": {"name": "retrieval"},
         "model": {"preset": "evilm-tiny"},
         "data": {"train": {"reader": "webvid", "annotations": "nowhere"}},
-        "optim": {"batch_size": 8, "lr": 0.1, "clip": 0, **settings},
-        "run": {"out": str(folder), "device": "cpu", "precision": "fp32"},
+        "optim": {"batch_size": 8, "lr": 0.1, "grad_clip": 0, **settings},
+        "run": {"output_dir": str(folder), "device": "cpu", "precision": "fp32"},
     }
     made = config.check(Recipe, table, "test")
     optimizer = optim.optimizer(task, made.optim, frozenset())
@@ -70,7 +70,7 @@ def stepper(folder: Path, task: Task, **settings: Any) -> Stepper:
 def test_pieces_add_up_to_the_whole(tmp_path: Path, pieces: int) -> None:
     whole, split = Line(), Line()
     one = stepper(tmp_path, whole).advance(batch(), 0)
-    other = stepper(tmp_path, split, accumulate=pieces).advance(batch(), 0)
+    other = stepper(tmp_path, split, grad_accum_steps=pieces).advance(batch(), 0)
     assert other.loss == pytest.approx(one.loss, rel=1e-6)
     assert other.norm == pytest.approx(one.norm, rel=1e-6)
     assert other.parts["rows"] == 8 / pieces
@@ -79,7 +79,7 @@ def test_pieces_add_up_to_the_whole(tmp_path: Path, pieces: int) -> None:
 
 def test_pieces_must_divide_the_batch(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="accumulate = 3 does not divide batch_size = 8"):
-        stepper(tmp_path, Line(), accumulate=3)
+        stepper(tmp_path, Line(), grad_accum_steps=3)
 
 
 def test_an_exploding_loss_stops_before_the_weights_are_harmed(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_recomputed_activations_give_the_same_gradients(tiny: ModelConfig) -> No
     for recompute in (False, True):
         torch.manual_seed(0)
         model = build(tiny.model_copy(update={"dropout": 0.1}), 50)
-        economise(model, recompute=recompute)
+        apply_memory_options(model, recompute=recompute)
         model.train()
         torch.manual_seed(1)
         frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)
@@ -135,8 +135,16 @@ def test_recomputed_activations_give_the_same_gradients(tiny: ModelConfig) -> No
 
 
 def test_what_changed_since_a_run_was_begun_is_said() -> None:
-    then = {"recipe": {"optim": {"lr": 1.0}, "run": {"out": "a"}}, "data": {"rows": 3}, "versions": {"torch": "2.11"}}
-    now = {"recipe": {"optim": {"lr": 2.0}, "run": {"out": "b"}}, "data": {"rows": 4}, "versions": {"torch": "2.12"}}
+    then = {
+        "recipe": {"optim": {"lr": 1.0}, "run": {"output_dir": "a"}},
+        "data": {"rows": 3},
+        "versions": {"torch": "2.11"},
+    }
+    now = {
+        "recipe": {"optim": {"lr": 2.0}, "run": {"output_dir": "b"}},
+        "data": {"rows": 4},
+        "versions": {"torch": "2.12"},
+    }
     said = snapshot.differences(then, now)
     assert said[0] == "optim.lr was 1.0 and is 2.0"
     assert "training rows" in said[1]

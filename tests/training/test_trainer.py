@@ -51,11 +51,11 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "pretrain": (
         {
             "name": "pretrain",
-            "contrastive": 1.0,
+            "contrastive_weight": 1.0,
             "hard_negatives": True,
             "labels": "cached",
-            "words": 24,
-            "embedding": 16,
+            "max_text_len": 24,
+            "embed_dim": 16,
         },
         "msrvtt_retrieval",
     ),
@@ -318,11 +318,11 @@ def golden_run(tiny: ModelConfig, vocabulary: Vocabulary, out: Path, jitter: flo
 
     torch.set_num_threads(1)
     table = {
-        "task": {"name": "pretrain", "contrastive": 1.0, "embedding": 16, "labels": "cached"},
+        "task": {"name": "pretrain", "contrastive_weight": 1.0, "embed_dim": 16, "labels": "cached"},
         "data": {"train": {"reader": "webvid", "annotations": "nowhere"}},
         "model": tiny.model_dump(),
         "optim": {"epochs": 5, "batch_size": 12, "lr": 2e-3},
-        "run": {"out": str(out), "device": "cpu", "precision": "fp32", "log_every": 1},
+        "run": {"output_dir": str(out), "device": "cpu", "precision": "fp32", "log_every": 1},
     }
     made = config.check(Recipe, table, "golden")
     assert isinstance(made.task, PretrainConfig)

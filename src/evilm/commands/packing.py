@@ -40,7 +40,7 @@ def pack(
 
     rows = table.collect(readers.stream(reader, annotations, videos, split))
     config = packed.PackConfig(
-        size=size, candidates=candidates, fit=fit.value, frames="raw" if raw else "jpeg", per_shard=per_shard
+        size=size, cached_frames=candidates, resize_mode=fit.value, frames="raw" if raw else "jpeg", per_shard=per_shard
     )
     try:
         with Meter("packing", table.distinct_clips(rows), "clips") as meter:

@@ -89,7 +89,7 @@ def evaluate(
     from evilm import distributed
     from evilm.training import evaluate
 
-    with distributed.together("auto"):
+    with distributed.process_group("auto"):
         done = evaluate.of_checkpoint(
             checkpoint, split.value, changes or (), task=task, shuffled=shuffled, truth=truth, out=out
         )

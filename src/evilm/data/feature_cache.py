@@ -67,11 +67,11 @@ class Kept:
         crops = self.augment.crops
         if crops is None:
             raise ConfigError(
-                f"{setting} cannot follow random crops without end: set data.augment.views to how many each clip may "
+                f"{setting} cannot follow random crops without end: set data.augment.cached_crops to how many each clip may "
                 "have (scale=1 and shift=0 for none), or do without it"
             )
         self.crops = crops
-        self.views = self.crops * (2 if self.augment.flip else 1)
+        self.views = self.crops * (2 if self.augment.hflip else 1)
         about = {**about, "clips": len(frames)}
         if self.augment.active:
             changes = self.augment.model_dump(mode="json", exclude={"flip_sided"})

@@ -96,7 +96,7 @@ class _Packing:
         missing = [number for number in range(self.shards) if number not in set(done)]
         if missing or not (self.folder / packed.ABOUT).is_file():
             clips = (self._clip(i) for number in missing for i in self._span(number))
-            decoding = Decoding(self.config.candidates, self.config.size, self.config.fit)
+            decoding = Decoding(self.config.cached_frames, self.config.size, self.config.resize_mode)
             results = decoded((Job(example.clip) for example in clips), decoding, workers, timeout)
             finished = sum(len(self._span(number)) for number in done)
             for number in missing:

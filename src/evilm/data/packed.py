@@ -53,15 +53,15 @@ class PackConfig(Config):
     """
 
     size: int
-    candidates: int = 8
-    fit: Fit = "crop"
+    cached_frames: int = 8
+    resize_mode: Fit = "crop"
     frames: Literal["jpeg", "raw"] = "jpeg"
     per_shard: int = 512
 
 
 def index_type(config: PackConfig) -> np.dtype[Any]:
     """One row of the index; a shard of -1 says that the clip could not be read."""
-    count = config.candidates if config.frames == "jpeg" else 1
+    count = config.cached_frames if config.frames == "jpeg" else 1
     return np.dtype([("shard", "<i4"), ("offset", "<i8", (count,)), ("size", "<i4", (count,))])
 
 
@@ -94,7 +94,7 @@ class PackedFrames:
             ) from None
         self.rows = Table(folder / ROWS)
         self.problems = read_problems(folder / PROBLEMS)
-        self.size, self.candidates = self.config.size, self.config.candidates
+        self.size, self.candidates = self.config.size, self.config.cached_frames
         self._open = functools.lru_cache(_OPEN)(_Shard)
 
     def __reduce__(self) -> tuple[type[PackedFrames], tuple[Path]]:
@@ -204,9 +204,9 @@ def packed_for(folder: Path, clip: Clip, size: int, fit: Fit) -> PackedFrames:
         found = PackedFrames(place)
         if found.find(clip) is None:
             continue
-        if (found.size, found.config.fit) != (size, fit):
+        if (found.size, found.config.resize_mode) != (size, fit):
             raise ConfigError(
-                f"{place}: has frames of {found.size}x{found.size}, {found.config.fit}; this run needs {size}x{size}, "
+                f"{place}: has frames of {found.size}x{found.size}, {found.config.resize_mode}; this run needs {size}x{size}, "
                 f"{fit}: pack with --size {size} --fit {fit}"
             )
         return found

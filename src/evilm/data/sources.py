@@ -39,24 +39,27 @@ class DataConfig(Config):
     """What to learn from and how it is read."""
 
     train: SourceConfig
-    more: tuple[SourceConfig, ...] = Field(default=(), description="further sources that are learned from, like train")
+    extra_train: tuple[SourceConfig, ...] = Field(
+        default=(), description="further sources that are learned from, like train"
+    )
     validation: SourceConfig | None = None
     test: SourceConfig | None = None
     cache: Path | None = Field(default=None, description="folder for frames decoded once; none decodes in every epoch")
     packed: Path | None = Field(default=None, description="folder that `evilm data pack` wrote, in place of a cache")
-    candidates: int = Field(default=8, gt=0, description="frames kept of each clip in the cache")
-    fit: Literal["crop", "squash"] = "crop"
+    cached_frames: int = Field(default=8, gt=0, description="frames kept of each clip in the cache")
+    resize_mode: Literal["crop", "squash"] = "crop"
     shuffle: Shuffle = Field(
         default="auto", description="rows: all mixed; shards: tars read a few at a time; auto: shards if there are many"
     )
     features: bool = Field(
-        default=False, description="also keep what a frozen backbone (optim.backbone_lr=0) sees in the cached frames"
+        default=False,
+        description="also keep what a frozen backbone (optim.backbone_lr_scale=0) sees in the cached frames",
     )
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(default=2, ge=0, description="processes that decode; 0 decodes in the run's own")
     prefetch: int = Field(default=2, ge=0, description="batches made ready while the model works")
     timeout: float = Field(default=TIMEOUT, gt=0, description="seconds a worker may take for one sample")
-    bad_share: float = Field(
+    max_bad_ratio: float = Field(
         default=0.05, ge=0, le=1, description="unreadable share of training samples that stops the run"
     )
 

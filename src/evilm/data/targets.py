@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 32  # clips that are decoded while as many are encoded
 
 
-class Seer(Protocol):
+class FrameEncoder(Protocol):
     """Who says something of clips."""
 
     @property
@@ -74,7 +74,7 @@ class TargetStore:
         DataError: the file there is damaged.
     """
 
-    def __init__(self, seer: Seer, folder: Path | None) -> None:
+    def __init__(self, seer: FrameEncoder, folder: Path | None) -> None:
         self.seer = seer
         about = f"{seer.fingerprint} {seer.frames} {seer.size} {seer.fit} {seer.width}"
         self.path = None if folder is None else folder / f"targets-{hashlib.sha256(about.encode()).hexdigest()[:16]}.db"

@@ -30,34 +30,38 @@ _SIDED = re.compile(r"\b(?:left|right)(?:s|ward|wards|most|hand|-hand|ly)?\b", r
 class AugmentConfig(Config):
     """Random changes to the pixels of a training clip, the same for all its frames."""
 
-    scale: float = Field(default=1.0, gt=0, le=1, description="smallest share of the picture's area that a crop keeps")
-    aspect: tuple[float, float] = Field(default=(0.87, 1.15), description="least and greatest height / width of a crop")
+    crop_scale: float = Field(
+        default=1.0, gt=0, le=1, description="smallest share of the picture's area that a crop keeps"
+    )
+    crop_ratio: tuple[float, float] = Field(
+        default=(0.87, 1.15), description="least and greatest height / width of a crop"
+    )
     shift: int = Field(default=0, ge=0, description="pixels by which a clip may be moved, edges repeated")
-    flip: bool = Field(default=False, description="mirror half of the clips")
-    flip_sided: bool = Field(default=False, description="also those whose texts say left or right, and then lie")
-    rand_ops: int = Field(
+    hflip: bool = Field(default=False, description="mirror half of the clips")
+    hflip_sided: bool = Field(default=False, description="also those whose texts say left or right, and then lie")
+    randaugment_ops: int = Field(
         default=0, ge=0, le=5, description="RandAugment: changes drawn for each clip; needs torchvision"
     )
-    rand_magnitude: int = Field(default=9, ge=0, le=30, description="how far each of them goes")
-    views: int = Field(
+    randaugment_magnitude: int = Field(default=9, ge=0, le=30, description="how far each of them goes")
+    cached_crops: int = Field(
         default=0, ge=0, description="different crops of a clip over all epochs, which cached labels need; 0: no limit"
     )
 
     @property
     def moves(self) -> bool:
         """Whether clips are cropped or shifted at random."""
-        return self.scale < 1 or self.shift > 0
+        return self.crop_scale < 1 or self.shift > 0
 
     @property
     def active(self) -> bool:
-        return self.moves or self.flip or self.rand_ops > 0
+        return self.moves or self.hflip or self.randaugment_ops > 0
 
     @property
     def crops(self) -> int | None:
         """How many different crops a clip can have; None where there is no limit, as with RandAugment."""
-        if self.rand_ops:
+        if self.randaugment_ops:
             return None
-        return (self.views or None) if self.moves else 1
+        return (self.cached_crops or None) if self.moves else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +99,14 @@ def draw(config: AugmentConfig, example: Example, size: int, seed: int, sample: 
     if not config.active:
         return IDENTITY
     rng = seeds.generator(sample, "augment")
-    if config.moves and config.views:
-        plan = view(config, example.clip.id, size, seed, int(rng.integers(config.views)))
+    if config.moves and config.cached_crops:
+        plan = view(config, example.clip.id, size, seed, int(rng.integers(config.cached_crops)))
     else:
         plan = _moved(config, size, rng)
-    flip = config.flip and rng.random() < 0.5 and (config.flip_sided or not sided(example))
-    changes = rand_augment.draw(config.rand_ops, config.rand_magnitude, seeds.generator(sample, "rand_augment"))
+    flip = config.hflip and rng.random() < 0.5 and (config.hflip_sided or not sided(example))
+    changes = rand_augment.draw(
+        config.randaugment_ops, config.randaugment_magnitude, seeds.generator(sample, "rand_augment")
+    )
     return replace(plan, flip=flip, changes=changes)
 
 
@@ -135,8 +141,8 @@ def apply(frames: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
 def _moved(config: AugmentConfig, size: int, rng: np.random.Generator) -> Plan:
     """A random crop and a random shift."""
     box, shift = None, (0, 0)
-    if config.scale < 1:
-        share, ratio = np.sqrt(rng.uniform(config.scale, 1)), np.sqrt(rng.uniform(*config.aspect))
+    if config.crop_scale < 1:
+        share, ratio = np.sqrt(rng.uniform(config.crop_scale, 1)), np.sqrt(rng.uniform(*config.crop_ratio))
         tall, wide = (max(1, min(size, round(size * float(s)))) for s in (share * ratio, share / ratio))
         box = (int(rng.integers(0, size - tall + 1)), int(rng.integers(0, size - wide + 1)), tall, wide)
     if config.shift:

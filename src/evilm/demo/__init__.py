@@ -47,7 +47,7 @@ def demo(out: Path, minutes: float = BUDGET) -> Path:
         OutputError: ``out`` holds something else, or a demo of another length.
         trainer.Interrupted: after saving, when Ctrl-C or SIGTERM came.
     """
-    files.claim(out, KIND)
+    files.acquire_dir(out, KIND)
     plan = out / "plan.json"
     if plan.is_file() and checkpoint.read_json(plan)["minutes"] != minutes:
         had = checkpoint.read_json(plan)["minutes"]

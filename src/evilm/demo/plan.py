@@ -58,7 +58,7 @@ class Demo:
             [
                 *places,
                 f"data.cache={json.dumps(str(self.out / 'cache'))}",
-                f"run.out={json.dumps(str(self.out / run))}",
+                f"run.output_dir={json.dumps(str(self.out / run))}",
                 f"optim.epochs={plain.optim.epochs * self.growth}",
                 f"seed={SEED}",
                 *changes,
@@ -76,7 +76,7 @@ class Demo:
     def blind(self, stage: str) -> tuple[str, str]:
         """The overrides of the twin that cannot see: half as long, for there is little to learn (docs/decisions.md)."""
         epochs = self.recipe(stage, stage).optim.epochs
-        return "task.blind=true", f"optim.epochs={epochs / 2}"
+        return "task.text_only=true", f"optim.epochs={epochs / 2}"
 
     def evaluate(self, run: str, split: str = "test", *changes: str, **options: Any) -> Evaluation:
         """Evaluate a run; the true order of frames is also saved, as the run's evaluation."""

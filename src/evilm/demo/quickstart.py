@@ -85,7 +85,7 @@ def trial(out: Path, model: str | Path = TINY, clips: int = CLIPS, say: Say = la
         OutputError: ``out`` holds something else.
         CheckpointError, ConfigError, VideoIndexError: no such model, one that does not embed, or not that of the index.
     """
-    files.claim(out, KIND)
+    files.acquire_dir(out, KIND)
     found = Trial()
     folder = out / "world"
     with found.timed("rendering"):

@@ -86,7 +86,7 @@ class DualEncoder:
     def __init__(self, name: Name, towers: Towers, device: torch.device, precision: Precision = "auto") -> None:
         self.name, self.frames, self.device = name, name.frames, device
         self._towers = towers
-        self._bf16 = distributed.computes_in_bf16(precision, device)
+        self._bf16 = distributed.uses_bf16(precision, device)
         towers.module.eval().requires_grad_(False).to(device)
         self._mean, self._std = (
             torch.tensor(values, device=device).view(3, 1, 1)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from evilm.inference.export_format import Export
-    from evilm.inference.runtime import About
+    from evilm.inference.runtime import Metadata
 
 
 def text(export: Export) -> str:
@@ -38,12 +38,12 @@ def text(export: Export) -> str:
     return "\n".join([*lines, "", *_limits(export.about)]) + "\n"
 
 
-def of_checkpoint(about: About) -> str:
+def of_checkpoint(about: Metadata) -> str:
     """The card of a checkpoint."""
     return "\n".join([*_head(about), *_limits(about)]) + "\n"
 
 
-def _head(about: About) -> list[str]:
+def _head(about: Metadata) -> list[str]:
     """Header, use, what it learned from, what its own validation said."""
     recipe = cast("Mapping[str, Any]", about.source.get("recipe") or {})
     data = cast("Mapping[str, Any]", recipe.get("data") or {})
@@ -80,7 +80,7 @@ def _head(about: About) -> list[str]:
     return lines
 
 
-def _limits(about: About) -> list[str]:
+def _limits(about: Metadata) -> list[str]:
     lines = [
         "## Limits", "",
         "It knows what its training data showed, and no more; the numbers above are of that kind of video alone.",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from evilm.data.sources import SourceConfig
     from evilm.inference.runtime_torch import TorchEngine
-    from evilm.tasks import Summary, VideoTextTask
+    from evilm.tasks import Metrics, VideoTextTask
     from evilm.types import Example
 
 COSINE = {"fp32": 0.9999, "bf16": 0.98, "int8": 0.98}  # least mean cosine of embeddings with the checkpoint's
@@ -119,7 +119,7 @@ def _task(engine: TorchEngine) -> VideoTextTask:
     """The task that summarises: the checkpoint's own, or retrieval for what was trained otherwise and embeds."""
     settings = engine.recipe.task
     if isinstance(settings, PretrainConfig | DistillConfig):
-        settings = RetrievalConfig(words=settings.words)
+        settings = RetrievalConfig(max_text_len=settings.max_text_len)
     if isinstance(settings, RetrievalConfig):
         settings = settings.model_copy(update={"protocol": "dual-encoder", "embedding": engine.about.embedding})
     facts = {"answers": engine.about.answers, "classes": engine.about.classes}
@@ -160,9 +160,9 @@ def _states(embedder: Embedder, frames: NDArray[np.uint8], texts: Sequence[str])
     return video | {"text": embedder.embed_texts(texts)} if "embed_text" in heads else video
 
 
-def measured(embedder: Embedder, rows: Rows) -> Summary:
+def measured(embedder: Embedder, rows: Rows) -> Metrics:
     """What a model amounts to on evaluation data, by the rules of its task."""
-    return rows.task.summarise(_predictions(embedder, rows))
+    return rows.task.compute_metrics(_predictions(embedder, rows))
 
 
 def _predictions(embedder: Embedder, rows: Rows) -> list[Prediction]:
@@ -210,7 +210,7 @@ def compare(export: Embedder, against: Standard, precision: str) -> tuple[dict[s
     if against.rows is not None:
         found = measured(export, against.rows).metrics
         report["metrics"] = {"checkpoint": against.metrics, "export": found, "rule": "the recipe's validation split"}
-        counted = ("R@10",) if against.rows.task.name == "retrieval" else (against.rows.task.headline,)
+        counted = ("R@10",) if against.rows.task.name == "retrieval" else (against.rows.task.primary_metric,)
         faults += [
             f"fusion: {name} falls from {against.metrics[name]:.1f} to {found[name]:.1f}, by more than {POINTS:g} point"
             for name in counted

@@ -15,7 +15,7 @@ from evilm.hub import library as _library
 from evilm.training import checkpoint
 
 if TYPE_CHECKING:
-    from evilm.inference.runtime import About
+    from evilm.inference.runtime import Metadata
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _WANTED = ("*.json", "*.onnx", "*.safetensors", "README.md", files.MARK)
@@ -42,7 +42,7 @@ def download(name: str) -> Path:
         raise CheckpointError(f"{name}: no such folder here, and not to be had from the hub: {reason}") from error
 
 
-def upload(folder: Path, name: str, about: About, *, private: bool = False) -> str:
+def upload(folder: Path, name: str, about: Metadata, *, private: bool = False) -> str:
     """Publish a model's folder with its card.
 
     Args:
@@ -75,7 +75,7 @@ def upload(folder: Path, name: str, about: About, *, private: bool = False) -> s
             raise OutputError(f"{name}: cannot be published: {reason}; log in with `hf auth login`") from error
 
 
-def publishable(folder: Path, copy: Path, about: About) -> None:
+def publishable(folder: Path, copy: Path, about: Metadata) -> None:
     """What is published of a model: a folder that ``evilm.load`` takes, with a card and without paths of this machine.
 
     Args:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evilm.inference import Embedder
-    from evilm.inference.runtime import About
+    from evilm.inference.runtime import Metadata
     from evilm.inference.runtime_torch import TorchEngine
 
 _ROUNDS = 9  # one after the other in turn
@@ -85,6 +85,6 @@ def as_exported(export: Embedder, clip: NDArray[np.uint8], text: str) -> dict[st
     return {"video": video, "text": sentence} if _reads(export.about) else {"video": video}
 
 
-def _reads(about: About) -> bool:
+def _reads(about: Metadata) -> bool:
     """Whether texts mean anything to a model: not to a student of videos alone."""
     return "embed_text" in about.heads or "embed_video" not in about.heads

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evilm.export.quantize import Feed, Kind
-    from evilm.inference.runtime import About
+    from evilm.inference.runtime import Metadata
 
 VIDEOS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .wmv .ogv .gif".split())
 _CLIPS = 64  # clips that embeddings are compared on, and that convolutions are calibrated on
@@ -102,7 +102,7 @@ def export(
     """
     if int8 and openvino:
         raise ConfigError("--int8 and --openvino do not go together: OpenVINO runs in bf16, and loses less")
-    files.check_free(out, export_format.KIND)
+    files.check_output_dir(out, export_format.KIND)
     engine = TorchEngine(source)
     _check_room(engine)
     rows, frames, unmeasured = _evidence(engine, calibrate, say)
@@ -223,7 +223,13 @@ def _videos(path: Path) -> list[Path]:
 
 
 def _draft(
-    plain: Path, draft: Path, plan: Plan, engine: TorchEngine, about: About, precision: str, frames: NDArray[np.uint8]
+    plain: Path,
+    draft: Path,
+    plan: Plan,
+    engine: TorchEngine,
+    about: Metadata,
+    precision: str,
+    frames: NDArray[np.uint8],
 ) -> None:
     """A whole export by a plan, to be judged."""
 

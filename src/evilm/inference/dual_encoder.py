@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evilm.encoders.base import unit
-from evilm.inference.runtime import About
+from evilm.inference.runtime import Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ class DualEngine:
         self.vocabulary = DualWords(encoder)
         self.fingerprint = encoder.fingerprint
         self.form = f"{encoder.name}, {encoder.device.type}"
-        self.about = About(
+        self.about = Metadata(
             task="dual encoder",
             frames=encoder.frames,
             size=encoder.size,

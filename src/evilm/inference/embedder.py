@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evilm.data.video import Fit, Mode
     from evilm.errors import VideoStatus
     from evilm.inference.loading import Device
-    from evilm.inference.runtime import About, Engine, Head
+    from evilm.inference.runtime import Engine, Head, Metadata
     from evilm.inference.videos import Video
 
 _DECODERS = 4  # processes at most: beyond that the model is what takes the time
@@ -80,7 +80,7 @@ class Embedder:
     # What it is
 
     @property
-    def about(self) -> About:
+    def about(self) -> Metadata:
         """What the model takes and gives."""
         return self.engine.about
 
@@ -405,9 +405,12 @@ class Embedder:
 
 
 _LACKS: dict[Head, tuple[str, str]] = {
-    "embed_video": ("embeds nothing", "take a retrieval model, or one pre-trained with task.contrastive > 0"),
-    "embed_text": ("embeds no texts", "take a retrieval model, or one pre-trained with task.contrastive > 0"),
-    "match": ("matches no texts with videos", "take a multiple_choice model, or one pre-trained with task.vtm > 0"),
+    "embed_video": ("embeds nothing", "take a retrieval model, or one pre-trained with task.contrastive_weight > 0"),
+    "embed_text": ("embeds no texts", "take a retrieval model, or one pre-trained with task.contrastive_weight > 0"),
+    "match": (
+        "matches no texts with videos",
+        "take a multiple_choice model, or one pre-trained with task.vtm_weight > 0",
+    ),
     "answer": ("answers no questions", "take a question_answering model, or name choices of a multiple_choice one"),
     "classify": ("has no classes of its own", "give names, or take a linear_probe model"),
 }

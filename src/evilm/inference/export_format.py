@@ -16,7 +16,7 @@ from evilm import config, files
 from evilm.config import Config
 from evilm.errors import CheckpointError, ConfigError
 from evilm.inference import onnx_scan
-from evilm.inference.runtime import About
+from evilm.inference.runtime import Metadata
 from evilm.training import checkpoint
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Export(Config):
     """
 
     format: Literal[1] = FORMAT
-    about: About
+    about: Metadata
     runtime: Runtime = "onnxruntime"
     precision: dict[str, str]
     measured: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         OutputError: it holds something else, or the disk is full; what was there is still there.
     """
-    files.check_free(folder, KIND)
+    files.check_output_dir(folder, KIND)
     old = folder.with_name(folder.name + checkpoint.OLD)
 
     def marked(temporary: Path) -> None:

@@ -68,7 +68,7 @@ class Answer:
             "best_guess": self.answer,
             "probability": self.probability,
             "threshold": self.threshold,
-            "candidates": [{"answer": name, "probability": share} for name, share in self.candidates],
+            "cached_frames": [{"answer": name, "probability": share} for name, share in self.candidates],
             "frames": [
                 {"time": moment, "attention": share, "row": row, "column": column}
                 for moment, share, (row, column) in self.glances()

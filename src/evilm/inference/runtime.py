@@ -43,7 +43,7 @@ class Threshold(Config):
     samples: int
 
 
-class About(Config):
+class Metadata(Config):
     """What a model takes and gives.
 
     Attributes:
@@ -93,7 +93,7 @@ class Words(Protocol):
 class Engine(Protocol):
     """A model that can be run: ``TorchEngine``, ``OnnxEngine``, and ``DualEngine`` for models of other libraries."""
 
-    about: About
+    about: Metadata
     fingerprint: str
     form: str
 

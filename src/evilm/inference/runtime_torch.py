@@ -12,7 +12,7 @@ from evilm import config, distributed
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError
 from evilm.inference import graphs
-from evilm.inference.runtime import About, Threshold
+from evilm.inference.runtime import Metadata, Threshold
 from evilm.model.presets import ModelConfig, build
 from evilm.training import checkpoint
 from evilm.training.recipe import Recipe
@@ -53,7 +53,7 @@ class TorchEngine:
         own = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         try:
             self.model.load_state_dict(own)
-            self.heads, temperature = graphs.heads(tensors, self.model.width)
+            self.heads, temperature = graphs.heads(tensors, self.model.embed_dim)
         except RuntimeError as error:
             raise CheckpointError(f"{self.folder}: tensors do not fit the model: {_last(error)}") from None
         except CheckpointError as error:
@@ -107,7 +107,7 @@ def _recipe(folder: Path, table: Mapping[str, Any]) -> Recipe:
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
     if getattr(recipe.task, "blind", False):
-        raise CheckpointError(f"{folder}: is the baseline that cannot see (task.blind); name a run without it")
+        raise CheckpointError(f"{folder}: is the baseline that cannot see (task.text_only); name a run without it")
     return recipe
 
 
@@ -119,16 +119,16 @@ def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor])
     Raises:
         CheckpointError: they are not.
     """
-    cells = shape.size // shape.stride
+    cells = shape.image_size // shape.stride
     places: dict[str, tuple[int, ...]] = {
-        "model.video_encoder.space": (1, shape.width, cells, cells),
-        "model.video_encoder.time": (1, shape.width, shape.frames),
-        "model.decoder.blocks.0.feed.0.weight": (shape.hidden, shape.width),
-        f"model.decoder.blocks.{shape.depth - 1}.norm1.weight": (shape.width,),
-        "model.text_encoder.bert.embeddings.position_embeddings.weight": (shape.text_positions, shape.text_width),
+        "model.video_encoder.space": (1, shape.embed_dim, cells, cells),
+        "model.video_encoder.time": (1, shape.embed_dim, shape.num_frames),
+        "model.decoder.blocks.0.feed.0.weight": (shape.mlp_dim, shape.embed_dim),
+        f"model.decoder.blocks.{shape.depth - 1}.norm1.weight": (shape.embed_dim,),
+        "model.text_encoder.bert.embeddings.position_embeddings.weight": (shape.max_text_len, shape.text_embed_dim),
         f"model.text_encoder.bert.encoder.layer.{shape.text_layers - 1}.intermediate.dense.weight": (
-            shape.text_hidden,
-            shape.text_width,
+            shape.text_mlp_dim,
+            shape.text_embed_dim,
         ),
     }
     wrong = [name for name, wanted in places.items() if name not in tensors or tuple(tensors[name].shape) != wanted]
@@ -142,18 +142,18 @@ def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor])
 def _about(
     recipe: Recipe, table: Mapping[str, Any], shape: ModelConfig, folder: Path,
     heads: Mapping[Head, nn.Module], temperature: float | None,
-) -> About:  # fmt: skip
+) -> Metadata:  # fmt: skip
     facts: Mapping[str, Any] = table["facts"]
     threshold: Any = table.get("cannot_tell")
     embed: Any = heads.get("embed_video")
-    return About(
+    return Metadata(
         task=recipe.task.name,
-        frames=shape.frames,
-        size=shape.size,
-        fit=recipe.data.fit,
-        grid=(shape.size // shape.stride, shape.size // shape.stride),
-        words=min(int(getattr(recipe.task, "words", shape.text_positions)), shape.text_positions),
-        width=shape.width,
+        frames=shape.num_frames,
+        size=shape.image_size,
+        fit=recipe.data.resize_mode,
+        grid=(shape.image_size // shape.stride, shape.image_size // shape.stride),
+        words=min(int(getattr(recipe.task, "words", shape.max_text_len)), shape.max_text_len),
+        width=shape.embed_dim,
         embedding=None if embed is None else int(embed.out.out_features),
         temperature=temperature,
         heads=tuple(heads),

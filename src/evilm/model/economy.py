@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def economise(module: nn.Module, *, recompute: bool = False, compiled: bool = False) -> None:
+def apply_memory_options(module: nn.Module, *, recompute: bool = False, compiled: bool = False) -> None:
     """Set up a module for training, in place; names of weights stay the same.
 
     Args:

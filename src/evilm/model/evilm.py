@@ -27,15 +27,15 @@ class EViLM(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()
-        self.config, self.width = config, config.width
+        self.config, self.embed_dim = config, config.embed_dim
         self.video_encoder = VideoEncoder(
             name=config.backbone,
             stride=config.stride,
             options=config.backbone_options,
             weights=config.backbone_weights,
-            width=config.width,
-            size=config.size,
-            frames=config.frames,
+            width=config.embed_dim,
+            size=config.image_size,
+            frames=config.num_frames,
             space_start=config.space_start,
             time_start=config.time_start,
             motion=config.motion,
@@ -45,20 +45,20 @@ class EViLM(nn.Module):
         )
         self.text_encoder = TextEncoder(
             vocabulary=vocabulary,
-            width=config.text_width,
+            width=config.text_embed_dim,
             layers=config.text_layers,
-            heads=config.text_heads,
-            hidden=config.text_hidden,
-            positions=config.text_positions,
-            out=config.width,
+            heads=config.text_num_heads,
+            hidden=config.text_mlp_dim,
+            positions=config.max_text_len,
+            out=config.embed_dim,
             dropout=config.dropout,
             position_start=config.text_position_start,
         )
         self.decoder = Decoder(
-            width=config.width,
+            width=config.embed_dim,
             depth=config.depth,
-            heads=config.heads,
-            hidden=config.hidden,
+            heads=config.num_heads,
+            hidden=config.mlp_dim,
             dropout=config.dropout,
             mean=config.cls_mean,
         )

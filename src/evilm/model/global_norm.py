@@ -45,9 +45,9 @@ class GlobalNorm(nn.Module):
         axes = [axis for axis in range(y.ndim) if axis != 1]
         shape = [1, -1] + [1] * (y.ndim - 2)
         if self.training:
-            count = y.numel() // y.shape[1] * distributed.ranks()
-            mean = distributed.total(y.sum(axes)) / count
-            var = distributed.total((y - mean.view(shape)).pow(2).sum(axes)) / count
+            count = y.numel() // y.shape[1] * distributed.world_size()
+            mean = distributed.all_reduce_sum(y.sum(axes)) / count
+            var = distributed.all_reduce_sum((y - mean.view(shape)).pow(2).sum(axes)) / count
             with torch.no_grad():
                 self.running_mean.lerp_(mean.detach(), self.momentum)
                 self.running_var.lerp_(var.detach() * count / max(1, count - 1), self.momentum)
@@ -62,7 +62,7 @@ class GlobalNorm(nn.Module):
 
 def synchronise(module: nn.Module) -> None:
     """Let every batch norm below ``module`` see the global batch; nothing where there is one process."""
-    if distributed.ranks() == 1:
+    if distributed.world_size() == 1:
         return
     for name, child in list(module.named_children()):
         if isinstance(child, Norm):

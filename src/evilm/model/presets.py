@@ -29,20 +29,20 @@ class ModelConfig(Config):
     stride: int = Field(default=32, gt=0)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    size: int = Field(default=256, gt=0, description="pixels of a frame's side")
-    frames: int = Field(default=4, gt=0)
-    width: int = Field(default=384, gt=0, description="D, of the fusion decoder")
+    image_size: int = Field(default=256, gt=0, description="pixels of a frame's side")
+    num_frames: int = Field(default=4, gt=0)
+    embed_dim: int = Field(default=384, gt=0, description="D, of the fusion decoder")
     depth: int = Field(default=4, gt=0)
-    heads: int = Field(default=6, gt=0)
-    hidden: int = Field(default=1536, gt=0)
+    num_heads: int = Field(default=6, gt=0)
+    mlp_dim: int = Field(default=1536, gt=0)
     cls_mean: bool = Field(
         default=False, description="[CLS] begins as the mean of what is fused, beside what is learned"
     )
-    text_width: int = Field(default=128, gt=0)
+    text_embed_dim: int = Field(default=128, gt=0)
     text_layers: int = Field(default=6, gt=0)
-    text_heads: int = Field(default=4, gt=0)
-    text_hidden: int = Field(default=512, gt=0)
-    text_positions: int = Field(default=512, gt=0)
+    text_num_heads: int = Field(default=4, gt=0)
+    text_mlp_dim: int = Field(default=512, gt=0)
+    max_text_len: int = Field(default=512, gt=0)
     text_position_start: float = Field(
         default=0.02, ge=0, description="standard deviation of untrained positions in a text; words start with 0.02"
     )
@@ -55,10 +55,10 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
-        if self.width % self.heads or self.text_width % self.text_heads:
+        if self.embed_dim % self.num_heads or self.text_embed_dim % self.text_num_heads:
             raise ValueError("heads must divide width, and text_heads must divide text_width")
-        if self.size % self.stride:
-            raise ValueError(f"size {self.size} is no multiple of the stride {self.stride}")
+        if self.image_size % self.stride:
+            raise ValueError(f"size {self.image_size} is no multiple of the stride {self.stride}")
         return self
 
 
@@ -67,8 +67,8 @@ PRESETS: dict[str, ModelConfig] = {
     # The paper's model.
     "evilm-small": ModelConfig(),
     # Figure 2's size axis.
-    "evilm-x-small": ModelConfig(backbone="edgenext_x_small", width=256, heads=4, hidden=1024),
-    "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", width=192, heads=3, hidden=768),
+    "evilm-x-small": ModelConfig(backbone="edgenext_x_small", embed_dim=256, num_heads=4, mlp_dim=1024),
+    "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", embed_dim=192, num_heads=3, mlp_dim=768),
     # For tests and the demo, on a CPU: cells of 16 pixels on frames of 64. A small ResNet, because EdgeNeXt's layer
     # scale of 1e-6 needs many more steps from scratch than a demo has (docs/decisions.md).
     "evilm-tiny": ModelConfig(
@@ -77,13 +77,13 @@ PRESETS: dict[str, ModelConfig] = {
         time_start=0.5,
         motion=True,  # else hardly any is learned in a demo's time (docs/decisions.md)
         stride=16,
-        size=64,
-        width=192,
+        image_size=64,
+        embed_dim=192,
         depth=2,
-        heads=6,
-        hidden=768,
+        num_heads=6,
+        mlp_dim=768,
         text_layers=3,
-        text_positions=64,
+        max_text_len=64,
         dropout=0.0,
     ),
 }

@@ -94,7 +94,7 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def _start(self, encoded: Tensor, rounds: int = 10) -> None:
         """Spherical k-means on one batch of encodings (R, d)."""
-        encoded = distributed.gather(encoded)
+        encoded = distributed.all_gather(encoded)
         centres = _drawn(encoded, len(self.codes))
         for _ in range(rounds):
             self.codes.copy_(centres)
@@ -107,15 +107,15 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def _keep_alive(self, encoded: Tensor, labels: Tensor) -> None:
         """Count use; move the codes by their running mean (``ema``); re-seed those that died."""
-        count = distributed.total(torch.bincount(labels, minlength=len(self.codes)).to(self.use))
+        count = distributed.all_reduce_sum(torch.bincount(labels, minlength=len(self.codes)).to(self.use))
         self.use.lerp_(count, 1 - self.decay)
         if self.ema:
             fresh = torch.zeros_like(self.sums).index_add_(0, labels, encoded)
-            self.sums.lerp_(distributed.total(fresh), 1 - self.decay)
+            self.sums.lerp_(distributed.all_reduce_sum(fresh), 1 - self.decay)
             self.codes.copy_(F.normalize(self.sums, dim=-1))
         dead = torch.nonzero(self.use < self.restart_below).flatten()
         if len(dead):
-            seeds = _drawn(distributed.gather(encoded), len(dead))
+            seeds = _drawn(distributed.all_gather(encoded), len(dead))
             self.codes[dead] = seeds
             self.sums[dead] = seeds
             self.use[dead] = 1.0
@@ -123,7 +123,7 @@ class Quantizer(nn.Module):
 
 def _drawn(encoded: Tensor, count: int) -> Tensor:
     """That many rows at random, the same in all processes; a copy."""
-    return encoded[distributed.same(torch.randint(len(encoded), (count,), device=encoded.device))]
+    return encoded[distributed.broadcast(torch.randint(len(encoded), (count,), device=encoded.device))]
 
 
 class GumbelQuantizer(Quantizer):

@@ -43,7 +43,7 @@ class PixelTokenizer(VideoTokenizer):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
-        self.pixels = nn.Linear(config.width, 3 * config.stride**2)
+        self.pixels = nn.Linear(config.embed_dim, 3 * config.stride**2)
         self.start_decoder(self.pixels)
 
     def targets(self, frames: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class PixelTokenizer(VideoTokenizer):
 
     def pictures(self, told: Tensor) -> Tensor:
         """The inverse of ``targets``: (B, T, h*w, 3 * stride^2) to pictures (B, T, 3, H, W) uint8."""
-        side = self.config.size // self.config.stride
+        side = self.config.image_size // self.config.stride
         cells = told.flatten(0, 1).transpose(1, 2)
         pixels = F.pixel_shuffle(cells.reshape(*cells.shape[:2], side, side), self.config.stride)
         pixels = pixels * self.encoder.normalise.std + self.encoder.normalise.mean
@@ -96,7 +96,7 @@ class FeatureTokenizer(VideoTokenizer):
         self.teacher = FrameEncoder(config.model_copy(update=shape))
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
-        self.features = nn.Linear(config.width, self.teacher.width)
+        self.features = nn.Linear(config.embed_dim, self.teacher.width)
         self.start_decoder(self.features)
 
     @torch.no_grad()

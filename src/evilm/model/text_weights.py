@@ -72,7 +72,7 @@ def load_text_weights(encoder: TextEncoder, pieces: Sequence[str], source: str) 
         if other.shape != tensor.shape:
             raise CheckpointError(
                 f"{weights}: not a BERT of this model's width: {name} is {tuple(other.shape)} there and "
-                f"{tuple(tensor.shape)} here; change model.text_width, text_hidden or text_weights"
+                f"{tuple(tensor.shape)} here; change model.text_embed_dim, text_hidden or text_weights"
             )
         found[name] = other
     if not found:

@@ -42,32 +42,32 @@ class TokenizerConfig(Config):
     encoder_options: Options = {}
     encoder_weights: str = Field(default="none", description="none, hub, or a safetensors file")
     stride: int = Field(default=32, gt=0)
-    size: int = Field(default=256, gt=0)
+    image_size: int = Field(default=256, gt=0)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    codes: int = Field(default=9420, gt=1, description="M")
-    code_width: int = Field(default=32, gt=0, description="d")
+    codebook_size: int = Field(default=9420, gt=1, description="M")
+    code_dim: int = Field(default=32, gt=0, description="d")
     codebook: Codebook = "gradient"
-    decay: float = Field(default=0.99, gt=0, lt=1)
-    restart_below: float = Field(default=0.5, ge=0, description="0 leaves dead codes dead, as the paper does")
+    ema_decay: float = Field(default=0.99, gt=0, lt=1)
+    dead_code_threshold: float = Field(default=0.5, ge=0, description="0 leaves dead codes dead, as the paper does")
     kmeans: bool = False
     centre: bool = Field(
         default=True, description="batch-normalise encodings before they go on the sphere; the paper does not"
     )
-    width: int = Field(default=384, gt=0, description="of the word decoder")
+    embed_dim: int = Field(default=384, gt=0, description="of the word decoder")
     depth: int = Field(default=8, gt=0)
-    heads: int = Field(default=6, gt=0)
-    hidden: int = Field(default=1536, gt=0)
+    num_heads: int = Field(default=6, gt=0)
+    mlp_dim: int = Field(default=1536, gt=0)
     swin_frames: Literal["repeat", "share"] = Field(
         default="repeat", description="Video Swin halves time: show each frame twice, or let two frames share a label"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> TokenizerConfig:
-        if self.width % self.heads:
-            raise ValueError(f"heads {self.heads} must divide width {self.width}")
-        if self.size % self.stride:
-            raise ValueError(f"size {self.size} is no multiple of the stride {self.stride}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"heads {self.num_heads} must divide width {self.embed_dim}")
+        if self.image_size % self.stride:
+            raise ValueError(f"size {self.image_size} is no multiple of the stride {self.stride}")
         return self
 
 
@@ -78,7 +78,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         options = dict(config.encoder_options)
         if "vit" in config.encoder:
-            options = {"img_size": config.size, **options}
+            options = {"img_size": config.image_size, **options}
         self.stride = config.stride
         self.backbone, self.width = backbone(config.encoder, config.stride, options, config.encoder_weights)
         mean, std = statistics(self.backbone)
@@ -130,24 +130,26 @@ class VideoTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = _video_swin(config) if config.encoder == "swin3d_t" else FrameEncoder(config)
-        self.to_code = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.code_width))
+        self.to_code = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.code_dim))
         # An untrained encoder gives all regions next to the same direction, and one code then serves them all. Centred
         # and scaled, its encodings lie all over the sphere from the first step (docs/decisions.md).
-        self.centre = nn.BatchNorm1d(config.code_width, affine=False) if config.centre else nn.Identity()
+        self.centre = nn.BatchNorm1d(config.code_dim, affine=False) if config.centre else nn.Identity()
         kind = GumbelQuantizer if config.codebook == "gumbel" else Quantizer
         self.quantizer = kind(
-            config.codes,
-            config.code_width,
+            config.codebook_size,
+            config.code_dim,
             codebook=config.codebook,
-            decay=config.decay,
-            restart_below=config.restart_below,
+            decay=config.ema_decay,
+            restart_below=config.dead_code_threshold,
             kmeans=config.kmeans,
         )
-        cells = config.size // config.stride
-        self.from_code = nn.Linear(config.code_width, config.width)
-        self.places = nn.Parameter(torch.zeros(1, 1, cells * cells, config.width))
-        self.decoder = nn.ModuleList(Block(config.width, config.heads, config.hidden) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width)
+        cells = config.image_size // config.stride
+        self.from_code = nn.Linear(config.code_dim, config.embed_dim)
+        self.places = nn.Parameter(torch.zeros(1, 1, cells * cells, config.embed_dim))
+        self.decoder = nn.ModuleList(
+            Block(config.embed_dim, config.num_heads, config.mlp_dim) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim)
         # Written by the evaluation that ends training; NaN says that nobody has looked yet.
         self.register_buffer("perplexity", torch.tensor(float("nan")))
 
@@ -162,7 +164,7 @@ class VideoTokenizer(nn.Module):
         Raises:
             GridError: a size that the encoder does not take, with those it does.
         """
-        stride, size = self.encoder.stride, self.config.size
+        stride, size = self.encoder.stride, self.config.image_size
         if (height, width) != (size, size):
             raise GridError(f"this tokenizer was trained on frames of {size}x{size}, not {height}x{width}")
         return Grid(frames, height // stride, width // stride)
@@ -173,15 +175,15 @@ class VideoTokenizer(nn.Module):
         Raises:
             GridError: naming sizes and strides that would fit.
         """
-        own = self.grid(wanted.frames, self.config.size, self.config.size)
+        own = self.grid(wanted.frames, self.config.image_size, self.config.image_size)
         if own == wanted:
             return
         stride = self.encoder.stride
         raise GridError(
             f"the tokenizer labels {own.height}x{own.width} cells a frame and the model has "
             f"{wanted.height}x{wanted.width}: train the tokenizer at size {wanted.height * stride} (its stride is "
-            f"{stride}), or take one of stride {max(1, self.config.size // wanted.height)} at its size "
-            f"{self.config.size}"
+            f"{stride}), or take one of stride {max(1, self.config.image_size // wanted.height)} at its size "
+            f"{self.config.image_size}"
         )
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -227,7 +229,7 @@ class VideoTokenizer(nn.Module):
 
         The perplexity is kept, so that a collapsed codebook is known for one.
         """
-        counts = np.bincount(labels.ravel(), minlength=self.config.codes)
+        counts = np.bincount(labels.ravel(), minlength=self.config.codebook_size)
         perplexity = metrics.perplexity(counts)
         self.perplexity.fill_(perplexity)
         return {"voc_rate": 100 * metrics.usage(counts), "perplexity": perplexity}, counts
@@ -242,7 +244,7 @@ class VideoTokenizer(nn.Module):
         if self.collapsed:
             raise CodebookError(
                 f"the tokenizer's codebook has collapsed (perplexity {float(self.perplexity):.2f} of "
-                f"{self.config.codes} codes): its labels teach nothing; train it with tokenizer.restart_below=0.5 "
+                f"{self.config.codebook_size} codes): its labels teach nothing; train it with tokenizer.restart_below=0.5 "
                 "or tokenizer.kmeans=true"
             )
 
@@ -266,7 +268,7 @@ class Tokenizer(VideoTokenizer):
 
     def __init__(self, config: TokenizerConfig, words: int) -> None:
         super().__init__(config)
-        self.words = nn.Linear(config.width, words)
+        self.words = nn.Linear(config.embed_dim, words)
         self.start_decoder(self.words)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:

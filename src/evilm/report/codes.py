@@ -46,7 +46,7 @@ def masked_examples(run: Path) -> list[dict[str, Any]]:
     predictions = _predictions(recipe, task, rows)
     words = code_words(_codes_of(recipe, task, feed.examples(recipe.data.train)))
     shape = task.model.config
-    grid = list(task.model.video_encoder.grid(shape.frames, shape.size, shape.size))
+    grid = list(task.model.video_encoder.grid(shape.num_frames, shape.image_size, shape.image_size))
     return [_row(prediction, grid, words) for prediction in predictions if prediction.readable]
 
 

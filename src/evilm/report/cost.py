@@ -120,10 +120,10 @@ def cost_of_shape(
 
     from evilm.model.presets import build
 
-    if frames < 1 or not 1 <= words <= config.text_positions:
+    if frames < 1 or not 1 <= words <= config.max_text_len:
         raise ConfigError(
             f"{frames} frames and {words} words: preset {name!r} takes 1 frame or more and 1 to "
-            f"{config.text_positions} words"
+            f"{config.max_text_len} words"
         )
     # Only the shape matters, so weights are drawn, not read, and the caller's random numbers are left as they were.
     with torch.random.fork_rng(devices=[]):
@@ -199,7 +199,7 @@ def _heads(model: EViLM, regions: int, words: int, codes: int) -> Part:
 
     from evilm.model.heads import MatchHead, RegionHead, WordHead
 
-    width, embeddings = model.width, model.text_encoder.word_embeddings
+    width, embeddings = model.embed_dim, model.text_encoder.word_embeddings
     word, region = WordHead(width, embeddings.shape[1], embeddings.shape[0]), RegionHead(width, codes)
     match = MatchHead(width)
     pieces, cells, cls = torch.zeros(1, words, width), torch.zeros(1, regions, width), torch.zeros(1, width)

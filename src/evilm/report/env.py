@@ -50,12 +50,12 @@ def _devices() -> list[tuple[str, str]]:
         return []
     import torch
 
-    from evilm.distributed import computes_in_bf16, device
+    from evilm.distributed import device, uses_bf16
 
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     names += ["mps"] if torch.backends.mps.is_available() else []
     chosen = device("auto")
-    precision = "bf16" if computes_in_bf16("auto", chosen) else "fp32 (no fast bfloat16 here)"
+    precision = "bf16" if uses_bf16("auto", chosen) else "fp32 (no fast bfloat16 here)"
     return [("devices", ", ".join([*names, "cpu"])), ("auto", f"{chosen.type}, {precision}")]
 
 

@@ -112,7 +112,7 @@ class Evaluation:
     @property
     def blind(self) -> bool:
         """Whether the model was not shown the video."""
-        return bool(self.origin.settings.get("blind")) or any(c.startswith("task.blind=true") for c in self.changes)
+        return bool(self.origin.settings.get("blind")) or any(c.startswith("task.text_only=true") for c in self.changes)
 
     @property
     def about(self) -> str:

@@ -187,9 +187,9 @@ def costs_of(origin: Origin) -> Iterator[tuple[str, Ours]]:
 
     shape = config.check(ModelConfig, origin.model or {}, str(origin.checkpoint / "config.json"))
     words = Vocabulary.load(origin.checkpoint / "vocabulary.json").size
-    length = min(WORDS, shape.text_positions)
-    cost = cost_of_shape(origin.folder.name, shape, shape.frames, shape.size, length, words)
-    counted = f"{shape.frames} frames of {shape.size}x{shape.size} and {length} words, without heads"
+    length = min(WORDS, shape.max_text_len)
+    cost = cost_of_shape(origin.folder.name, shape, shape.num_frames, shape.image_size, length, words)
+    counted = f"{shape.num_frames} frames of {shape.image_size}x{shape.image_size} and {length} words, without heads"
     yield "parameters", Ours(round(cost.parameters / 1e6, 2), None, counted)
     both = f"2 x {cost.macs / 1e9:.2f} GMAC"
     yield "flops", Ours(round(cost.flops / 1e9, 2), None, f"{counted}: {both}")

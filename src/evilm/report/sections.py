@@ -29,7 +29,7 @@ _GLANCE = (
 
 
 def glance(metrics: Sequence[Metric]) -> Html:
-    """The headline numbers as one figure."""
+    """The primary_metric numbers as one figure."""
     found = {(metric.group, metric.name): metric for metric in metrics}
     shown = [found[g, n] for g, n, _, _ in _GLANCE if (g, n) in found]
     rows = [dot_row(found[g, n], title, note) for g, n, title, note in _GLANCE if (g, n) in found]

@@ -15,7 +15,7 @@ from evilm.search.segments import CutConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evilm.search.database import Catalogue
+    from evilm.search.database import Database
     from evilm.search.embedder import Embedder
 
 
@@ -35,7 +35,7 @@ def loaded(model: Embedder | str | Path) -> Embedder:
     return model
 
 
-def bind(catalogue: Catalogue, given: Embedder | None, origin: Embedder | str | Path | None) -> Embedder:
+def bind(catalogue: Database, given: Embedder | None, origin: Embedder | str | Path | None) -> Embedder:
     """The index's model; a new index remembers it.
 
     Raises:
@@ -76,7 +76,7 @@ def checked(model: Embedder | str | Path | None, made: Mapping[str, Any], folder
     return found
 
 
-def remembered(catalogue: Catalogue, model: Embedder, config: IndexConfig | None) -> DecodeConfig:
+def remembered(catalogue: Database, model: Embedder, config: IndexConfig | None) -> DecodeConfig:
     """How an index decodes: as it was first made."""
     kept = catalogue.fact("config")
     if kept is None:

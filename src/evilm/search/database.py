@@ -48,7 +48,7 @@ CREATE INDEX moments_of_file ON moments (file);
 """
 
 
-class Catalogue:
+class Database:
     """An open catalogue.
 
     Args:

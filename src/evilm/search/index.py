@@ -19,7 +19,7 @@ from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError, VideoIndexError
 from evilm.search import binding, nearest_codes, query, vectors
 from evilm.search.calibration import GOOD, UNKNOWN, UNRELATED, Calibration, labelled, lifts, sample
-from evilm.search.database import NAME, UNFINISHED, Catalogue
+from evilm.search.database import NAME, UNFINISHED, Database
 from evilm.search.embedder import Embedder, Matcher, unit
 from evilm.search.hits import Hit, Hits
 from evilm.search.nearest import Ranking, Store, chosen, ranking, store_named
@@ -51,11 +51,11 @@ class VideoIndex:
     def __init__(self, folder: Path, model: Embedder | str | Path | None = None, store: Store | str = "auto") -> None:
         self.folder = folder
         self.store: Store = store_named(store)
-        self._catalogue = Catalogue(folder)
+        self._catalogue = Database(folder)
         self._given = model
         self._model: Embedder | None = None
         self._guard = threading.RLock()
-        self._matrix: vectors.Matrix | None = None
+        self._matrix: vectors.Vectors | None = None
         self._sample: NDArray[np.float32] | None = None
         self._ranking: Ranking | None = None
         self._told = False
@@ -124,14 +124,14 @@ class VideoIndex:
         place = videos / INSIDE if at is None else Path(at).expanduser()
         if not videos.is_dir():
             raise VideoIndexError(f"{videos}: no such folder of videos")
-        files.check_free(place, KIND)
+        files.check_output_dir(place, KIND)
         fresh = not (place / NAME).exists()
         if fresh and model is None:
             raise VideoIndexError(f"{place}: a new index needs a model: name one with --model")
         embedder = None if model is None else binding.loaded(model)
-        files.claim(place, KIND)
+        files.acquire_dir(place, KIND)
         try:
-            with writing(place), Catalogue(place, write=True) as catalogue:
+            with writing(place), Database(place, write=True) as catalogue:
                 embedder = binding.bind(catalogue, embedder, model)
                 update = Update(
                     catalogue, embedder, binding.remembered(catalogue, embedder, config), workers, batch,
@@ -167,7 +167,7 @@ class VideoIndex:
             VideoIndexError: another process writes to the index.
             OutputError: there is no room for it; nothing is lost.
         """
-        with writing(self.folder), Catalogue(self.folder, write=True) as catalogue:
+        with writing(self.folder), Database(self.folder, write=True) as catalogue:
             catalogue.compact()
             width = catalogue.fact("width")
             if width is not None:
@@ -201,7 +201,7 @@ class VideoIndex:
         wrong = (found.vectors @ others.T).max(0)
         among = self._sampled(found)
         result = labelled((right, lifts(right, vectors, among)), (wrong, lifts(wrong, others, among)))
-        with writing(self.folder), Catalogue(self.folder, write=True) as catalogue, catalogue.transaction():
+        with writing(self.folder), Database(self.folder, write=True) as catalogue, catalogue.transaction():
             catalogue.set_fact("text_calibration", result.as_json())
         return result
 
@@ -286,7 +286,7 @@ class VideoIndex:
                 hits.append(Hit(Path(os.fsdecode(path)), start, end, float(score), float(cosine)))
         return hits, len(hits) == len(rows)
 
-    def _rank(self, found: vectors.Matrix) -> Ranking:
+    def _rank(self, found: vectors.Vectors) -> Ranking:
         """What answers now; that it is FAISS, without having been asked for, is said once."""
         store = chosen(self.store, *found.vectors.shape)
         if store not in {self.store, "exact"} and not self._told:
@@ -298,7 +298,7 @@ class VideoIndex:
             )
         return ranking(store, found, self._catalogue)
 
-    def _refresh(self) -> vectors.Matrix:
+    def _refresh(self) -> vectors.Vectors:
         """The vectors as they are now."""
         with self._guard:
             width = self._catalogue.fact("width")
@@ -307,7 +307,7 @@ class VideoIndex:
                 self._matrix, self._ranking, self._sample = found, None, None
             return found
 
-    def _sampled(self, found: vectors.Matrix) -> NDArray[np.float32]:
+    def _sampled(self, found: vectors.Vectors) -> NDArray[np.float32]:
         """Some of the vectors, by which a search's cosines are known."""
         with self._guard:
             if self._sample is None or self._matrix is not found:
@@ -346,11 +346,11 @@ def _as_scanned(path: Path) -> bytes:
 def _discard_empty(place: Path) -> None:
     """Remove a new index that took in nothing, so that a mistyped folder leaves no trace."""
     try:
-        with Catalogue(place) as catalogue:
+        with Database(place) as catalogue:
             if catalogue.counts != (0, 0) or any(True for _ in catalogue.files()):
                 return
     except VideoIndexError:
         return
     for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", "lock", vectors.NAME, nearest_codes.NAME):
         (place / name).unlink(missing_ok=True)
-    files.release(place)
+    files.release_dir(place)

@@ -16,8 +16,8 @@ from evilm.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from evilm.search.database import Catalogue
-    from evilm.search.vectors import Matrix
+    from evilm.search.database import Database
+    from evilm.search.vectors import Vectors
 
 Store = Literal["auto", "exact", "faiss", "lance"]
 STORES: tuple[Store, ...] = ("auto", "exact", "faiss", "lance")
@@ -110,7 +110,7 @@ def chosen(store: Store, rows: int, width: int) -> Store:
     return "faiss" if rows * width > LARGE and importlib.util.find_spec("faiss") is not None else "exact"
 
 
-def ranking(store: Store, matrix: Matrix, catalogue: Catalogue) -> Ranking:
+def ranking(store: Store, matrix: Vectors, catalogue: Database) -> Ranking:
     """The store of that name, none of them ``auto``, over the vectors of an index.
 
     Raises:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.search.vectors import Matrix
+    from evilm.search.vectors import Vectors
 
 NAME = "codes.cache"
 LEAST = 100_000_000  # numbers (rows times width) below which the product of the vectors themselves is fast enough
@@ -76,7 +76,7 @@ class Coded:
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
     @classmethod
-    def over(cls, matrix: Matrix, folder: Path, identity: str) -> Self | None:
+    def over(cls, matrix: Vectors, folder: Path, identity: str) -> Self | None:
         """From the cache; None where there is none of these rows."""
         found = _read(folder / NAME, _stamp(matrix, identity))
         return None if found is None else cls(matrix.vectors, *found)
@@ -144,7 +144,7 @@ def _coded(vectors: NDArray[np.float32]) -> Iterator[tuple[Block, float]]:
         yield Block(scales, sums, codes), error
 
 
-def save(folder: Path, identity: str, matrix: Matrix) -> bool:
+def save(folder: Path, identity: str, matrix: Vectors) -> bool:
     """Write the cache, a block at a time; False where there is no room, which loses nothing but speed."""
     checksum, error = 0, 0.0
 
@@ -161,7 +161,7 @@ def save(folder: Path, identity: str, matrix: Matrix) -> bool:
     return cache.write(folder / NAME, parts())
 
 
-def _stamp(matrix: Matrix, identity: str) -> dict[str, Any]:
+def _stamp(matrix: Vectors, identity: str) -> dict[str, Any]:
     rows, width = matrix.vectors.shape
     return {"identity": identity, "generation": matrix.generation, "rows": rows, "width": width}
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.search.vectors import Matrix
+    from evilm.search.vectors import Vectors
 
 NAME = "faiss.cache"
 _LARGE = 2_000_000  # rows from which on they are put into cells, of which some are searched
@@ -42,7 +42,7 @@ class Faiss:
         self.vectors, self._index = vectors, index
 
     @classmethod
-    def over(cls, matrix: Matrix, folder: Path, identity: str) -> Self:
+    def over(cls, matrix: Vectors, folder: Path, identity: str) -> Self:
         """FAISS's index of a matrix, from the cache where that is of the same rows.
 
         Raises:

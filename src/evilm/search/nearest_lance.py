@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.search.vectors import Matrix
+    from evilm.search.vectors import Vectors
 
 NAME = "lance.cache"
 _ROWS = 16384  # written at once
@@ -39,7 +39,7 @@ class Lance:
         self._table, self.rows = table, rows
 
     @classmethod
-    def over(cls, matrix: Matrix, folder: Path, identity: str) -> Self:
+    def over(cls, matrix: Vectors, folder: Path, identity: str) -> Self:
         """The table of a matrix; an old one is kept only if it is of the same rows.
 
         Raises:
@@ -94,7 +94,7 @@ def _lance() -> tuple[Any, Any]:
     return cast("Any", lancedb), cast("Any", pa)
 
 
-def _batches(arrow: Any, matrix: Matrix, schema: Any) -> Iterator[Any]:
+def _batches(arrow: Any, matrix: Vectors, schema: Any) -> Iterator[Any]:
     for start in range(0, len(matrix), _ROWS):
         vectors = matrix.vectors[start : start + _ROWS]
         flat = arrow.array(np.ascontiguousarray(vectors).reshape(-1))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from evilm.search.database import Catalogue
+    from evilm.search.database import Database
     from evilm.search.embedder import Embedder
 
 MOST_WORDS = 200  # a sentence; models read some thirty word pieces
@@ -62,7 +62,7 @@ class Filter:
     def __bool__(self) -> bool:
         return any(each is not None for each in (self.folder, self.longer, self.shorter, self.after, self.before))
 
-    def files(self, catalogue: Catalogue) -> NDArray[np.int64]:
+    def files(self, catalogue: Database) -> NDArray[np.int64]:
         """Numbers of the files that pass, increasing."""
         conditions: list[str] = ["1"]
         values: list[Any] = []

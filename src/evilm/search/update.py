@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evilm.data.video import Limits
-    from evilm.search.database import Catalogue
+    from evilm.search.database import Database
     from evilm.search.decoding import DecodeConfig
     from evilm.search.embedder import Embedder
     from evilm.search.scan import Changes, Found, Walk
@@ -116,7 +116,7 @@ class Update:
         acknowledged: called with paths whose entries have just become durable, files done and files to do.
     """
 
-    catalogue: Catalogue
+    catalogue: Database
     model: Embedder
     config: DecodeConfig
     workers: int = 2
@@ -204,7 +204,7 @@ class Update:
             vanished = len(left)
         return vanished
 
-    def _cache(self) -> vectors.Matrix | None:
+    def _cache(self) -> vectors.Vectors | None:
         width = self.catalogue.fact("width")
         if width is None:
             return None
@@ -230,7 +230,7 @@ class Update:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is whole") from None
 
-    def _calibrate(self, vectors: vectors.Matrix) -> None:
+    def _calibrate(self, vectors: vectors.Vectors) -> None:
         """Backgrounds of searches by text and by example; a calibration from labels is left as it is."""
         rows = np.linspace(0, len(vectors) - 1, min(len(vectors), 64)).astype(np.int64)
         # An example finds itself and its neighbours: only the other half of the index may answer.
@@ -257,7 +257,7 @@ class Update:
             )
 
 
-def save_caches(catalogue: Catalogue, matrix: vectors.Matrix) -> None:
+def save_caches(catalogue: Database, matrix: vectors.Vectors) -> None:
     """Write what makes searching fast: the vectors as one array and, where they are many, in 8 bits."""
     identity = catalogue.fact("identity")
     vectors.save(catalogue.folder, identity, matrix)
@@ -266,7 +266,7 @@ def save_caches(catalogue: Catalogue, matrix: vectors.Matrix) -> None:
 
 
 def _without(
-    vectors: vectors.Matrix, rows: np.ndarray[Any, np.dtype[np.int64]]
+    vectors: vectors.Vectors, rows: np.ndarray[Any, np.dtype[np.int64]]
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The vectors of all files but those of ``rows``."""
     return vectors.vectors[~np.isin(vectors.files, vectors.files[rows])]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.search.database import Catalogue
+    from evilm.search.database import Database
 
 NAME = "vectors.cache"
 _HEADER = 4096
@@ -33,7 +33,7 @@ _BLOCK = 64 * 2**20  # bytes that are checked at once
 
 
 @dataclass(frozen=True)
-class Matrix:
+class Vectors:
     """Rows in order of moments' numbers.
 
     Attributes:
@@ -51,7 +51,7 @@ class Matrix:
         return len(self.moments)
 
 
-def load(catalogue: Catalogue, width: int, have: Matrix | None = None) -> Matrix:
+def load(catalogue: Database, width: int, have: Vectors | None = None) -> Vectors:
     """The vectors that the catalogue holds now, taken from ``have`` or the cache as far as they go.
 
     Args:
@@ -69,20 +69,20 @@ def load(catalogue: Catalogue, width: int, have: Matrix | None = None) -> Matrix
         return _renewed(catalogue, width, old)
 
 
-def _renewed(catalogue: Catalogue, width: int, old: Matrix | None) -> Matrix:
+def _renewed(catalogue: Database, width: int, old: Vectors | None) -> Vectors:
     generation, now = catalogue.generation, catalogue.moment_ids()
     if old is None or not len(old):
-        return Matrix(generation, now[:, 0].copy(), now[:, 1].copy(), catalogue.vectors(now[:, 0], width))
+        return Vectors(generation, now[:, 0].copy(), now[:, 1].copy(), catalogue.vectors(now[:, 0], width))
     kept = np.isin(old.moments, now[:, 0], assume_unique=True)
     added = now[~np.isin(now[:, 0], old.moments, assume_unique=True)]
     # Numbers only grow, so what is new comes behind what is kept.
     vectors = old.vectors if kept.all() else old.vectors[kept]
     if len(added):
         vectors = np.concatenate([vectors, catalogue.vectors(added[:, 0], width)])
-    return Matrix(generation, now[:, 0].copy(), now[:, 1].copy(), vectors)
+    return Vectors(generation, now[:, 0].copy(), now[:, 1].copy(), vectors)
 
 
-def save(folder: Path, identity: str, matrix: Matrix) -> bool:
+def save(folder: Path, identity: str, matrix: Vectors) -> bool:
     """Write the cache; False where there is no room, which loses nothing."""
     numbers = np.stack([matrix.moments, matrix.files], 1)
     header: dict[str, Any] = {
@@ -93,7 +93,7 @@ def save(folder: Path, identity: str, matrix: Matrix) -> bool:
     return cache.write(folder / NAME, [head, *_blocks(numbers), *_blocks(matrix.vectors)])
 
 
-def _read(path: Path, identity: str, width: int) -> Matrix | None:
+def _read(path: Path, identity: str, width: int) -> Vectors | None:
     """The cache, if it is whole and of this catalogue."""
     try:
         with path.open("rb") as file:
@@ -104,7 +104,7 @@ def _read(path: Path, identity: str, width: int) -> Matrix | None:
         if path.stat().st_size != _HEADER + rows * (16 + 4 * width):
             return None
         if not rows:
-            return Matrix(
+            return Vectors(
                 header["generation"], np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, width), np.float32)
             )
         numbers = np.memmap(path, np.int64, "r", _HEADER, (rows, 2))
@@ -113,7 +113,7 @@ def _read(path: Path, identity: str, width: int) -> Matrix | None:
         return None
     if _checksum(numbers, vectors) != header["checksum"]:
         return None
-    return Matrix(header["generation"], numbers[:, 0].copy(), numbers[:, 1].copy(), vectors)
+    return Vectors(header["generation"], numbers[:, 0].copy(), numbers[:, 1].copy(), vectors)
 
 
 def _checksum(*arrays: NDArray[Any]) -> int:

@@ -14,7 +14,7 @@ from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
-from evilm.tasks.task import Prediction, Summary, Task, TaskConfig, VideoTextTask
+from evilm.tasks.task import Metrics, Prediction, Task, TaskConfig, VideoTextTask
 from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
 
 AnyTaskConfig = Annotated[
@@ -58,10 +58,10 @@ __all__ = [
     "AnyTaskConfig",
     "Distill",
     "DistillConfig",
+    "Metrics",
     "Paraphrase",
     "ParaphraseConfig",
     "Prediction",
-    "Summary",
     "Task",
     "TaskConfig",
     "VideoTextTask",

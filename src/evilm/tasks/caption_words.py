@@ -75,7 +75,7 @@ class CaptionWords:
         kept = sorted((word for word, n in counts.items() if n >= at_least), key=lambda word: (-counts[word], word))
         if not kept:
             raise VocabularyError(
-                f"no word occurs in {at_least} captions or more (of {len(counts)} distinct words): lower task.at_least"
+                f"no word occurs in {at_least} captions or more (of {len(counts)} distinct words): lower task.min_count"
             )
         return cls(kept[:most], kind)
 

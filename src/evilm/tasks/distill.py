@@ -20,13 +20,13 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
-from evilm.data.targets import Seer
+from evilm.data.targets import FrameEncoder
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.heads import EmbeddingHead
 from evilm.tasks.task import (
     Facts,
+    Metrics,
     Prediction,
-    Summary,
     TaskConfig,
     VideoTextTask,
     caption_of,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class Teacher(Seer, Protocol):
+class Teacher(FrameEncoder, Protocol):
     """A frozen dual encoder; see ``evilm.training.teacher``."""
 
     @property
@@ -70,32 +70,32 @@ class DistillConfig(TaskConfig):
 
     name: Literal["distill"] = "distill"
     teacher: str = Field(description="a run or checkpoint with an embedding head, or a name as evilm.encoders takes it")
-    cosine: float = Field(default=1.0, ge=0, description="weight of following each embedding")
-    relation: float = Field(default=1.0, ge=0, description="weight of following likenesses within a batch")
-    text: float = Field(
+    cosine_weight: float = Field(default=1.0, ge=0, description="weight of following each embedding")
+    relation_weight: float = Field(default=1.0, ge=0, description="weight of following likenesses within a batch")
+    text_weight: float = Field(
         default=1.0, ge=0, description="weight of the same for texts, where captions and teacher have them"
     )
     temperature: float = Field(default=0.05, gt=0, description="of the likenesses")
     targets: str | None = Field(
         default=None, description="folder for the teacher's vectors; none takes data.cache, and without one memory"
     )
-    words: int = Field(default=30, gt=2)
+    max_text_len: int = Field(default=30, gt=2)
 
 
 class Distill(VideoTextTask):
     """A student of a teacher's embeddings."""
 
     name: ClassVar[str] = "distill"
-    headline: ClassVar[str] = "cosine"
+    primary_metric: ClassVar[str] = "cosine"
 
     def __init__(
         self, model: EViLM, vocabulary: Vocabulary, config: DistillConfig, facts: Facts, teacher: Teacher | None
     ) -> None:
-        super().__init__(model, vocabulary, config.words)
-        if not config.cosine and not config.relation:
-            raise ConfigError("task.cosine and task.relation are both 0: nothing would be learned")
+        super().__init__(model, vocabulary, config.max_text_len)
+        if not config.cosine_weight and not config.relation_weight:
+            raise ConfigError("task.cosine_weight and task.relation_weight are both 0: nothing would be learned")
         self.config, self.texts = config, bool(facts["texts"])
-        self.embed = EmbeddingHead(model.width, int(facts["width"]), float(facts["temperature"]))
+        self.embed = EmbeddingHead(model.embed_dim, int(facts["width"]), float(facts["temperature"]))
         self.embed.log_temperature.requires_grad_(False)  # the teacher's, as the space is
         if not self.texts:  # nothing would train these
             del self.embed.text_out
@@ -110,7 +110,7 @@ class Distill(VideoTextTask):
     @staticmethod
     def facts(config: DistillConfig, examples: Sequence[Example], teacher: Teacher) -> Facts:
         """What a checkpoint remembers of its teacher, and whether texts were matched."""
-        texts = config.text > 0 and teacher.reads and any(example.captions for example in examples)
+        texts = config.text_weight > 0 and teacher.reads and any(example.captions for example in examples)
         return {
             "teacher": teacher.fingerprint, "width": teacher.width, "temperature": teacher.temperature, "texts": texts,
         }  # fmt: skip
@@ -118,20 +118,24 @@ class Distill(VideoTextTask):
     def losses(self, batch: Batch) -> Losses:
         config = self.config
         wanted, known = self._seen(batch)
-        video, wanted, known = (distributed.gather(each) for each in (self._video(batch), wanted, known))
+        video, wanted, known = (distributed.all_gather(each) for each in (self._video(batch), wanted, known))
         parts = {"cosine": losses.following(video, wanted, known)}
         if not self.texts:
             parts["relation"] = losses.relation(video, wanted, None, config.temperature, known)
-            weights = {"cosine": config.cosine, "relation": config.relation}
+            weights = {"cosine": config.cosine_weight, "relation": config.relation_weight}
         else:
             captions = self.captions(batch)
             own = torch.tensor([bool(text) for text in captions], device=batch.frames.device)
             text, said, told = (
-                distributed.gather(each) for each in (self._text(captions, batch), self._said(captions, batch), own)
+                distributed.all_gather(each) for each in (self._text(captions, batch), self._said(captions, batch), own)
             )
             parts["text"] = losses.following(text, said, told)
             parts["relation"] = losses.relation(video, wanted, (text, said), config.temperature, known & told)
-            weights = {"cosine": config.cosine, "text": config.text * config.cosine, "relation": config.relation}
+            weights = {
+                "cosine": config.cosine_weight,
+                "text": config.text_weight * config.cosine_weight,
+                "relation": config.relation_weight,
+            }
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
@@ -176,7 +180,7 @@ class Distill(VideoTextTask):
             for i, (example, ok, there) in enumerate(zip(batch.examples, batch.readable, known, strict=True))
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """How near the student is to its teacher, and how well it finds what the teacher means.
 
         ``R@k`` takes each of the student's videos to the teacher's of the whole split. ``text_R@k``, where every row
@@ -205,7 +209,7 @@ class Distill(VideoTextTask):
                     details["teacher"] = there
             rule += f"; text_R@k: the {'student' if self.texts else 'teacher'}'s texts to the student's videos"
         rows = scored_rows(predictions, np.clip(cosines, 0, 1).tolist(), {"cosine": cosines.tolist()})
-        return Summary(found, chance, rule, rows, details)
+        return Metrics(found, chance, rule, rows, details)
 
 
 def _stacked(predictions: Sequence[Prediction], name: str) -> NDArray[np.float64]:

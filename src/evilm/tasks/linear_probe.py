@@ -13,7 +13,7 @@ from torch import nn
 from evilm import metrics
 from evilm.errors import DataError
 from evilm.model.layers import initialise
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, predicted, scored_rows
+from evilm.tasks.task import Facts, Metrics, Prediction, TaskConfig, VideoTextTask, predicted, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class LinearProbeConfig(TaskConfig):
     protocol: Literal["strict", "all-in-one"] = Field(
         default="strict", description="one linear layer; or a tanh pooler and two layers, as all-in-one publishes it"
     )
-    remember: bool = Field(
+    cache_encodings: bool = Field(
         default=True, description="compute each clip's [CLS] once; needs fixed frames (no augmentation)"
     )
 
@@ -42,13 +42,13 @@ class LinearProbe(VideoTextTask):
     """Frozen h^CLS of the video alone to classes."""
 
     name: ClassVar[str] = "linear_probe"
-    headline: ClassVar[str] = "accuracy"
+    primary_metric: ClassVar[str] = "accuracy"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: LinearProbeConfig, facts: Facts) -> None:
         super().__init__(model, vocabulary, words=4)
         self.config = config
         self.classes: list[str] = list(facts["classes"])
-        width, count = model.width, len(self.classes)
+        width, count = model.embed_dim, len(self.classes)
         # BatchNorm without weights: the one linear layer then sees features of one scale, whatever the backbone.
         self.scale = nn.BatchNorm1d(width, affine=False)
         layers = [nn.Linear(width, count)]
@@ -83,7 +83,7 @@ class LinearProbe(VideoTextTask):
     def _features(self, batch: Batch) -> Tensor:
         """(B, D) frozen h^CLS."""
         keys = [example.clip.id for example in batch.examples]
-        if not self.config.remember:
+        if not self.config.cache_encodings:
             return self.model.fuse_cls(video=self.encode(batch)).float()
         for key, clip in zip(keys, batch.pieces(len(batch)), strict=True):
             if key not in self._remembered:
@@ -100,7 +100,7 @@ class LinearProbe(VideoTextTask):
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Top-1 and top-5 accuracy, and the confusion of classes."""
         logits = np.stack([p.values["logits"] for p in predictions])
         labels = np.array([-1 if p.example.label is None else p.example.label for p in predictions])
@@ -117,7 +117,7 @@ class LinearProbe(VideoTextTask):
             "label": labels.tolist(),
             "predicted": order[:, 0].tolist(),
         }
-        return Summary(
+        return Metrics(
             metrics={"accuracy": metrics.accuracy(top1), "top5": metrics.accuracy(top5)},
             chance={"accuracy": 100 / len(self.classes), "top5": 100 * min(1.0, 5 / len(self.classes))},
             rule=f"{self.config.protocol}; {len(self.classes)} classes; frozen [CLS] of the video alone",

@@ -17,7 +17,7 @@ from pydantic import Field
 from evilm import losses
 from evilm.errors import ConfigError, DataError
 from evilm.model.heads import EmbeddingHead, MatchHead
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, cannot_tell, scored_rows
+from evilm.tasks.task import Facts, Metrics, Prediction, TaskConfig, VideoTextTask, cannot_tell, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -38,27 +38,27 @@ class MultipleChoiceConfig(TaskConfig):
         default="trained", description="what the scores come from; evaluation sets it by the checkpoint it is given"
     )
     head: Literal["match", "embed"] = Field(default="match", description="score by fusion, or by cosine of embeddings")
-    embedding: int = Field(default=512, gt=0, description="width of the embeddings, where they score")
-    blind: bool = Field(default=False, description="the baseline that cannot see: options alone")
-    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
-    words: int = Field(default=40, gt=2, description="longest question and option together, in word pieces")
+    embed_dim: int = Field(default=512, gt=0, description="width of the embeddings, where they score")
+    text_only: bool = Field(default=False, description="the baseline that cannot see: options alone")
+    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
+    max_text_len: int = Field(default=40, gt=2, description="longest question and option together, in word pieces")
 
 
 class MultipleChoice(VideoTextTask):
     """A video and K options to the right one, scored by the match head that VTM pre-trained."""
 
     name: ClassVar[str] = "multiple_choice"
-    headline: ClassVar[str] = "accuracy"
+    primary_metric: ClassVar[str] = "accuracy"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: MultipleChoiceConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.words)
+        super().__init__(model, vocabulary, config.max_text_len)
         self.config = config
         if config.head == "match":
-            self.match = MatchHead(model.width)
-        elif config.blind:
-            raise ConfigError("task.blind needs task.head=match: a cosine is of a video and a text")
+            self.match = MatchHead(model.embed_dim)
+        elif config.text_only:
+            raise ConfigError("task.text_only needs task.head=match: a cosine is of a video and a text")
         else:
-            self.embed = EmbeddingHead(model.width, config.embedding)
+            self.embed = EmbeddingHead(model.embed_dim, config.embed_dim)
 
     @classmethod
     def learn_facts(cls, config: MultipleChoiceConfig, examples: Sequence[Example]) -> Facts:
@@ -74,7 +74,7 @@ class MultipleChoice(VideoTextTask):
             )
         scores = self._scores(batch)
         right = torch.tensor([_right(example) for example in batch.examples], device=scores.device)
-        loss = losses.matching(scores, right, self.config.focus)
+        loss = losses.matching(scores, right, self.config.focal_gamma)
         return Losses(loss, {"choice": loss.detach()})
 
     def _scores(self, batch: Batch) -> Tensor:
@@ -90,7 +90,7 @@ class MultipleChoice(VideoTextTask):
             v = self.embed.video(self.model.fuse_cls(video=self.encode(batch)))[rows]
             found = (v * self.embed.text(self.model.fuse_cls(text=text))).sum(-1) / self.embed.temperature
         else:
-            video = None if self.config.blind else self.encode(batch)[rows]
+            video = None if self.config.text_only else self.encode(batch)[rows]
             found = self.match(self.model.fuse_cls(video, text)).float()
         scores = found.new_full((len(options), count), float("-inf"))
         return scores.index_put((rows, columns), found)
@@ -103,7 +103,7 @@ class MultipleChoice(VideoTextTask):
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Accuracy, a tie counting its share, and by kind."""
         scores = np.array([_credit(p) for p in predictions])
         kinds: dict[str, list[int]] = defaultdict(list)
@@ -115,7 +115,7 @@ class MultipleChoice(VideoTextTask):
             "predicted": [int(p.values["probabilities"].argmax()) for p in predictions],
         }
         by_kind = {f"accuracy[{kind}]": 100 * float(scores[rows].mean()) for kind, rows in sorted(kinds.items())}
-        return Summary(
+        return Metrics(
             metrics={"accuracy": 100 * float(scores.mean()), **by_kind},
             chance={"accuracy": 100 * float(np.mean([1 / len(p.example.choices) for p in predictions]))},
             rule=self._rule(),
@@ -126,7 +126,7 @@ class MultipleChoice(VideoTextTask):
     def _rule(self) -> str:
         """What stands beside the number."""
         scored = "one fusion an option" if self.config.head == "match" else "the cosine of video and option"
-        return f"{self.config.protocol}: softmax over {scored}" + ("; options alone" if self.config.blind else "")
+        return f"{self.config.protocol}: softmax over {scored}" + ("; options alone" if self.config.text_only else "")
 
 
 def _right(example: Example) -> int:

@@ -18,8 +18,8 @@ from evilm.errors import DataError
 from evilm.model.heads import EmbeddingHead
 from evilm.tasks.task import (
     Facts,
+    Metrics,
     Prediction,
-    Summary,
     TaskConfig,
     VideoTextTask,
     own_video,
@@ -42,22 +42,22 @@ class ParaphraseConfig(TaskConfig):
     """How captions are compared."""
 
     name: Literal["paraphrase"] = "paraphrase"
-    words: int = Field(default=30, gt=2, description="longest text, in word pieces")
-    embedding: int = Field(default=512, gt=0)
+    max_text_len: int = Field(default=30, gt=2, description="longest text, in word pieces")
+    embed_dim: int = Field(default=512, gt=0)
     temperature: float = Field(default=0.07, gt=0, description="start of the learned temperature")
-    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
+    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
 
 
 class Paraphrase(VideoTextTask):
     """Find the other caption of the same video, which nobody looks at."""
 
     name: ClassVar[str] = "paraphrase"
-    headline: ClassVar[str] = "R@1"
+    primary_metric: ClassVar[str] = "R@1"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: ParaphraseConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.words)
+        super().__init__(model, vocabulary, config.max_text_len)
         self.config = config
-        self.embed = EmbeddingHead(model.width, config.embedding, config.temperature)
+        self.embed = EmbeddingHead(model.embed_dim, config.embed_dim, config.temperature)
         del self.embed.video_out  # so that no one takes this for a model that ranks videos
         model.video_encoder.requires_grad_(False)
         model.decoder.type_video.requires_grad_(False)
@@ -73,8 +73,8 @@ class Paraphrase(VideoTextTask):
         return {}
 
     def losses(self, batch: Batch) -> Losses:
-        first, second = (distributed.gather(each) for each in self._pairs(batch))
-        loss = losses.contrastive(first, second, self.embed.temperature, same_video(batch), self.config.focus)
+        first, second = (distributed.all_gather(each) for each in self._pairs(batch))
+        loss = losses.contrastive(first, second, self.embed.temperature, same_video(batch), self.config.focal_gamma)
         return Losses(loss, {"paraphrase": loss.detach()})
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,12 +91,12 @@ class Paraphrase(VideoTextTask):
             for i, example in enumerate(batch.examples)
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """How well the first caption of each row finds the second among those of all rows."""
         first, second = (np.stack([p.values[name] for p in predictions]) for name in ("first", "second"))
         scores, relevant = (first @ second.T).astype(np.float64), own_video(predictions)
         ranks = metrics.ranks(scores, relevant).tolist()
-        return Summary(
+        return Metrics(
             metrics=metrics.retrieval(scores, relevant),
             chance=metrics.chance_retrieval(relevant),
             rule=f"the first caption looks for the second; {len(predictions)} rows; ties at chance",

@@ -17,8 +17,8 @@ from evilm.model.heads import EmbeddingHead, MatchHead, RegionHead, WordHead
 from evilm.tasks import masking
 from evilm.tasks.task import (
     Facts,
+    Metrics,
     Prediction,
-    Summary,
     TaskConfig,
     VideoTextTask,
     everyone,
@@ -44,10 +44,10 @@ class PretrainConfig(TaskConfig):
     """Which objectives, and how much is hidden; the defaults are the paper's (sections 3.4, 4.1)."""
 
     name: Literal["pretrain"] = "pretrain"
-    mvm: float = Field(default=1.0, ge=0, description="weight of masked video modelling; 0 switches it off")
-    mlm: float = Field(default=1.0, ge=0)
-    vtm: float = Field(default=1.0, ge=0)
-    contrastive: float = Field(
+    mvm_weight: float = Field(default=1.0, ge=0, description="weight of masked video modelling; 0 switches it off")
+    mlm_weight: float = Field(default=1.0, ge=0)
+    vtm_weight: float = Field(default=1.0, ge=0)
+    contrastive_weight: float = Field(
         default=0.0, ge=0, description="beyond the paper: makes zero-shot fast retrieval possible"
     )
     tokenizer: str | None = Field(default=None, description="checkpoint of the video tokenizer; needed for mvm")
@@ -55,18 +55,20 @@ class PretrainConfig(TaskConfig):
         default="own", description="start the video backbone from the tokenizer's, where both are of one kind"
     )
     labels: Literal["online", "cached"] = "online"
-    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss for words and contrast: easy ones fade")
+    focal_gamma: float = Field(
+        default=0.0, ge=0, description="gamma of a focal loss for words and contrast: easy ones fade"
+    )
     mask: masking.Shape = "block"
     mask_ratio: float = Field(default=0.4, gt=0, lt=1)
     mask_when: Literal["after", "before"] = Field(
         default="after", description="zero after pixel normalisation, or before it"
     )
-    word_ratio: float = Field(default=0.15, gt=0, lt=1)
+    mlm_ratio: float = Field(default=0.15, gt=0, lt=1)
     matching: Literal["choice", "binary"] = Field(default="choice", description="VTM among 1 + negatives, or yes / no")
-    negatives: int = Field(default=3, gt=0, description="other texts of the batch that each video is fused with")
+    num_negatives: int = Field(default=3, gt=0, description="other texts of the batch that each video is fused with")
     hard_negatives: bool = Field(default=False, description="draw negatives by contrastive similarity")
-    words: int = Field(default=30, gt=2, description="longest text, in word pieces")
-    embedding: int = Field(default=512, gt=0)
+    max_text_len: int = Field(default=30, gt=2, description="longest text, in word pieces")
+    embed_dim: int = Field(default=512, gt=0)
 
 
 class Pretrain(VideoTextTask):
@@ -79,7 +81,7 @@ class Pretrain(VideoTextTask):
     """
 
     name: ClassVar[str] = "pretrain"
-    headline: ClassVar[str] = "score"
+    primary_metric: ClassVar[str] = "score"
 
     def __init__(
         self,
@@ -89,25 +91,27 @@ class Pretrain(VideoTextTask):
         facts: Facts,
         tokenizer: VideoTokenizer | None,
     ) -> None:
-        super().__init__(model, vocabulary, config.words)
+        super().__init__(model, vocabulary, config.max_text_len)
         self.config = config
-        if config.mvm and not facts.get("codes"):
-            raise ConfigError("task.mvm needs task.tokenizer, the checkpoint of a video tokenizer; or set task.mvm=0")
-        if config.hard_negatives and not config.contrastive:
-            raise ConfigError("task.hard_negatives needs the similarities of task.contrastive > 0")
-        if not (config.mvm or config.mlm or config.vtm or config.contrastive):
-            raise ConfigError("all of task.mvm, mlm, vtm and contrastive are 0: nothing would be learned")
+        if config.mvm_weight and not facts.get("codes"):
+            raise ConfigError(
+                "task.mvm_weight needs task.tokenizer, the checkpoint of a video tokenizer; or set task.mvm_weight=0"
+            )
+        if config.hard_negatives and not config.contrastive_weight:
+            raise ConfigError("task.hard_negatives needs the similarities of task.contrastive_weight > 0")
+        if not (config.mvm_weight or config.mlm_weight or config.vtm_weight or config.contrastive_weight):
+            raise ConfigError("all of task.mvm_weight, mlm, vtm and contrastive are 0: nothing would be learned")
         # The tokenizer is no part of the model: kept out of its parameters and checkpoints.
         self._tokenizer = [tokenizer] if tokenizer is not None else []
-        width = model.width
-        if config.mlm:
-            self.word_head = WordHead(width, model.config.text_width, vocabulary.size)
-        if config.mvm:
+        width = model.embed_dim
+        if config.mlm_weight:
+            self.word_head = WordHead(width, model.config.text_embed_dim, vocabulary.size)
+        if config.mvm_weight:
             self.region_head = RegionHead(width, int(facts["codes"]))
-        if config.vtm:
+        if config.vtm_weight:
             self.match = MatchHead(width)
-        if config.contrastive:
-            self.embed = EmbeddingHead(width, config.embedding)
+        if config.contrastive_weight:
+            self.embed = EmbeddingHead(width, config.embed_dim)
 
     @property
     def tokenizer(self) -> VideoTokenizer | None:
@@ -123,24 +127,31 @@ class Pretrain(VideoTextTask):
         text = model.encode_text(masked)  # Eq. 1
         fused = model.fuse(video, text)  # Eq. 2
         parts: dict[str, Tensor] = {}
-        if config.mvm:
+        if config.mvm_weight:
             assert fused.video is not None
             labels = self.labels(batch).flatten(1)  # Eq. 4
             parts["mvm"] = predicted(self.region_head(fused.video[where]), labels[where])  # Eq. 3
-        if config.mlm:
+        if config.mlm_weight:
             assert fused.text is not None
             hidden = hidden_words != losses.IGNORE
             logits = self.word_head(fused.text[hidden], model.text_encoder.word_embeddings)
-            parts["mlm"] = predicted(logits, hidden_words[hidden], config.focus)
+            parts["mlm"] = predicted(logits, hidden_words[hidden], config.focal_gamma)
         similarity = None
-        if config.contrastive:
-            v, t = self._embeddings(video, model.encode_text(clean) if config.mlm else text)
-            v, t = distributed.gather(v), distributed.gather(t)
-            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same_video(batch), config.focus)
+        if config.contrastive_weight:
+            v, t = self._embeddings(video, model.encode_text(clean) if config.mlm_weight else text)
+            v, t = distributed.all_gather(v), distributed.all_gather(t)
+            parts["contrastive"] = losses.contrastive(
+                v, t, self.embed.temperature, same_video(batch), config.focal_gamma
+            )
             similarity = (v @ t.T).detach()
-        if config.vtm and len(batch) * distributed.ranks() > 1:
+        if config.vtm_weight and len(batch) * distributed.world_size() > 1:
             parts["vtm"] = self._matching(batch, video, text, fused, similarity)
-        weights = {"mvm": config.mvm, "mlm": config.mlm, "vtm": config.vtm, "contrastive": config.contrastive}
+        weights = {
+            "mvm": config.mvm_weight,
+            "mlm": config.mlm_weight,
+            "vtm": config.vtm_weight,
+            "contrastive": config.contrastive_weight,
+        }
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()  # Eq. 8
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
@@ -154,12 +165,12 @@ class Pretrain(VideoTextTask):
 
     def _hide_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:
         """The text that the model reads, and (B, L) the true pieces of its hidden words; all of it without MLM."""
-        if not self.config.mlm:
+        if not self.config.mlm_weight:
             return text, torch.full_like(text.ids, losses.IGNORE)
         return masking.words(
             text,
             batch.seeds,
-            ratio=self.config.word_ratio,
+            ratio=self.config.mlm_ratio,
             mask_id=self.vocabulary.mask_id,
             ordinary=(max(self.vocabulary.special_ids) + 1, self.vocabulary.size),
         )
@@ -169,7 +180,7 @@ class Pretrain(VideoTextTask):
         if batch.labels is not None:
             return batch.labels
         if not self._tokenizer:
-            raise ConfigError("task.mvm: no cached labels and no tokenizer at hand; set task.tokenizer")
+            raise ConfigError("task.mvm_weight: no cached labels and no tokenizer at hand; set task.tokenizer")
         return self._tokenizer[0].eval().to(batch.frames.device).labels(batch.frames)
 
     def _embeddings(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
@@ -195,8 +206,8 @@ class Pretrain(VideoTextTask):
         weight = weight.masked_fill(same, 0.0)
         # A batch of one clip only has no other texts: its own then serve, and the loss sits at chance.
         weight = weight + (weight.sum(1, keepdim=True) == 0)
-        drawn = torch.multinomial(weight, self.config.negatives, replacement=count <= self.config.negatives)
-        return own_rows(distributed.same(drawn), batch)
+        drawn = torch.multinomial(weight, self.config.num_negatives, replacement=count <= self.config.num_negatives)
+        return own_rows(distributed.broadcast(drawn), batch)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
@@ -208,21 +219,21 @@ class Pretrain(VideoTextTask):
         video, text = model.encode_video(frames), model.encode_text(masked)
         fused = model.fuse(video, text)
         columns: dict[str, np.ndarray] = {}
-        if config.mvm:
+        if config.mvm_weight:
             assert fused.video is not None
             labels, guess = self.labels(batch).flatten(1), self.region_head(fused.video).argmax(-1)
             columns["mvm"] = _share((guess == labels) & where, where)
             columns["labels"], columns["guesses"] = labels.cpu().numpy(), guess.cpu().numpy()
             columns["hidden"] = where.cpu().numpy()
-        if config.mlm:
+        if config.mlm_weight:
             assert fused.text is not None
             guess = self.word_head(fused.text, model.text_encoder.word_embeddings).argmax(-1)
             columns["mlm"] = _share(guess == hidden, hidden != losses.IGNORE)
-        if config.vtm:
+        if config.vtm_weight:
             other = model.fuse_cls(video, text[torch.arange(len(batch)).roll(1).to(where.device)])
             own, others = self.match(fused.cls), self.match(other)
             columns["vtm"] = ((own > others).float() + (own == others).float() / 2).cpu().numpy()  # a tie is chance
-        if config.contrastive:
+        if config.contrastive_weight:
             v, t = self._embeddings(model.encode_video(model.normalise(batch.frames)), model.encode_text(clean))
             columns["video"], columns["text"] = v.cpu().numpy(), t.cpu().numpy()
         return [
@@ -230,7 +241,7 @@ class Pretrain(VideoTextTask):
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Accuracy of each objective, and their mean as ``score``."""
         seen = [p for p in predictions if p.readable] or list(predictions)
         named = [name for name in ("mvm", "mlm", "vtm") if name in seen[0].values]
@@ -241,10 +252,10 @@ class Pretrain(VideoTextTask):
             best = (v @ t.T).argmax(1) == np.arange(len(seen))
             each["contrastive"], found["contrastive_R@1"] = best.astype(float), 100 * float(best.mean())
         score = np.mean(list(each.values()), axis=0)
-        chance = {"vtm_accuracy": 50.0} if self.config.vtm else {}
+        chance = {"vtm_accuracy": 50.0} if self.config.vtm_weight else {}
         if "labels" in seen[0].values:
             chance["mvm_accuracy"] = _most_frequent(seen)
-        return Summary(
+        return Metrics(
             metrics=found | {"score": 100 * float(score.mean())},
             chance=chance,
             rule=f"masked as in training; VTM against one other text; {len(seen)} clips",

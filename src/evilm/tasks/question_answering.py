@@ -13,7 +13,7 @@ from evilm import metrics
 from evilm.errors import DataError
 from evilm.losses import IGNORE
 from evilm.model.heads import AnswerHead
-from evilm.tasks.task import Facts, Prediction, Summary, TaskConfig, VideoTextTask, cannot_tell, predicted, scored_rows
+from evilm.tasks.task import Facts, Metrics, Prediction, TaskConfig, VideoTextTask, cannot_tell, predicted, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ class QuestionAnsweringConfig(TaskConfig):
     """The answer vocabulary and the rule for answers outside it."""
 
     name: Literal["question_answering"] = "question_answering"
-    answers: int = Field(default=1500, gt=1, description="most frequent answers of the training split")
+    num_answers: int = Field(default=1500, gt=1, description="most frequent answers of the training split")
     oov: Literal["wrong", "drop", "upper-bound"] = Field(default="wrong", description="answers outside the vocabulary")
-    blind: bool = Field(default=False, description="the baseline that cannot see: questions alone")
-    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy questions count less")
-    words: int = Field(default=30, gt=2)
+    text_only: bool = Field(default=False, description="the baseline that cannot see: questions alone")
+    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy questions count less")
+    max_text_len: int = Field(default=30, gt=2)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
@@ -40,14 +40,14 @@ class QuestionAnswering(VideoTextTask):
     """A question about a video to one of K answers."""
 
     name: ClassVar[str] = "question_answering"
-    headline: ClassVar[str] = "accuracy"
+    primary_metric: ClassVar[str] = "accuracy"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: QuestionAnsweringConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.words)
+        super().__init__(model, vocabulary, config.max_text_len)
         self.config = config
         self.answers: list[str] = list(facts["answers"])
         self.index = {answer: k for k, answer in enumerate(self.answers)}
-        self.answer_head = AnswerHead(model.width, len(self.answers), config.dropout)
+        self.answer_head = AnswerHead(model.embed_dim, len(self.answers), config.dropout)
 
     @classmethod
     def learn_facts(cls, config: QuestionAnsweringConfig, examples: Sequence[Example]) -> Facts:
@@ -55,17 +55,19 @@ class QuestionAnswering(VideoTextTask):
         if not counts:
             raise DataError("the training split has no answers: is data.train.reader one of questions?")
         ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
-        return {"answers": ranked[: config.answers]}
+        return {"answers": ranked[: config.num_answers]}
 
     def losses(self, batch: Batch) -> Losses:
         targets = [self.index.get(example.answer or "", IGNORE) for example in batch.examples]
-        loss = predicted(self._logits(batch), torch.tensor(targets, device=batch.frames.device), self.config.focus)
+        loss = predicted(
+            self._logits(batch), torch.tensor(targets, device=batch.frames.device), self.config.focal_gamma
+        )
         return Losses(loss, {"answer": loss.detach()})
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """(B, K)."""
         text = self.model.encode_text(self.text([example.question or "" for example in batch.examples], batch))
-        video = None if self.config.blind else self.encode(batch)
+        video = None if self.config.text_only else self.encode(batch)
         return self.answer_head(self.model.fuse_cls(video, text))
 
     @torch.no_grad()
@@ -76,7 +78,7 @@ class QuestionAnswering(VideoTextTask):
             for example, ok, k, p in zip(batch.examples, batch.readable, best, share, strict=True)
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Accuracy over all questions, and by kind."""
         known = np.array([p.example.answer in self.index for p in predictions])
         readable = np.array([p.readable for p in predictions])
@@ -95,11 +97,11 @@ class QuestionAnswering(VideoTextTask):
             "probability": [p.values["probability"] for p in predictions],
         }
         by_kind = {f"accuracy[{kind}]": metrics.accuracy(right[rows]) for kind, rows in sorted(kinds.items())}
-        return Summary(
+        return Metrics(
             metrics={"accuracy": metrics.accuracy(right), **by_kind, "known_answers": metrics.accuracy(known)},
             chance={"accuracy": 100 / len(self.answers)},
             rule=f"{len(self.answers)} answers from the training split; answers outside it: {self.config.oov}"
-            + ("; questions alone" if self.config.blind else ""),
+            + ("; questions alone" if self.config.text_only else ""),
             rows=scored_rows(predictions, right.astype(float).tolist(), columns),
             details=cannot_tell([p.values["probability"] for p in predictions], right.tolist()),
         )

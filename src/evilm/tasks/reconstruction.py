@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from evilm import distributed, losses
 from evilm.model.reconstruction import FeatureTokenizer, PixelTokenizer, TeacherConfig
 from evilm.model.tokenizer import TokenizerConfig
-from evilm.tasks.task import Facts, Prediction, Summary, Task, TaskConfig, scored_rows
+from evilm.tasks.task import Facts, Metrics, Prediction, Task, TaskConfig, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class ReconstructionConfig(TaskConfig):
     target: Literal["pixels", "features"] = "pixels"
     tokenizer: TokenizerConfig = TokenizerConfig()
     teacher: TeacherConfig | None = Field(default=None, description="whose features; needed for features alone")
-    frames: int = Field(default=4, gt=0)
+    num_frames: int = Field(default=4, gt=0)
     reconstruction_weight: float = Field(default=1.0, ge=0)
     codebook_weight: float = Field(
         default=1.0, ge=0, description="where codes are drawn (gumbel) this weighs a divergence: take 0.001"
@@ -53,7 +53,7 @@ class ReconstructionTask(Task):
     """Regions through one code each, and back."""
 
     name: ClassVar[str] = "reconstruction"
-    headline: ClassVar[str] = "explained"
+    primary_metric: ClassVar[str] = "explained"
 
     def __init__(self, config: ReconstructionConfig, facts: Facts) -> None:
         super().__init__()
@@ -72,14 +72,14 @@ class ReconstructionTask(Task):
             + self.config.codebook_weight * quantized.loss_codebook
             + self.config.commitment_weight * quantized.loss_commitment
         )
-        counts = torch.bincount(quantized.labels.flatten(), minlength=self.config.tokenizer.codes)
+        counts = torch.bincount(quantized.labels.flatten(), minlength=self.config.tokenizer.codebook_size)
         return Losses(
             total,
             {
                 "reconstruction": off.detach(),
                 "codebook": quantized.loss_codebook.detach(),
                 "commitment": quantized.loss_commitment.detach(),
-                "codes_in_batch": (distributed.total(counts) > 0).sum(),
+                "codes_in_batch": (distributed.all_reduce_sum(counts) > 0).sum(),
             },
         )
 
@@ -96,14 +96,14 @@ class ReconstructionTask(Task):
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """VOC. RATE, perplexity, explained share of the variance; unreadable clips are left out, and counted."""
         seen = [p for p in predictions if p.readable] or list(predictions)
         use, counts = self.tokenizer.measure(np.concatenate([p.values["labels"] for p in seen]))
         off, squares = (np.array([p.values[name] for p in seen]) for name in ("off", "squares"))
         spread = _spread(np.stack([p.values["sum"] for p in seen]), squares, len(seen[0].values["labels"]))
         each = np.clip(1 - off / np.maximum(spread, 1e-12), 0, 1)
-        return Summary(
+        return Metrics(
             metrics={**use, "explained": 100 * (1 - float(off.sum() / max(spread.sum(), 1e-12)))},
             chance={"explained": 0.0},
             rule=f"{len(counts)} codes counted over {len(seen)} clips; explained is the share of the variance of "

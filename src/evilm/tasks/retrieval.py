@@ -16,8 +16,8 @@ from evilm.model.heads import EmbeddingHead, LexicalHead, MatchHead
 from evilm.tasks.caption_words import words_of
 from evilm.tasks.task import (
     Facts,
+    Metrics,
     Prediction,
-    Summary,
     TaskConfig,
     VideoTextTask,
     caption_of,
@@ -46,23 +46,25 @@ class RetrievalConfig(TaskConfig):
     """How retrieval is tuned and ranked."""
 
     name: Literal["retrieval"] = "retrieval"
-    contrastive: float = Field(
+    contrastive_weight: float = Field(
         default=1.0, ge=0, description="weight of the dual encoder's loss; 0 has none, where every pair is fused"
     )
-    vtm: float = Field(
+    vtm_weight: float = Field(
         default=0.0, ge=0, description="weight of matching against the hardest other texts, for re-ranking"
     )
     protocol: Literal["dual-encoder", "pairwise", "re-rank"] = "dual-encoder"
-    top: int = Field(default=32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text")
-    captions: int = Field(
+    rerank_top_k: int = Field(
+        default=32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text"
+    )
+    captions_per_video: int = Field(
         default=1, gt=0, description="captions of each video in a step: the video is encoded once for all of them"
     )
     lexical: int = Field(
         default=0, ge=0, description="width of a second embedding, of words and features without fusion; 0 has none"
     )
-    focus: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
-    words: int = Field(default=30, gt=2)
-    embedding: int = Field(default=512, gt=0)
+    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
+    max_text_len: int = Field(default=30, gt=2)
+    embed_dim: int = Field(default=512, gt=0)
     temperature: float = Field(default=0.05, gt=0, description="start of the learned temperature")
 
 
@@ -70,20 +72,20 @@ class Retrieval(VideoTextTask):
     """Rank videos for a text."""
 
     name: ClassVar[str] = "retrieval"
-    headline: ClassVar[str] = "R@1"
+    primary_metric: ClassVar[str] = "R@1"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: RetrievalConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.words)
+        super().__init__(model, vocabulary, config.max_text_len)
         self.config = config
         # A model that was only taught to match has no dual encoder, and ranking by pairs asks for none.
-        self.embeds = config.contrastive > 0 or config.protocol != "pairwise"
+        self.embeds = config.contrastive_weight > 0 or config.protocol != "pairwise"
         if self.embeds:
-            self.embed = EmbeddingHead(model.width, config.embedding, config.temperature)
+            self.embed = EmbeddingHead(model.embed_dim, config.embed_dim, config.temperature)
         if config.lexical:
             weights = torch.tensor(_rarity(vocabulary, facts["captions"], facts["words"]))
             self.lexical = LexicalHead(weights, model.video_encoder.channels, config.lexical)
-        if config.vtm or config.protocol != "dual-encoder":
-            self.match = MatchHead(model.width)
+        if config.vtm_weight or config.protocol != "dual-encoder":
+            self.match = MatchHead(model.embed_dim)
         # Which candidates are right for which query; a row's own video, until someone knows better.
         self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
 
@@ -92,8 +94,8 @@ class Retrieval(VideoTextTask):
         """For a lexical embedding: how many captions there are, and how many of them have each word."""
         if not config.lexical:
             return {}
-        if not config.contrastive:
-            raise ConfigError("task.lexical needs the dual encoder that task.contrastive > 0 trains")
+        if not config.contrastive_weight:
+            raise ConfigError("task.lexical needs the dual encoder that task.contrastive_weight > 0 trains")
         counts = Counter(word for row in examples for caption in row.captions for word in set(words_of(caption)))
         frequent = {word: count for word, count in counts.most_common(_WORDS) if count > 1}
         return {"captions": sum(len(row.captions) for row in examples), "words": frequent}
@@ -108,21 +110,21 @@ class Retrieval(VideoTextTask):
             ConfigError: naming the head and what would train it.
         """
         for head, weight, used in (
-            ("match", self.config.vtm, self.config.protocol != "dual-encoder"),
-            ("embed", self.config.contrastive, self.config.protocol != "pairwise"),
+            ("match", self.config.vtm_weight, self.config.protocol != "dual-encoder"),
+            ("embed", self.config.contrastive_weight, self.config.protocol != "pairwise"),
         ):
             if used and not weight and not any(name.startswith(f"{head}.") for name in loaded):
-                setting = "vtm" if head == "match" else "contrastive"
+                setting = "vtm_weight" if head == "match" else "contrastive_weight"
                 raise ConfigError(
                     f"task.protocol = {self.config.protocol!r} ranks by the {head!r} head, which is random: `start` "
                     f"has none and task.{setting} = 0 does not train it; set task.{setting}=1, or start from a model "
                     f"pre-trained with {setting}"
                 )
-        if not (self.config.vtm or self.config.contrastive):
-            raise ConfigError("task.vtm and task.contrastive are both 0: nothing would be learned")
+        if not (self.config.vtm_weight or self.config.contrastive_weight):
+            raise ConfigError("task.vtm_weight and task.contrastive_weight are both 0: nothing would be learned")
 
     def losses(self, batch: Batch) -> Losses:
-        count = self.config.captions
+        count = self.config.captions_per_video
         pieces = self.text(self.several_captions(batch, count), batch)  # count rows a video
         video, text = self.encode(batch), self.model.encode_text(pieces)
         parts: dict[str, Tensor] = {}
@@ -130,17 +132,17 @@ class Retrieval(VideoTextTask):
         alike = same.repeat_interleave(count, 1)  # (videos, texts) of the global batch
         if self.embeds:
             v, t = self.with_words(self.embed_encoded(video, text), batch, pieces)
-            v, t = distributed.gather(v), distributed.gather(t)
-            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same, self.config.focus)
+            v, t = distributed.all_gather(v), distributed.all_gather(t)
+            parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same, self.config.focal_gamma)
             closeness = (v @ t.T).detach()
         else:  # nothing can tell which texts are hard: any
-            closeness = distributed.same(torch.rand(alike.shape, device=same.device))
-        if self.config.vtm:
+            closeness = distributed.broadcast(torch.rand(alike.shape, device=same.device))
+        if self.config.vtm_weight:
             hardest = own_rows(closeness.masked_fill(alike, -2.0), batch).argmax(1)
             right = self.match(self.model.fuse_cls(video, text[::count]))  # the first of its captions
             wrong = self.match(self.model.fuse_cls(video, everyone(text)[hardest]))
             parts["vtm"] = losses.binary_matching(torch.stack([right, wrong], 1))
-        weights = {"contrastive": self.config.contrastive, "vtm": self.config.vtm}
+        weights = {"contrastive": self.config.contrastive_weight, "vtm": self.config.vtm_weight}
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
@@ -177,7 +179,7 @@ class Retrieval(VideoTextTask):
         rows = zip(batch.examples, batch.readable, values, strict=True)
         return [Prediction(example, bool(ok), value) for example, ok, value in rows]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """R@1/5/10 and median rank, both directions."""
         scores = self._scores(predictions)
         unreadable = np.array([not p.readable for p in predictions])
@@ -197,9 +199,9 @@ class Retrieval(VideoTextTask):
         rule = {
             "dual-encoder": "dual encoder",
             "pairwise": "every pair fused",
-            "re-rank": f"dual encoder, first {self.config.top} re-ranked by fusion",
+            "re-rank": f"dual encoder, first {self.config.rerank_top_k} re-ranked by fusion",
         }[self.config.protocol]
-        return Summary(
+        return Metrics(
             metrics=found | {f"v2t_{name}": value for name, value in back.items()},
             chance=metrics.chance_retrieval(relevant),
             rule=f"{rule}; {len(predictions)} texts x {len(predictions)} videos; ties at chance",
@@ -215,7 +217,7 @@ class Retrieval(VideoTextTask):
         cosine = (text @ video.T).astype(np.float64)
         if self.config.protocol == "dual-encoder":
             return cosine
-        top = min(self.config.top, len(predictions))
+        top = min(self.config.rerank_top_k, len(predictions))
         # Fused scores go above every cosine; below them, the order of the dual encoder stays.
         scores = cosine - 1e6
         for row, columns in enumerate(np.argsort(-cosine, axis=1, kind="stable")[:, :top]):

@@ -51,7 +51,7 @@ class Prediction:
 
 
 @dataclass(slots=True)
-class Summary:
+class Metrics:
     """What predictions amount to.
 
     Attributes:
@@ -73,7 +73,7 @@ class Task(nn.Module, ABC):
     """Head, objective and metric around one model."""
 
     name: ClassVar[str]
-    headline: ClassVar[str]  # the metric by which a checkpoint is chosen; higher is better
+    primary_metric: ClassVar[str]  # the metric by which a checkpoint is chosen; higher is better
 
     @abstractmethod
     def losses(self, batch: Batch) -> Losses:
@@ -84,7 +84,7 @@ class Task(nn.Module, ABC):
         """One prediction a row, without a gradient."""
 
     @abstractmethod
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Metrics of a whole split."""
 
     @classmethod
@@ -104,9 +104,9 @@ class VideoTextTask(Task):
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, words: int) -> None:
         super().__init__()
-        if words > model.config.text_positions:
+        if words > model.config.max_text_len:
             raise ConfigError(
-                f"task.words = {words}: this model reads texts of at most {model.config.text_positions} word pieces"
+                f"task.max_text_len = {words}: this model reads texts of at most {model.config.max_text_len} word pieces"
             )
         self.model, self.vocabulary, self.words = model, vocabulary, words
 
@@ -156,24 +156,24 @@ def captions_of(example: Example, seed: int | None, count: int) -> list[str]:
 
 def predicted(logits: Tensor, labels: Tensor, focus: float = 0.0) -> Tensor:
     """``losses.masked_prediction`` whose mean over all processes is that of the global batch."""
-    return losses.masked_prediction(logits, labels, distributed.mean((labels != IGNORE).sum()), focus)
+    return losses.masked_prediction(logits, labels, distributed.all_reduce_mean((labels != IGNORE).sum()), focus)
 
 
 def same_video(batch: Batch) -> Tensor:
     """(B, B) bool over the global batch: rows of the same video, whose captions are true of each other."""
     names = [seeds.derive("video", example.video) for example in batch.examples]
-    rows = distributed.gather(torch.tensor(names, device=batch.frames.device))
+    rows = distributed.all_gather(torch.tensor(names, device=batch.frames.device))
     return rows[:, None] == rows[None]
 
 
 def everyone(text: Encoded) -> Encoded:
     """The texts of the global batch (B, L, D), those of shorter slices padded."""
-    if distributed.ranks() == 1:
+    if distributed.world_size() == 1:
         return text
     assert text.mask is not None
-    lack = distributed.largest(text.mask.shape[1]) - text.mask.shape[1]
+    lack = distributed.all_reduce_max(text.mask.shape[1]) - text.mask.shape[1]
     tokens, mask = F.pad(text.tokens, (0, 0, 0, lack)), F.pad(text.mask, (0, lack))
-    return Encoded(distributed.gather(tokens), distributed.gather(mask))
+    return Encoded(distributed.all_gather(tokens), distributed.all_gather(mask))
 
 
 def own_rows(whole: Tensor, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import Field
 from evilm import distributed, losses, metrics
 from evilm.model.tokenizer import Tokenizer, TokenizerConfig
 from evilm.tasks.caption_words import CaptionWords, Kind
-from evilm.tasks.task import Facts, Prediction, Summary, Task, TaskConfig, caption_of, scored_rows
+from evilm.tasks.task import Facts, Metrics, Prediction, Task, TaskConfig, caption_of, scored_rows
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class TokenizerTaskConfig(TaskConfig):
 
     name: Literal["tokenizer"] = "tokenizer"
     tokenizer: TokenizerConfig = TokenizerConfig()
-    frames: int = Field(default=4, gt=0)
+    num_frames: int = Field(default=4, gt=0)
     word_loss: Literal["focal", "bce"] = "focal"
     word_weight: float = Field(default=1.0, ge=0)
     codebook_weight: float = Field(default=1.0, ge=0)
@@ -36,8 +36,8 @@ class TokenizerTaskConfig(TaskConfig):
         default="drawn", description="words of one caption a time, or of all of a clip's"
     )
     kinds: Kind = "all"
-    at_least: int = Field(default=5, gt=0, description="captions that a word must occur in")
-    most: int | None = Field(default=None, gt=0, description="keep this many of the most frequent words")
+    min_count: int = Field(default=5, gt=0, description="captions that a word must occur in")
+    max_words: int | None = Field(default=None, gt=0, description="keep this many of the most frequent words")
 
     def at_random(self) -> TokenizerTaskConfig:
         """The same without weights to start from: what a checkpoint is read into."""
@@ -48,7 +48,7 @@ class TokenizerTask(Task):
     """Caption words through one code a region."""
 
     name: ClassVar[str] = "tokenizer"
-    headline: ClassVar[str] = "word_mAP"
+    primary_metric: ClassVar[str] = "word_mAP"
 
     def __init__(self, config: TokenizerTaskConfig, facts: Facts) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class TokenizerTask(Task):
     @classmethod
     def learn_facts(cls, config: TokenizerTaskConfig, examples: Sequence[Example]) -> Facts:
         captions = (caption for example in examples for caption in example.captions)
-        found = CaptionWords.count(captions, at_least=config.at_least, most=config.most, kind=config.kinds)
+        found = CaptionWords.count(captions, at_least=config.min_count, most=config.max_words, kind=config.kinds)
         return {"words": list(found.words), "words_sha256": found.fingerprint()}
 
     def losses(self, batch: Batch) -> Losses:
@@ -72,14 +72,14 @@ class TokenizerTask(Task):
             + self.config.codebook_weight * quantized.loss_codebook
             + self.config.commitment_weight * quantized.loss_commitment
         )
-        counts = torch.bincount(quantized.labels.flatten(), minlength=self.config.tokenizer.codes)
+        counts = torch.bincount(quantized.labels.flatten(), minlength=self.config.tokenizer.codebook_size)
         return Losses(
             total,
             {
                 "words": words.detach(),
                 "codebook": quantized.loss_codebook.detach(),
                 "commitment": quantized.loss_commitment.detach(),
-                "codes_in_batch": (distributed.total(counts) > 0).sum(),
+                "codes_in_batch": (distributed.all_reduce_sum(counts) > 0).sum(),
             },
         )
 
@@ -93,7 +93,7 @@ class TokenizerTask(Task):
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
 
-    def summarise(self, predictions: Sequence[Prediction]) -> Summary:
+    def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """VOC. RATE, perplexity and word mAP; unreadable clips have no words to find and are left out, and counted."""
         seen = [p for p in predictions if p.readable] or list(predictions)
         scores = np.stack([p.values["scores"] for p in seen])
@@ -104,7 +104,7 @@ class TokenizerTask(Task):
             metrics.mean_average_precision(s[None].T, t[None].T) if t.any() else 0.0
             for s, t in zip(scores, targets, strict=True)
         ]
-        return Summary(
+        return Metrics(
             metrics={**use, "word_mAP": 100 * metrics.mean_average_precision(scores, targets)},
             chance={"word_mAP": 100 * float(targets[:, found].mean()) if found.any() else 0.0},
             rule=f"{len(counts)} codes counted over {len(seen)} clips; word mAP over {int(found.sum())} caption words",

@@ -75,7 +75,7 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
     if isinstance(task_config, PretrainConfig):
         tokenizer, facts = _tokenizer(task_config)
         if tokenizer is not None:
-            tokenizer.check_grid(model.video_encoder.grid(shape.frames, shape.size, shape.size))
+            tokenizer.check_grid(model.video_encoder.grid(shape.num_frames, shape.image_size, shape.image_size))
         if task_config.backbone == "tokenizer":
             _share_backbone(model, tokenizer)
         task: Task = Pretrain(model, vocabulary, task_config, facts, tokenizer)
@@ -108,7 +108,7 @@ def _vocabulary(recipe: Recipe, origin: Path | None) -> Vocabulary:
 
 def _tokenizer(task: PretrainConfig) -> tuple[VideoTokenizer | None, dict[str, Any]]:
     """The trained video tokenizer that MVM takes its labels from."""
-    if not task.mvm or task.tokenizer is None:
+    if not task.mvm_weight or task.tokenizer is None:
         return None, {}
     restored, about = restore(Path(task.tokenizer))
     if not isinstance(restored, TokenizerTask | ReconstructionTask):
@@ -117,7 +117,7 @@ def _tokenizer(task: PretrainConfig) -> tuple[VideoTokenizer | None, dict[str, A
     tokenizer.check_alive()
     for parameter in tokenizer.parameters():
         parameter.requires_grad_(False)
-    return tokenizer, {"codes": tokenizer.config.codes, "tokenizer": tokenizer.fingerprint()}
+    return tokenizer, {"codes": tokenizer.config.codebook_size, "tokenizer": tokenizer.fingerprint()}
 
 
 def _share_backbone(model: EViLM, tokenizer: VideoTokenizer | None) -> None:
@@ -217,7 +217,7 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
 
 def _tokenizer_at_hand(task: PretrainConfig, facts: dict[str, Any]) -> VideoTokenizer | None:
     """The tokenizer of a pre-trained checkpoint, where its run is still there and still the same."""
-    if not task.mvm or task.tokenizer is None or not Path(task.tokenizer).exists():
+    if not task.mvm_weight or task.tokenizer is None or not Path(task.tokenizer).exists():
         return None
     tokenizer, now = _tokenizer(task)
     if facts.get("tokenizer") != now["tokenizer"]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from evilm.data.loader import Loader
     from evilm.distributed import Precision
-    from evilm.tasks import Prediction, Summary, Task
+    from evilm.tasks import Metrics, Prediction, Task
     from evilm.types import Example
 
 Split = Literal["train", "validation", "test"]
@@ -50,7 +50,7 @@ class Evaluation:
 
     task: str
     split: Split
-    summary: Summary
+    summary: Metrics
     result: dict[str, Any]
     folder: Path
 
@@ -66,7 +66,7 @@ def evaluate(
     precision: Precision = "auto",
     label: str = "evaluating",
     stop: Callable[[], bool] = bool,
-) -> Summary:
+) -> Metrics:
     """Predict every row of a split once, in file order, and summarise.
 
     Several processes take batches in turn, and each gets the summary of all.
@@ -82,22 +82,22 @@ def evaluate(
         StoppedError: ``stop`` said so, in one of the processes.
     """
     task.to(device).eval()
-    bf16, share = distributed.computes_in_bf16(precision, device), distributed.ranks()
+    bf16, share = distributed.uses_bf16(precision, device), distributed.world_size()
     own: list[list[Prediction]] = []
     with Meter(label, len(loader), "batches") as meter, torch.inference_mode():
         batches = iter(loader)
         for first in range(0, len(loader), share):
-            if distributed.largest(int(stop())):
+            if distributed.all_reduce_max(int(stop())):
                 raise StoppedError
             batch = next(batches, None)
             if batch is not None:
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     own.append(task.predict(batch.to(device)))
             meter.update(min(first + share, len(loader)))
-    each = distributed.gather_objects(own)
-    for found in distributed.gather_objects(loader.bad):
+    each = distributed.all_gather_objects(own)
+    for found in distributed.all_gather_objects(loader.bad):
         loader.bad.update(found)
-    return task.summarise([row for n in range(len(loader)) for row in each[n % share][n // share]])
+    return task.compute_metrics([row for n in range(len(loader)) for row in each[n % share][n // share]])
 
 
 def of_checkpoint(
@@ -131,7 +131,7 @@ def of_checkpoint(
     name = f"evaluation-{split}" + (f"-{task}" if task else "") + ("-shuffled" if shuffled else "")
     in_run = (checkpoint_folder.parent / checkpoint.POINTER).is_file()
     folder = out or (checkpoint_folder.parent if in_run else checkpoint_folder) / name
-    files.check_free(folder, KIND)
+    files.check_output_dir(folder, KIND)
     device = distributed.device(recipe.run.device)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
@@ -145,7 +145,7 @@ def of_checkpoint(
     _check_rows(recipe.task.name, rows, split)
     restored, about = build.restore(checkpoint_folder, recipe.task)
     scored_by_truth = _judge(restored, rows, truth, source.annotations)
-    with distributed.in_turn():
+    with distributed.rank0_first():
         loader = feed.loader(recipe, restored, rows, train=False)
     loader.order = "shuffled" if shuffled else "true"
     summary = evaluate(restored, loader, device, recipe.run.precision, f"evaluating {split}")
@@ -255,7 +255,7 @@ def by_truth(truth: Path) -> Callable[[Sequence[Prediction]], NDArray[np.bool_]]
     return relevance
 
 
-def report(summary: Summary, loader: Loader, about: dict[str, Any]) -> dict[str, Any]:
+def report(summary: Metrics, loader: Loader, about: dict[str, Any]) -> dict[str, Any]:
     """The JSON of an evaluation: metrics, interval, chance, rule, unreadable videos, and what was evaluated."""
     low, high = metrics.interval([row["score"] for row in summary.rows])
     return {
@@ -269,13 +269,13 @@ def report(summary: Summary, loader: Loader, about: dict[str, Any]) -> dict[str,
     }
 
 
-def save(folder: Path, result: dict[str, Any], summary: Summary) -> None:
+def save(folder: Path, result: dict[str, Any], summary: Metrics) -> None:
     """Write ``metrics.json``, ``predictions.jsonl`` and ``details.json``, each whole or not at all.
 
     Raises:
         OutputError: the folder holds something else, or cannot be written.
     """
-    files.claim(folder, KIND)
+    files.acquire_dir(folder, KIND)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in summary.rows)
     try:
         for name, text in (

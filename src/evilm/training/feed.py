@@ -49,16 +49,16 @@ def examples(source: SourceConfig) -> Sequence[Example]:
 def training_rows(data: DataConfig) -> Sequence[Example]:
     """The rows that a run learns from: those of ``train``, then those of ``more``."""
     rows = examples(data.train)
-    return [*rows, *(row for source in data.more for row in examples(source))] if data.more else rows
+    return [*rows, *(row for source in data.extra_train for row in examples(source))] if data.extra_train else rows
 
 
 def frames_of(recipe: Recipe, task: Task) -> tuple[int, int]:
     """(T, size) of the clips that a task is fed; one cell of one frame where it looks at none."""
     if isinstance(recipe.task, TokenizerTaskConfig | ReconstructionConfig):
-        return recipe.task.frames, recipe.task.tokenizer.size
+        return recipe.task.num_frames, recipe.task.tokenizer.image_size
     assert isinstance(task, VideoTextTask)
     shape = task.model.config
-    return (1, shape.stride) if isinstance(task, Paraphrase) else (shape.frames, shape.size)
+    return (1, shape.stride) if isinstance(task, Paraphrase) else (shape.num_frames, shape.image_size)
 
 
 def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, label: bool = False) -> Loader:
@@ -76,7 +76,7 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         teacher.look(task, rows, data)
     count, size = frames_of(recipe, task)
     blind = isinstance(task, Paraphrase)
-    pixels: FilePixels | StoredPixels = NoPixels(size) if blind else FilePixels(size, data.fit)
+    pixels: FilePixels | StoredPixels = NoPixels(size) if blind else FilePixels(size, data.resize_mode)
     store = None if blind else _store(recipe, rows, size, train=train)
     if store is not None:
         pixels = StoredPixels(store)
@@ -91,15 +91,15 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
         augment=data.augment,
         labels=_cached_labels(recipe, task, store) if label else None,
         features=_cached_features(recipe, task, store) if label else None,
-        bad_share=data.bad_share,
+        bad_share=data.max_bad_ratio,
         shards=shards(data, rows, store) if train and rows and not blind else None,
-        fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.remember,
+        fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.cache_encodings,
         workers=data.workers,
         prefetch=data.prefetch,
         timeout=data.timeout,
         pin=distributed.device(recipe.run.device).type == "cuda",
         rank=distributed.rank(),
-        ranks=distributed.ranks(),
+        ranks=distributed.world_size(),
     )
 
 
@@ -107,26 +107,28 @@ def _store(recipe: Recipe, rows: Sequence[Example], size: int, *, train: bool) -
     """The frames of some rows that were decoded before, or are now where the recipe names a cache."""
     data = recipe.data
     if data.packed is not None and rows:
-        pack = packed_for(data.packed, rows[0].clip, size, data.fit)
+        pack = packed_for(data.packed, rows[0].clip, size, data.resize_mode)
         if train:
             problems = [f"{clip}: {status}: {reason}" for clip, (status, reason) in pack.problems.items()]
-            check_bad(problems, len(pack), data.bad_share)
+            check_bad(problems, len(pack), data.max_bad_ratio)
         return pack
     if data.cache is None:
         return None
-    store = FrameStore(data.cache, (row.clip for row in rows), size=size, candidates=data.candidates, fit=data.fit)
+    store = FrameStore(
+        data.cache, (row.clip for row in rows), size=size, candidates=data.cached_frames, fit=data.resize_mode
+    )
     with Meter("decoding", len(store), "clips") as meter:
         problems = store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
     for problem in problems[:5]:
         meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
     if train:
-        check_bad(problems, len(store.clips), data.bad_share)
+        check_bad(problems, len(store.clips), data.max_bad_ratio)
     return store
 
 
 def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> LabelStore | None:
     """Token labels of a store, made now where they lack."""
-    if not isinstance(recipe.task, PretrainConfig) or not recipe.task.mvm or recipe.task.labels == "online":
+    if not isinstance(recipe.task, PretrainConfig) or not recipe.task.mvm_weight or recipe.task.labels == "online":
         return None
     if store is None:
         raise ConfigError("task.labels = 'cached' needs cached frames: set data.cache to a folder, or data.packed")
@@ -149,15 +151,15 @@ def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> Feature
         return None
     if isinstance(task, Pretrain) or not isinstance(task, VideoTextTask):
         raise ConfigError(f"data.features cannot serve {task.name}, which encodes changed pixels: set it to false")
-    if recipe.optim.backbone_lr and not isinstance(recipe.task, LinearProbeConfig):
+    if recipe.optim.backbone_lr_scale and not isinstance(recipe.task, LinearProbeConfig):
         raise ConfigError(
-            f"data.features keeps what a frozen backbone sees, and optim.backbone_lr = {recipe.optim.backbone_lr:g} "
-            "trains it: set optim.backbone_lr=0, or data.features=false"
+            f"data.features keeps what a frozen backbone sees, and optim.backbone_lr_scale = {recipe.optim.backbone_lr_scale:g} "
+            "trains it: set optim.backbone_lr_scale=0, or data.features=false"
         )
     if store is None:
         raise ConfigError("data.features needs cached frames: set data.cache to a folder, or data.packed")
     device = distributed.device(recipe.run.device)
-    bf16 = distributed.computes_in_bf16(recipe.run.precision, device)
+    bf16 = distributed.uses_bf16(recipe.run.precision, device)
     encoder = task.model.video_encoder.to(device).eval()
     grid = encoder.grid(1, store.size, store.size)
     name = encoder.fingerprint("bf16" if bf16 else "fp32")

@@ -190,7 +190,7 @@ def packages() -> dict[str, str]:
 
 def git_state() -> dict[str, Any] | None:
     """Commit and local changes of the source that is running; None outside a checkout."""
-    source = Path(__file__).resolve().parents[2]
+    source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None
 

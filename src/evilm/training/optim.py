@@ -22,16 +22,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-tokenizer": {"lr": 2e-4, "epochs": 10},
     # all-in-one (arXiv 2203.07303) fine-tunes a head ten times faster and lets the rate fall in a straight line.
     "all-in-one": {
-        "lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup": 0.1, "schedule": "polynomial", "power": 1.0,
-        "head_lr": 10.0, "batch_size": 512, "epochs": 20,
+        "lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "polynomial", "power": 1.0,
+        "head_lr_scale": 10.0, "batch_size": 512, "epochs": 20,
     },
     "all-in-one-retrieval": {
-        "lr": 3e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup": 0.1, "schedule": "polynomial", "power": 1.0,
-        "head_lr": 10.0, "epochs": 200,
+        "lr": 3e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "polynomial", "power": 1.0,
+        "head_lr_scale": 10.0, "epochs": 200,
     },
     # VIOLET v2 (arXiv 2209.01540).
-    "violet": {"lr": 2e-5, "weight_decay": 1e-3, "clip": 1.0, "epochs": 20},
-    "violet-tgif-action": {"lr": 2e-5, "weight_decay": 1e-3, "clip": 1.0, "epochs": 60},
+    "violet": {"lr": 2e-5, "weight_decay": 1e-3, "grad_clip": 1.0, "epochs": 20},
+    "violet-tgif-action": {"lr": 2e-5, "weight_decay": 1e-3, "grad_clip": 1.0, "epochs": 60},
 }  # fmt: skip
 
 
@@ -40,25 +40,27 @@ class OptimConfig(Config):
 
     epochs: float = Field(default=20, gt=0)
     batch_size: int = Field(default=64, gt=0, description="of all processes together")
-    accumulate: int = Field(
+    grad_accum_steps: int = Field(
         default=1, gt=0, description="pieces a batch is computed in, for want of memory; negatives come from the piece"
     )
     lr: float = Field(default=1e-4, gt=0)
-    head_lr: float = Field(
+    head_lr_scale: float = Field(
         default=1.0, gt=0, description="factor on the learning rate of what did not start from a checkpoint"
     )
-    backbone_lr: float = Field(default=1.0, ge=0, description="factor for the video backbone; 0 freezes it")
+    backbone_lr_scale: float = Field(default=1.0, ge=0, description="factor for the video backbone; 0 freezes it")
     layer_decay: float = Field(
         default=1.0, gt=0, le=1, description="factor on the learning rate for each layer further from the output"
     )
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps")
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="share of the steps")
     schedule: Literal["cosine", "linear", "polynomial", "constant"] = "cosine"
     power: float = Field(default=1.0, gt=0, description="of the polynomial schedule; 1 is linear")
-    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
-    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of averaged weights, which are then the result")
-    explodes: float = Field(
+    grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of averaged weights, which are then the result"
+    )
+    loss_spike_factor: float = Field(
         default=100.0, ge=0, description="stop when the loss is this many times its usual value (or 1); 0 never"
     )
     fused: bool = Field(default=True, description="one kernel for all weights, where the device has it")
@@ -77,8 +79,8 @@ class OptimConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> OptimConfig:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(f"accumulate = {self.grad_accum_steps} does not divide batch_size = {self.batch_size}")
         return self
 
 
@@ -95,7 +97,7 @@ def optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) -> to
         config: the settings.
         fresh: names of parameters that start at random while others come from a checkpoint.
     """
-    if config.backbone_lr == 0:
+    if config.backbone_lr_scale == 0:
         for name, parameter in task.named_parameters():
             if ".backbone." in name:
                 parameter.requires_grad_(False)
@@ -103,7 +105,9 @@ def optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) -> to
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
-            factor = config.backbone_lr if ".backbone." in name else config.head_lr if name in fresh else 1.0
+            factor = (
+                config.backbone_lr_scale if ".backbone." in name else config.head_lr_scale if name in fresh else 1.0
+            )
             factor *= config.layer_decay ** _depth(name, deepest)
             groups.setdefault((_decays(name, parameter), factor), []).append(parameter)
     return torch.optim.AdamW(
@@ -138,7 +142,7 @@ def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
 
 def rate(config: OptimConfig, step: int, total: int) -> float:
     """The learning rate's factor at ``step`` of ``total``: linear warm-up, then the schedule to zero."""
-    warm = round(config.warmup * total)
+    warm = round(config.warmup_ratio * total)
     if step < warm:
         return (step + 1) / warm
     if config.schedule == "constant":

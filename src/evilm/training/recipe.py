@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 class RunConfig(Config):
     """Where and how the work runs."""
 
-    out: Path = Path("runs/run")
+    output_dir: Path = Path("runs/run")
     device: DeviceName = "auto"
     precision: Precision = "auto"
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's choice")
     compile: bool = Field(default=False, description="torch.compile the encoders and the decoder")
-    recompute: bool = Field(default=False, description="keep fewer activations and compute them again: less memory")
+    grad_checkpointing: bool = Field(
+        default=False, description="keep fewer activations and compute them again: less memory"
+    )
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
     validate_every: float = Field(
@@ -73,7 +75,7 @@ class Recipe(Config):
 
 def shelves() -> list[Path]:
     """The folders of recipes that come with the project: beside ``src`` in a checkout, else inside the package."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     beside = package.parents[1] / "recipes" if package.parent.name == "src" else None
     return [folder for folder in (beside, package / "recipes") if folder is not None and folder.is_dir()]
 

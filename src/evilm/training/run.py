@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evilm import distributed
 from evilm.errors import CheckpointError
-from evilm.model.economy import economise
+from evilm.model.economy import apply_memory_options
 from evilm.model.global_norm import synchronise
 from evilm.progress import Meter, say, spark
 from evilm.tasks import VideoTextTask
@@ -53,14 +53,14 @@ class Run:
         self.recipe, self.loader, self.device, self.about = recipe, loader, device, about
         synchronise(task)
         self.task = task.to(device)
-        distributed.share_weights(self.task.state_dict().values())
-        economise(self.task, recompute=recipe.run.recompute, compiled=recipe.run.compile)
-        self.out = recipe.run.out
+        distributed.broadcast_weights(self.task.state_dict().values())
+        apply_memory_options(self.task, recompute=recipe.run.grad_checkpointing, compiled=recipe.run.compile)
+        self.out = recipe.run.output_dir
         fresh: frozenset[str] = frozenset() if recipe.start is None else _fresh(task)
         self.optimizer = optim.optimizer(task, recipe.optim, fresh)
         self.total = optim.steps(recipe.optim, len(loader))
         self.stepper = Stepper(recipe, self.task, self.optimizer, device, self.total)
-        self.average = snapshot.Average(task, recipe.optim.ema) if recipe.optim.ema else None
+        self.average = snapshot.Average(task, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         self.journal = Journal(self.out, writes=distributed.rank() == 0, tensorboard=recipe.run.tensorboard)
         self.signals = Signals()
         self.step = 0
@@ -156,8 +156,8 @@ class Run:
 
     def _agree_on_bad(self) -> None:
         """Let every process know of the videos that another could not read."""
-        if distributed.ranks() > 1:
-            for found in distributed.gather_objects(self.loader.bad):
+        if distributed.world_size() > 1:
+            for found in distributed.all_gather_objects(self.loader.bad):
                 self.loader.bad.update(found)
 
     def _validates(self) -> bool:
@@ -170,7 +170,7 @@ class Run:
         """Evaluate on the validation split, append to ``validation.jsonl``."""
         source = self.recipe.data.validation
         assert source is not None
-        with distributed.in_turn():
+        with distributed.rank0_first():
             loader = feed.loader(self.recipe, self.task, feed.examples(source), train=False)
         with self.average.worn() if self.average is not None else contextlib.nullcontext():
             summary = evaluate.evaluate(
@@ -188,7 +188,7 @@ class Run:
         shown = ", ".join(f"{name} {value:.1f}" for name, value in summary.metrics.items() if "[" not in name)
         say(f"validation at step {self.step}: {shown}")
         if summary.details.get("collapsed"):
-            say("warning: the codebook has collapsed; set task.tokenizer.restart_below=0.5 or kmeans=true")
+            say("warning: the codebook has collapsed; set task.tokenizer.dead_code_threshold=0.5 or kmeans=true")
 
     def _save(self) -> None:
         """Write a checkpoint; with several processes the first does, and all hear of it when it cannot."""
@@ -199,7 +199,7 @@ class Run:
             checkpoint.write(folder, self._fill)
             checkpoint.point(self.out, folder)
 
-        distributed.from_first(save)
+        distributed.run_on_rank0(save)
         self.journal.skip(self.loader.bad)
         self.saved = time.monotonic()
 
@@ -227,7 +227,7 @@ class Run:
 
     def _resume(self) -> None:
         """Take up the newest valid checkpoint, saying which and why."""
-        found = distributed.from_first(lambda: snapshot.newest(self.out))
+        found = distributed.run_on_rank0(lambda: snapshot.newest(self.out))
         for line in found.complaints:
             say(f"passed over: {line}")
         if found.folder is None:
@@ -242,7 +242,7 @@ class Run:
         except (RuntimeError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{found.folder}: was trained by another recipe ({_first_line(error)}): resume with the recipe that it "
-                "was begun with, or name another folder in run.out"
+                "was begun with, or name another folder in run.output_dir"
             ) from None
         state = found.state
         self.step, self.seconds = int(state["step"]), float(state["seconds"])

@@ -62,7 +62,7 @@ class Stepper:
         self, recipe: Recipe, task: Task, optimizer: torch.optim.Optimizer, device: torch.device, total: int
     ) -> None:
         self.recipe, self.task, self.optimizer, self.device, self.total = recipe, task, optimizer, device, total
-        self.bf16 = distributed.computes_in_bf16(recipe.run.precision, device)
+        self.bf16 = distributed.uses_bf16(recipe.run.precision, device)
         self.usual = math.nan  # the running loss
 
     def advance(
@@ -87,8 +87,8 @@ class Stepper:
         self.task.train()
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch)
-        distributed.share_gradients(self.task.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), config.clip or math.inf)
+        distributed.all_reduce_gradients(self.task.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), config.grad_clip or math.inf)
         reading = self._read(losses, norm, [float(stop()), float(save() and distributed.rank() == 0)])
         self._check(reading, batch, step)
         self.optimizer.step()
@@ -96,7 +96,7 @@ class Stepper:
 
     def _backward(self, batch: Batch) -> list[Losses]:
         """Losses and gradients of a batch, piece by piece."""
-        pieces = batch.pieces(self.recipe.optim.accumulate)
+        pieces = batch.pieces(self.recipe.optim.grad_accum_steps)
         found: list[Losses] = []
         for piece in pieces:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -113,7 +113,7 @@ class Stepper:
         ]
         values = rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)
         every = torch.cat([values, norm.detach().float()[None], values.new_tensor(flags)])
-        told = cast("list[float]", distributed.mean(every).tolist())
+        told = cast("list[float]", distributed.all_reduce_mean(every).tolist())
         return Reading(told[0], told[-3], dict(zip(names, told[1:-3], strict=True)), told[-2] > 0, told[-1] > 0)
 
     def _check(self, reading: Reading, batch: Batch, step: int) -> None:
@@ -122,19 +122,19 @@ class Stepper:
         Raises:
             TrainingError: and the batch is written down.
         """
-        limit = self.recipe.optim.explodes * max(1.0, self.usual)
+        limit = self.recipe.optim.loss_spike_factor * max(1.0, self.usual)
         if not math.isfinite(reading.loss):
             what = f"the loss is {reading.loss}"
         elif not math.isfinite(reading.norm):
             what = f"the gradient's norm is {reading.norm}"
-        elif self.recipe.optim.explodes and reading.loss > limit:
+        elif self.recipe.optim.loss_spike_factor and reading.loss > limit:
             what = f"the loss is {reading.loss:.4g} and was {self.usual:.4g}"
         else:
             before = reading.loss if math.isnan(self.usual) else self.usual
             self.usual = USUAL * before + (1 - USUAL) * reading.loss
             return
-        samples = [key for part in distributed.gather_objects([e.key for e in batch.examples]) for key in part]
-        path = self.recipe.run.out / "diverged.json"
+        samples = [key for part in distributed.all_gather_objects([e.key for e in batch.examples]) for key in part]
+        path = self.recipe.run.output_dir / "diverged.json"
         # As text: JSON has no name for what is no number.
         parts = {name: str(value) for name, value in reading.parts.items()}
         told = {"step": step, "losses": parts, "gradient": str(reading.norm), "samples": samples}

@@ -53,12 +53,12 @@ class OwnTeacher:
         if not isinstance(embed, EmbeddingHead):
             raise CheckpointError(
                 f"{path}: is a {task.name} checkpoint without embeddings, and cannot teach them: name one of "
-                "retrieval, or pre-trained with task.contrastive > 0"
+                "retrieval, or pre-trained with task.contrastive_weight > 0"
             )
         self._task, self._embed, self._device = task.to(device).eval().requires_grad_(False), embed, device
         self.fingerprint = fingerprint
         self.fit: Fit = fit
-        self.frames, self.size = task.model.config.frames, task.model.config.size
+        self.frames, self.size = task.model.config.num_frames, task.model.config.image_size
         self.width = int(embed.video_out.out_features)
         self.reads = hasattr(embed, "text_out")
         self.temperature = float(embed.temperature)

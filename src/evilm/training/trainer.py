@@ -39,34 +39,36 @@ def train(recipe: Recipe, *, resume: bool = False) -> Path:
 
     Args:
         recipe: what to do.
-        resume: go on from the newest valid checkpoint of ``run.out``; without one, begin.
+        resume: go on from the newest valid checkpoint of ``run.output_dir``; without one, begin.
 
     Returns:
         the run's folder.
 
     Raises:
-        OutputError: ``run.out`` holds a run already, or something else, or another process is writing there.
+        OutputError: ``run.output_dir`` holds a run already, or something else, or another process is writing there.
         Interrupted: after saving, when Ctrl-C or SIGTERM came.
         KeyboardInterrupt: the same before the first step, when there was nothing to save.
     """
-    out = recipe.run.out
-    with Signals() as signals, distributed.together(recipe.run.device), contextlib.ExitStack() as held:
+    out = recipe.run.output_dir
+    with Signals() as signals, distributed.process_group(recipe.run.device), contextlib.ExitStack() as held:
 
         def take() -> None:
-            files.check_free(out, KIND)
+            files.check_output_dir(out, KIND)
             if checkpoint.steps(out) and not resume:
-                raise OutputError(f"{out}: holds a run already; go on with --resume, or name another folder in run.out")
-            files.claim(out, KIND)
-            held.enter_context(files.hold(out))
+                raise OutputError(
+                    f"{out}: holds a run already; go on with --resume, or name another folder in run.output_dir"
+                )
+            files.acquire_dir(out, KIND)
+            held.enter_context(files.lock_dir(out))
 
-        distributed.from_first(take)
+        distributed.run_on_rank0(take)
         try:
             run, rows = _prepare(recipe)
             run.about["data"] = {"rows": len(rows), "fingerprint": logger.fingerprint(rows)}
             run.fit(resume, signals)
         except EvilmError:
             if distributed.rank() == 0:
-                files.release(out, logger.BEGINNINGS)  # of a run that never took a step
+                files.release_dir(out, logger.BEGINNINGS)  # of a run that never took a step
             raise
     return out
 
@@ -76,11 +78,11 @@ def _prepare(recipe: Recipe) -> tuple[Run, Sequence[Example]]:
     device = distributed.device(recipe.run.device)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    share, pieces = recipe.optim.batch_size // distributed.ranks(), recipe.optim.accumulate
+    share, pieces = recipe.optim.batch_size // distributed.world_size(), recipe.optim.grad_accum_steps
     if share % pieces:
         raise ConfigError(
-            f"optim.accumulate = {pieces} does not divide the {share} samples of optim.batch_size = "
-            f"{recipe.optim.batch_size} that each of {distributed.ranks()} processes has"
+            f"optim.grad_accum_steps = {pieces} does not divide the {share} samples of optim.batch_size = "
+            f"{recipe.optim.batch_size} that each of {distributed.world_size()} processes has"
         )
     rows = feed.training_rows(recipe.data)
     task, facts, start = build.new_task(recipe, rows)
@@ -88,7 +90,7 @@ def _prepare(recipe: Recipe) -> tuple[Run, Sequence[Example]]:
         say(f"start from {recipe.start}: {start}")
     for line in start.published:
         say(line)
-    with distributed.in_turn():
+    with distributed.rank0_first():
         loader = feed.loader(recipe, task, rows, train=True, label=True)
     return Run(recipe, task, loader, device, describe(recipe, task, facts, start)), rows
 

@@ -181,9 +181,9 @@ def test_features_are_kept_where_they_can_be(adapted: tuple[Path, Any, str], min
         return adapting.recipe_for(asked, begun, mine.parent, tmp_path, clips, begun.folder).data.features
 
     assert kept()
-    assert kept("data.augment.scale=0.6", "data.augment.views=3", "data.augment.flip=true")
-    assert not kept("data.augment.scale=0.6")
-    assert not kept("optim.backbone_lr=0.1")
+    assert kept("data.augment.crop_scale=0.6", "data.augment.cached_crops=3", "data.augment.hflip=true")
+    assert not kept("data.augment.crop_scale=0.6")
+    assert not kept("optim.backbone_lr_scale=0.1")
     assert not kept("data.cache=")
     assert not kept("data.features=false")
     assert not kept(clips=100_000)

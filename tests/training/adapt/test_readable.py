@@ -64,7 +64,7 @@ def test_frames_that_were_not_decoded_in_time_are_decoded_once_more(
     monkeypatch.setattr(Decoding, "frames", frames)
     given = rows(small_world / "videos", "video0.mp4", "video1.mp4", "video2.mp4")
     source = SourceConfig(reader="captions", annotations=tmp_path / "train.jsonl")
-    data = DataConfig(train=source, cache=tmp_path / "cache", candidates=2, workers=0)
+    data = DataConfig(train=source, cache=tmp_path / "cache", cached_frames=2, workers=0)
     kept, lost = decodable(given, data, 32)
     assert [row.key for row in kept] == ["video0.mp4", "video2.mp4"]
     [line] = lost

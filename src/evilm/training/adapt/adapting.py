@@ -81,7 +81,7 @@ def adapt(request: Request, out: Path, *, resume: bool = False, say: Callable[[s
     if begun is None:
         if out.is_dir() and checkpoint.steps(out):
             raise OutputError(f"{out}: holds a run already; go on with --resume, or name another folder with --out")
-        files.check_free(out, trainer.KIND)
+        files.check_output_dir(out, trainer.KIND)
         begun = _begin(request, out, say)
     if "after" not in begun:
         trainer.train(config.check(recipe.Recipe, begun["recipe"], str(out / STATE)), resume=resume)
@@ -121,14 +121,14 @@ def _begin(request: Request, out: Path, say: Callable[[str], None]) -> dict[str,
     words = examine(vocabulary, train)
     say(f"{len(train)} clips to learn from, {len(held)} held out; captions: {own.origin}")
     say(str(words))
-    files.claim(out, trainer.KIND)
+    files.acquire_dir(out, trainer.KIND)
     new = words.new if request.new_words else ()
     if new:
         extend(start.folder, new, out / "start")
         say(f"{len(new)} of these words get a piece of their own: {', '.join(new[:12])}")
     origin = out / "start" if new else start.folder
     plan = recipe_for(request, start, own.root, out, len(train), origin)
-    (train, lost), (held, missed) = (decodable(part, plan.data, start.shape.size) for part in (train, held))
+    (train, lost), (held, missed) = (decodable(part, plan.data, start.shape.image_size) for part in (train, held))
     if lost or missed:
         _say_left_out(lost + missed, len(rows), say)
         if not train or not held:
@@ -193,21 +193,21 @@ def recipe_for(request: Request, start: Start, root: Path, out: Path, clips: int
     """
     speed, theirs = pace(clips), start.recipe
     source = {"reader": "captions", "videos": str(root.resolve())}
-    cached = clips * _CANDIDATES * 3 * start.shape.size**2 <= _CACHED
+    cached = clips * _CANDIDATES * 3 * start.shape.image_size**2 <= _CACHED
     table: dict[str, Any] = {
-        "task": {"name": "retrieval", "words": start.words, "embedding": start.embedding, "focus": start.focus},
+        "task": {"name": "retrieval", "max_text_len": start.words, "embed_dim": start.embedding, "focal_gamma": start.focus},
         "data": {
             "train": {**source, "annotations": str(out.resolve() / "train.jsonl")},
             "validation": {**source, "annotations": str(out.resolve() / "held-out.jsonl")},
-            "cache": str(out / "cache") if cached else None, "candidates": _CANDIDATES, "fit": theirs.data.fit,
-            "bad_share": 0.2,
+            "cache": str(out / "cache") if cached else None, "cached_frames": _CANDIDATES, "resize_mode": theirs.data.resize_mode,
+            "max_bad_ratio": 0.2,
         },
-        "optim": {"batch_size": speed.batch, "epochs": speed.epochs, "lr": speed.lr, "backbone_lr": 0.0},
-        "run": {"out": str(out), "checkpoint_minutes": 1.0},
+        "optim": {"batch_size": speed.batch, "epochs": speed.epochs, "lr": speed.lr, "backbone_lr_scale": 0.0},
+        "run": {"output_dir": str(out), "checkpoint_minutes": 1.0},
         "start": str(origin), "seed": request.seed,
     }  # fmt: skip
     plan = config.check(recipe.Recipe, config.override(table, request.changes), "evilm adapt")
-    if "features" not in plan.data.model_fields_set and _fits_features(plan, clips * start.shape.size**2):
+    if "features" not in plan.data.model_fields_set and _fits_features(plan, clips * start.shape.image_size**2):
         plan = plan.model_copy(update={"data": plan.data.model_copy(update={"features": True})})
     return plan
 
@@ -218,17 +218,17 @@ def _fits_features(plan: recipe.Recipe, pixels: int) -> bool:
     Features of stride 16 take about as much as the picture (384 channels of two bytes in place of 256 x 3 bytes).
     """
     crops = plan.data.augment.crops
-    if plan.data.cache is None or plan.data.packed is not None or plan.optim.backbone_lr or crops is None:
+    if plan.data.cache is None or plan.data.packed is not None or plan.optim.backbone_lr_scale or crops is None:
         return False
-    views = crops * (2 if plan.data.augment.flip else 1)
-    return pixels * plan.data.candidates * 3 * (1 + views) <= _CACHED
+    views = crops * (2 if plan.data.augment.hflip else 1)
+    return pixels * plan.data.cached_frames * 3 * (1 + views) <= _CACHED
 
 
 def _measure(start: Start, plan: recipe.Recipe, out: Path) -> evaluate.Evaluation:
     """The model as it is, on the clips held out, by the rule that the adapted one is measured by."""
     told = {
         "task.protocol": "dual-encoder", "data.packed": None, "data.cache": plan.data.cache,
-        "data.candidates": plan.data.candidates, "data.workers": plan.data.workers,
+        "data.cached_frames": plan.data.cached_frames, "data.workers": plan.data.workers,
         "optim.batch_size": plan.optim.batch_size, "run.device": plan.run.device, "run.precision": plan.run.precision,
         "run.threads": plan.run.threads,
     }  # fmt: skip

@@ -65,7 +65,7 @@ def decodable(
     if data.cache is None or data.packed is not None:
         return tuple(examples), []
     clips = [row.clip for row in examples]
-    store = FrameStore(data.cache, clips, size=size, candidates=data.candidates, fit=data.fit)
+    store = FrameStore(data.cache, clips, size=size, candidates=data.cached_frames, fit=data.resize_mode)
     with Meter("decoding", len(store), "clips") as meter:
         store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
         if any(status in PASSING for key, (status, _) in store.problems.items() if key in store.clips):

@@ -63,7 +63,7 @@ def trainable(model: str) -> Start:
     if weight is None:
         raise CheckpointError(
             f"{folder}: this {task} model has no embedding head to adapt: take a retrieval model, or one pre-trained "
-            "with task.contrastive > 0"
+            "with task.contrastive_weight > 0"
         )
     recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
     return Start(
