@@ -1,4 +1,4 @@
-"""A folder for output is taken by its own kind alone, and held by one process at a time."""
+"""Output folders are accepted by kind and locked by one process; files are replaced atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_claim_takes_what_is_new_empty_or_its_own(tmp_path: Path) -> None:
+def test_new_empty_and_own_folders_are_acquired(tmp_path: Path) -> None:
     new = tmp_path / "deep" / "new"
     files.acquire_dir(new, "run of evilm")
     (new / "more").touch()
@@ -24,7 +24,7 @@ def test_claim_takes_what_is_new_empty_or_its_own(tmp_path: Path) -> None:
     files.acquire_dir(tmp_path / "empty", "run of evilm")
 
 
-def test_claim_refuses_what_belongs_to_another(tmp_path: Path) -> None:
+def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").touch()
@@ -40,9 +40,9 @@ def test_claim_refuses_what_belongs_to_another(tmp_path: Path) -> None:
         files.acquire_dir(foreign / "cat.jpg" / "below", "run of evilm")
 
 
-def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path) -> None:
-    program = "import sys; from pathlib import Path; from evilm import output\n"
-    program += "with files.hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+def test_one_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from evilm import files\n"
+    program += "with files.lock_dir(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
@@ -55,3 +55,19 @@ def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path)
         first.kill()
     with files.lock_dir(tmp_path):
         pass
+
+
+def test_write_atomic_replaces_the_whole_file_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "some.cache"
+    files.write_atomic(path, [b"one", memoryview(b" two")])
+    assert path.read_bytes() == b"one two"
+    files.write_atomic(path, "text")
+    assert path.read_bytes() == b"text"
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomic(path, b"three")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("some.cache", b"text")]

@@ -1,4 +1,4 @@
-"""Folders that are written into: taken by what is new there, marked as its own, held by one process at a time."""
+"""Output folders and files: ownership marks, locks, atomic writes, and the file names of videos."""
 
 from __future__ import annotations
 
@@ -9,25 +9,59 @@ from typing import TYPE_CHECKING
 from evilm.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
     from pathlib import Path
 
 MARK = ".evilm"
 LOCK = ".evilm-lock"
 _UNFINISHED = MARK + ".tmp"
 
+# Names of files that may be videos. Decoding decides whether they are.
+VIDEO_SUFFIXES = tuple(
+    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .mpe .m2v .ts .m2ts .mts .vob .flv .f4v .wmv .asf .ogv .ogg .ogm .gif "
+    ".3gp .3g2 .mj2 .qt .divx .dv .rm .rmvb .mxf .y4m".split()
+)
 
-def acquire_dir(folder: Path, kind: str) -> None:
-    """Take ``folder`` for output: it must be new, empty, or already of this kind.
+
+def write_atomic(path: Path, parts: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Replace a file so that it holds either its old content or all of the new one, also after a power failure.
+
+    The new content goes into a temporary file in the same folder, which is flushed to the disk and renamed.
+
+    Args:
+        path: the file.
+        parts: its content; a string is written as UTF-8, several parts one after the other.
 
     Raises:
-        OutputError: it holds something else, or is a file.
+        OSError: the file cannot be written; the old one is unchanged and the temporary file is removed.
+    """
+    if isinstance(parts, str):
+        parts = parts.encode()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for part in (parts,) if isinstance(parts, bytes) else parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def acquire_dir(folder: Path, kind: str) -> None:
+    """Mark ``folder`` as the output of ``kind``, and create it if needed.
+
+    Raises:
+        OutputError: the folder holds something else, or is a file.
     """
     check_output_dir(folder, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark = folder / MARK
-        if not mark.is_file():  # written at once: a mark that a kill left empty would close the folder for ever
+        if not mark.is_file():  # atomic: an empty mark, left by a kill, would make the folder unusable
             (folder / _UNFINISHED).write_text(kind + "\n")
             os.replace(folder / _UNFINISHED, mark)
     except OSError as error:
@@ -35,10 +69,10 @@ def acquire_dir(folder: Path, kind: str) -> None:
 
 
 def check_output_dir(folder: Path, kind: str) -> None:
-    """Whether ``claim`` would take ``folder``, before anything is done for it; writes nothing.
+    """Check that ``acquire_dir`` would accept ``folder``, without writing anything.
 
     Raises:
-        OutputError: it holds something else, or is a file.
+        OutputError: the folder holds something else, or is a file.
     """
     try:
         if folder.exists() and not folder.is_dir():
@@ -53,27 +87,27 @@ def check_output_dir(folder: Path, kind: str) -> None:
         raise OutputError(f"{folder}: holds {found}; the {kind} needs a new or empty folder: name another")
 
 
-def release_dir(folder: Path, *trifles: str) -> None:
-    """Undo ``claim`` where nothing was written since but the files called ``trifles``."""
-    if {path.name for path in folder.iterdir()} <= {MARK, LOCK, *trifles}:
-        for name in (*trifles, MARK, LOCK):
+def release_dir(folder: Path, *removable: str) -> None:
+    """Remove ``folder`` if it holds only its mark, its lock and files named in ``removable``."""
+    if {path.name for path in folder.iterdir()} <= {MARK, LOCK, *removable}:
+        for name in (*removable, MARK, LOCK):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 
 
 @contextlib.contextmanager
 def lock_dir(folder: Path) -> Generator[None]:
-    """Keep other processes out of a run's folder; the system lets go when this process dies, however it does.
+    """Lock a run's folder against other processes. The system releases the lock when this process ends.
 
     Raises:
-        OutputError: another process is at work there.
+        OutputError: another process holds the lock.
     """
     if os.name != "posix":
         yield
         return
     import fcntl
 
-    # Kept open; never opened elsewhere, as closing any handle of a file gives up all of a process's locks on it.
+    # The file stays open: closing any handle of a file releases all locks that the process holds on it.
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
