@@ -93,8 +93,8 @@ STAGES: dict[str, tuple[str, str, str | None]] = {
     "tokenizer": ("tokenizer", TOKENIZER, None),
     "pretrain": (
         "pretrain",
-        '[task]\nname = "pretrain"\ncontrastive_weight = 1.0\nhard_negatives = true\nlabels = "cached"\nmax_text_len = 24\n'
-        'embed_dim = 16\ntokenizer = "{runs}/tokenizer"\n' + MODEL,
+        '[task]\nname = "pretrain"\ncontrastive_weight = 1.0\nhard_negatives = true\nlabels = "cached"\n'
+        'max_text_len = 24\nembed_dim = 16\ntokenizer = "{runs}/tokenizer"\n' + MODEL,
         "tokenizer",
     ),
     "retrieval": (

@@ -87,8 +87,10 @@ def test_a_frozen_backbone_keeps_its_statistics_in_training() -> None:
 
 
 def test_the_model_s_own_encoder_does_too() -> None:
-    shape = ModelConfig(backbone="resnet10t", stride=16, image_size=64, num_frames=1, embed_dim=32, depth=1, num_heads=2, mlp_dim=32,
-                        text_embed_dim=16, text_layers=1, text_num_heads=2, text_mlp_dim=32, max_text_len=16)  # fmt: skip
+    shape = ModelConfig(
+        backbone="resnet10t", stride=16, image_size=64, num_frames=1, embed_dim=32, depth=1, num_heads=2, mlp_dim=32,
+        text_embed_dim=16, text_layers=1, text_num_heads=2, text_mlp_dim=32, max_text_len=16,
+    )  # fmt: skip
     model = build(shape, 50)
     video = model.video_encoder
     for parameter in video.backbone.parameters():

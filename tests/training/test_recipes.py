@@ -88,12 +88,12 @@ def test_a_recipe_takes_a_step(
 # What benchmarks of the peers were run with, as they publish it.
 FIELD = {
     "all-in-one-msrvtt-qa": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 1e-4, "schedule": "polynomial", "warmup_ratio": 0.1, "head_lr_scale": 10,
-        "batch_size": 512, "epochs": 20,
+        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 1e-4, "schedule": "polynomial", "warmup_ratio": 0.1,
+        "head_lr_scale": 10, "batch_size": 512, "epochs": 20,
     },
     "all-in-one-msrvtt-retrieval": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 3e-4, "schedule": "polynomial", "warmup_ratio": 0.1, "head_lr_scale": 10,
-        "epochs": 200,
+        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 3e-4, "schedule": "polynomial", "warmup_ratio": 0.1,
+        "head_lr_scale": 10, "epochs": 200,
     },
     "violet-msrvtt-qa": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 20, "clip": 1.0},
     "violet-tgif-action": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 60, "clip": 1.0},

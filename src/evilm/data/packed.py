@@ -206,8 +206,8 @@ def packed_for(folder: Path, clip: Clip, size: int, fit: Fit) -> PackedFrames:
             continue
         if (found.size, found.config.resize_mode) != (size, fit):
             raise ConfigError(
-                f"{place}: has frames of {found.size}x{found.size}, {found.config.resize_mode}; this run needs {size}x{size}, "
-                f"{fit}: pack with --size {size} --fit {fit}"
+                f"{place}: has frames of {found.size}x{found.size}, {found.config.resize_mode}; this run needs "
+                f"{size}x{size}, {fit}: pack with --size {size} --fit {fit}"
             )
         return found
     raise DataError(

@@ -23,6 +23,6 @@ def check_bad(problems: Sequence[str], clips: int, share: float) -> None:
     """
     if len(problems) > share * clips:
         raise TooManyBadSamplesError(
-            f"{len(problems)} of {clips} videos cannot be read, more than data.max_bad_ratio = {share:g} allows: mend or "
-            f"leave them out, or raise it; the first: {problems[0]}"
+            f"{len(problems)} of {clips} videos cannot be read, more than data.max_bad_ratio = {share:g} allows: mend "
+            f"or leave them out, or raise it; the first: {problems[0]}"
         )

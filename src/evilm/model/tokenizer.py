@@ -244,8 +244,8 @@ class VideoTokenizer(nn.Module):
         if self.collapsed:
             raise CodebookError(
                 f"the tokenizer's codebook has collapsed (perplexity {float(self.perplexity):.2f} of "
-                f"{self.config.codebook_size} codes): its labels teach nothing; train it with tokenizer.restart_below=0.5 "
-                "or tokenizer.kmeans=true"
+                f"{self.config.codebook_size} codes): its labels teach nothing; train it with "
+                "tokenizer.dead_code_threshold=0.5 or tokenizer.kmeans=true"
             )
 
     def fingerprint(self) -> str:

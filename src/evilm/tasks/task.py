@@ -106,7 +106,7 @@ class VideoTextTask(Task):
         super().__init__()
         if words > model.config.max_text_len:
             raise ConfigError(
-                f"task.max_text_len = {words}: this model reads texts of at most {model.config.max_text_len} word pieces"
+                f"task.max_text_len = {words}: this model reads at most {model.config.max_text_len} word pieces"
             )
         self.model, self.vocabulary, self.words = model, vocabulary, words
 

@@ -153,8 +153,8 @@ def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> Feature
         raise ConfigError(f"data.features cannot serve {task.name}, which encodes changed pixels: set it to false")
     if recipe.optim.backbone_lr_scale and not isinstance(recipe.task, LinearProbeConfig):
         raise ConfigError(
-            f"data.features keeps what a frozen backbone sees, and optim.backbone_lr_scale = {recipe.optim.backbone_lr_scale:g} "
-            "trains it: set optim.backbone_lr_scale=0, or data.features=false"
+            f"data.features keeps what a frozen backbone sees, and optim.backbone_lr_scale = "
+            f"{recipe.optim.backbone_lr_scale:g} trains it: set optim.backbone_lr_scale=0, or data.features=false"
         )
     if store is None:
         raise ConfigError("data.features needs cached frames: set data.cache to a folder, or data.packed")

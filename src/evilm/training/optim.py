@@ -22,12 +22,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-tokenizer": {"lr": 2e-4, "epochs": 10},
     # all-in-one (arXiv 2203.07303) fine-tunes a head ten times faster and lets the rate fall in a straight line.
     "all-in-one": {
-        "lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "polynomial", "power": 1.0,
-        "head_lr_scale": 10.0, "batch_size": 512, "epochs": 20,
+        "lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "polynomial",
+        "power": 1.0, "head_lr_scale": 10.0, "batch_size": 512, "epochs": 20,
     },
     "all-in-one-retrieval": {
-        "lr": 3e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "polynomial", "power": 1.0,
-        "head_lr_scale": 10.0, "epochs": 200,
+        "lr": 3e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "polynomial",
+        "power": 1.0, "head_lr_scale": 10.0, "epochs": 200,
     },
     # VIOLET v2 (arXiv 2209.01540).
     "violet": {"lr": 2e-5, "weight_decay": 1e-3, "grad_clip": 1.0, "epochs": 20},

@@ -195,11 +195,13 @@ def recipe_for(request: Request, start: Start, root: Path, out: Path, clips: int
     source = {"reader": "captions", "videos": str(root.resolve())}
     cached = clips * _CANDIDATES * 3 * start.shape.image_size**2 <= _CACHED
     table: dict[str, Any] = {
-        "task": {"name": "retrieval", "max_text_len": start.words, "embed_dim": start.embedding, "focal_gamma": start.focus},
+        "task": {"name": "retrieval", "max_text_len": start.words, "embed_dim": start.embedding,
+                 "focal_gamma": start.focus},  # fmt: skip
         "data": {
             "train": {**source, "annotations": str(out.resolve() / "train.jsonl")},
             "validation": {**source, "annotations": str(out.resolve() / "held-out.jsonl")},
-            "cache": str(out / "cache") if cached else None, "cached_frames": _CANDIDATES, "resize_mode": theirs.data.resize_mode,
+            "cache": str(out / "cache") if cached else None, "cached_frames": _CANDIDATES,
+            "resize_mode": theirs.data.resize_mode,
             "max_bad_ratio": 0.2,
         },
         "optim": {"batch_size": speed.batch, "epochs": speed.epochs, "lr": speed.lr, "backbone_lr_scale": 0.0},
