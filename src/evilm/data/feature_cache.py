@@ -67,8 +67,8 @@ class Kept:
         crops = self.augment.crops
         if crops is None:
             raise ConfigError(
-                f"{setting} cannot follow random crops without end: set data.augment.cached_crops to how many each clip "
-                "may have (scale=1 and shift=0 for none), or do without it"
+                f"{setting} cannot follow random crops without end: set data.augment.cached_crops to how many each "
+                "clip may have (scale=1 and shift=0 for none), or do without it"
             )
         self.crops = crops
         self.views = self.crops * (2 if self.augment.hflip else 1)

@@ -196,7 +196,7 @@ def recipe_for(request: Request, start: Start, root: Path, out: Path, clips: int
     cached = clips * _CANDIDATES * 3 * start.shape.image_size**2 <= _CACHED
     table: dict[str, Any] = {
         "task": {"name": "retrieval", "max_text_len": start.words, "embed_dim": start.embedding,
-                 "focal_gamma": start.focus},  # fmt: skip
+                 "focal_gamma": start.focus},
         "data": {
             "train": {**source, "annotations": str(out.resolve() / "train.jsonl")},
             "validation": {**source, "annotations": str(out.resolve() / "held-out.jsonl")},
