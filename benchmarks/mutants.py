@@ -4,8 +4,9 @@ Usage: python benchmarks/mutants.py FOLDER_OF_VIDEOS [--count 20000] [--seed 0] 
 
 Mutant i of a seed is always the same file: a video of the folder, put into one of several containers (its packets
 copied), and then damaged: bits flipped, pieces cut out, doubled, swapped, overwritten or cut off, numbers in the header
-set to extremes. It goes through the check of `evilm check-videos`, in decoder processes. Printed are the statuses, the
-slowest file, the largest memory of a decoder process, and each file given up (`crashed`, `timeout`), by number.
+set to extremes. It goes through the check of `evilm data check-videos`, in decoder processes. Printed are the
+statuses, the slowest file, the largest memory of a decoder process, and each file given up (`crashed`, `timeout`), by
+number.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python benchmarks/ship_world_tiny.py runs/demo      # or the run of a retrieval model in the world
 
 Numbers on the card: those of the run's own evaluation on the test split, which must be of the very weights; those of
-the export's gate; and those of ``evilm try`` with the export. Nothing is written where the export is larger than 4 MB.
+the export's gate; and those of ``evilm quickstart`` with the export. Nothing is written where the export is larger than
+4 MB.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def _numbers(made: export_format.Export, found: dict[str, Any], tried: quickstar
         chance = found["chance"].get(name)
         lines.append(f"| {name} | {value:.1f} | {'' if chance is None else format(chance, '.1f')} |")
     tried_it = (
-        f"As shipped, in `evilm try` ({clips} clips of another world, seed {quickstart.SEED}, each with a combination "
-        f"training never showed): the first hit is right in {tried.first['percent']:.0f} % of "
+        f"As shipped, in `evilm quickstart` ({clips} clips of another world, seed {quickstart.SEED}, each with a "
+        f"combination training never showed): the first hit is right in {tried.first['percent']:.0f} % of "
         f"{tried.first['count']:.0f} sentences (chance {tried.first['chance']:.1f} %); of\n"
         f"{tried.questions['count']:.0f} questions for a colour, answered by choosing among eight, "
         f"{tried.questions['percent']:.0f} % are right (chance {tried.questions['chance']:.1f} %)."

@@ -204,7 +204,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes of the loader, for --world")
     parser.add_argument("--extra", nargs="*", default=[], choices=list(EXTRA), help="what is off by default")
     parser.add_argument("--memory", action="store_true", help="peak memory too, a process for each variant")
-    parser.add_argument("--world", type=Path, help="a world (`evilm world FOLDER`), to measure waiting for its frames")
+    parser.add_argument(
+        "--world", type=Path, help="a world (`evilm data synthetic FOLDER`), to measure waiting for its frames"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 

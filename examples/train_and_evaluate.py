@@ -1,4 +1,4 @@
-"""Train a recipe and evaluate what came of it, from Python: what `evilm finetune` and `evilm evaluate` do.
+"""Train a recipe and evaluate what came of it, from Python: what `evilm train` and `evilm evaluate` do.
 
 python examples/train_and_evaluate.py RECIPE [a.b=c ...]
 """

@@ -173,9 +173,9 @@ def trained(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPat
     from evilm.training import trainer
 
     tasks: dict[str, tuple[dict[str, Any], str]] = {
-        "retrieval": ({"words": 24, "embedding": 16, "vtm": 1.0}, "msrvtt_retrieval"),
-        "question_answering": ({"words": 24}, "msrvtt_qa"),
-        "multiple_choice": ({"words": 24}, "msrvtt_mc"),
+        "retrieval": ({"max_text_len": 24, "embed_dim": 16, "vtm_weight": 1.0}, "msrvtt_retrieval"),
+        "question_answering": ({"max_text_len": 24}, "msrvtt_qa"),
+        "multiple_choice": ({"max_text_len": 24}, "msrvtt_mc"),
         "linear_probe": ({}, "hmdb51"),
     }
     runs: dict[str, Path] = {}

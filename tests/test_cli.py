@@ -27,7 +27,7 @@ train = {{ reader = "msrvtt_retrieval", annotations = "{world}", split = "train"
 validation = {{ reader = "msrvtt_retrieval", annotations = "{world}", split = "val" }}
 test = {{ reader = "msrvtt_retrieval", annotations = "{world}", split = "test" }}
 cache = "cache"
-candidates = 2
+cached_frames = 2
 workers = 0
 [optim]
 epochs = 1
@@ -38,45 +38,45 @@ threads = 1
 TOKENIZER = """
 [task]
 name = "tokenizer"
-frames = 2
+num_frames = 2
 [task.tokenizer]
 encoder = "vit_tiny_patch16_224"
 encoder_options = { embed_dim = 32, depth = 3, num_heads = 2 }
 stride = 16
-size = 64
-codes = 32
-width = 32
+image_size = 64
+codebook_size = 32
+embed_dim = 32
 depth = 1
-heads = 2
-hidden = 64
+num_heads = 2
+mlp_dim = 64
 """
 PRETRAIN = """
 [model]
 preset = "evilm-tiny"
 backbone = "edgenext_xx_small"
 backbone_options = { depths = [1, 1, 1, 1], dims = [8, 16, 24, 32] }
-frames = 2
-width = 32
+num_frames = 2
+embed_dim = 32
 depth = 1
-heads = 2
-hidden = 64
-text_width = 16
+num_heads = 2
+mlp_dim = 64
+text_embed_dim = 16
 text_layers = 1
-text_heads = 2
-text_hidden = 32
+text_num_heads = 2
+text_mlp_dim = 32
 [task]
 name = "pretrain"
 tokenizer = "tok"
-contrastive = 1.0
-words = 16
-embedding = 16
+contrastive_weight = 1.0
+max_text_len = 16
+embed_dim = 16
 """
 RETRIEVAL = """
 start = "pre"
 [task]
 name = "retrieval"
-words = 16
-embedding = 16
+max_text_len = 16
+embed_dim = 16
 """
 
 
@@ -85,14 +85,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory, small_world: Path) -> Path:
     """A folder with recipes and with runs of a tokenizer, a pre-trained and a fine-tuned model."""
     folder = tmp_path_factory.mktemp("chain")
     for name, text in (("tok", TOKENIZER), ("pre", PRETRAIN), ("ret", RETRIEVAL)):
-        whole = text + SOURCES.format(world=small_world.as_posix()) + f'out = "{name}"\n'
+        whole = text + SOURCES.format(world=small_world.as_posix()) + f'output_dir = "{name}"\n'
         (folder / f"{name}.toml").write_text(whole)
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert cli.run(["tokenizer", "tok.toml"]) == 0
-        assert cli.run(["pretrain", "pre.toml"]) == 0
-        assert cli.run(["finetune", "ret.toml"]) == 0
+        assert cli.run(["train", "tok.toml"]) == 0
+        assert cli.run(["train", "pre.toml"]) == 0
+        assert cli.run(["train", "ret.toml"]) == 0
     finally:
         os.chdir(before)
     return folder
@@ -143,12 +143,12 @@ from evilm.cli import run
 start = time.perf_counter()
 assert run(["--help"]) == 0
 print("seconds", time.perf_counter() - start)
-assert run(["world", "w", "--clips", "20", "--seed", "1", "--workers", "1"]) == 0
+assert run(["data", "synthetic", "w", "--clips", "20", "--seed", "1", "--workers", "1"]) == 0
 files = ["w/captions_train.txt", "w/captions_val.txt"]
-assert run(["vocabulary", "build", "--size", "300", "--captions", *files, "--out", "a.json"]) == 0
+assert run(["data", "vocabulary", "--size", "300", "--captions", *files, "--out", "a.json"]) == 0
 again = ["--captions", files[0], "--captions", files[1]]
-assert run(["vocabulary", "build", "--size", "300", *again, "--out", "b.json"]) == 0
-assert run(["doctor"]) == 0
+assert run(["data", "vocabulary", "--size", "300", *again, "--out", "b.json"]) == 0
+assert run(["env"]) == 0
 assert run(["cost", "evilm-tiny"]) == 2
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -168,7 +168,7 @@ def test_help_comes_at_once() -> None:
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "evilm", "--help"], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - start)
-        assert "pretrain" in done.stdout
+        assert "quickstart" in done.stdout
     assert min(seconds) < 0.5
 
 
@@ -275,11 +275,11 @@ def test_an_interrupted_run_says_how_to_go_on(
             signal.raise_signal(signal.SIGINT)
         return advance(self, batch)  # pyright: ignore[reportArgumentType]
 
-    command = ["finetune", "ret.toml", "run.output_dir=cut"]
+    command = ["train", "ret.toml", "run.output_dir=cut"]
     monkeypatch.setattr(trainer.Run, "_advance", interrupted)
     assert cli.run(command) == 130
     assert (
-        "stopped and saved; go on with: evilm finetune ret.toml run.output_dir=cut --resume\n"
+        "stopped; a checkpoint was saved; continue with: evilm train ret.toml run.output_dir=cut --resume\n"
         in capsys.readouterr().err
     )
     assert Path("cut/step-2/manifest.json").is_file()
@@ -305,30 +305,38 @@ def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("command", "words"),
     [
         ("", "Usage"),
-        ("wrold x", "Did you mean 'world'"),
+        ("serach x", "Did you mean 'search'"),
+        ("tokenizer a.toml", "`evilm tokenizer` is now `evilm train`; see `evilm train --help`"),
+        ("pretrain a.toml", "`evilm pretrain` is now `evilm train`"),
+        ("finetune a.toml", "`evilm finetune` is now `evilm train`"),
+        ("try", "`evilm try` is now `evilm quickstart`"),
+        ("doctor", "`evilm doctor` is now `evilm env`"),
+        ("world made", "`evilm world` is now `evilm data synthetic`"),
+        ("vocabulary build", "`evilm vocabulary` is now `evilm data vocabulary`"),
+        ("check-videos clips", "`evilm check-videos` is now `evilm data check-videos`"),
         ("cost", "PRESET"),
         ("cost evilm-huge", "unknown preset 'evilm-huge': there are evilm-small"),
         ("cost evilm-tiny --size 50", "must be a multiple"),
         ("cost evilm-tiny --frames 0", "--frames"),
-        ("world made --clips 0", "a world of 0 clips"),
-        ("world made --clips -3", "ask for more"),
-        ("world made --clips 99999999999", "make several"),
-        ("world made --workers 0", "workers = 0"),
-        ("world thesis --clips 10", "thesis: holds something that is not a world"),
-        ("world notes.txt --clips 10", "notes.txt: is a file"),
-        ("vocabulary build --captions none.txt --out v.json", "none.txt"),
-        ("vocabulary build --captions blank.txt --out v.json", "blank.txt: holds no captions"),
-        ("vocabulary build --captions columns.csv --out v.json", "columns.csv:2: has no column for a caption"),
-        ("vocabulary build --captions utf16.txt --out v.json", "utf16.txt"),
-        ("vocabulary build --captions notes.txt --size 160 --out thesis", "thesis: the vocabulary cannot be written"),
-        ("vocabulary build --captions notes.txt --keep 0.3 --out v.json", "--wordpieces"),
-        ("vocabulary build --captions notes.txt --wordpieces notes.txt --size 9 --out v.json", "--size"),
+        ("data synthetic made --clips 0", "a world of 0 clips"),
+        ("data synthetic made --clips -3", "ask for more"),
+        ("data synthetic made --clips 99999999999", "make several"),
+        ("data synthetic made --workers 0", "workers = 0"),
+        ("data synthetic thesis --clips 10", "thesis: holds something that is not a world"),
+        ("data synthetic notes.txt --clips 10", "notes.txt: is a file"),
+        ("data vocabulary --captions none.txt --out v.json", "none.txt"),
+        ("data vocabulary --captions blank.txt --out v.json", "blank.txt: holds no captions"),
+        ("data vocabulary --captions columns.csv --out v.json", "columns.csv:2: has no column for a caption"),
+        ("data vocabulary --captions utf16.txt --out v.json", "utf16.txt"),
+        ("data vocabulary --captions notes.txt --size 160 --out thesis", "thesis: the vocabulary cannot be written"),
+        ("data vocabulary --captions notes.txt --keep 0.3 --out v.json", "--wordpieces"),
+        ("data vocabulary --captions notes.txt --wordpieces notes.txt --size 9 --out v.json", "--size"),
         ("demo --minutes 1", "--minutes"),
-        ("tokenizer nonesuch", "no such recipe; give a TOML file or one of "),
-        ("tokenizer thesis", "thesis: is a folder"),
-        ("tokenizer blank.txt", "'task' is missing; 'data' is missing"),
-        ("tokenizer latin.toml", "latin.toml: cannot be read"),
-        ("tokenizer notes.txt", "notes.txt: not TOML"),
+        ("train nonesuch", "no such recipe; give a TOML file or one of "),
+        ("train thesis", "thesis: is a folder"),
+        ("train blank.txt", "'task' is missing; 'data' is missing"),
+        ("train latin.toml", "latin.toml: cannot be read"),
+        ("train notes.txt", "notes.txt: not TOML"),
         ("evaluate nowhere", "nowhere: no such checkpoint or run"),
         ("evaluate thesis", "thesis: holds no checkpoint"),
         ("evaluate notes.txt", "notes.txt: holds no checkpoint"),
@@ -355,39 +363,36 @@ def test_careless_commands(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("tokenizer pre.toml", "carry it out with `evilm pretrain pre.toml`"),
-        ("pretrain ret.toml", "carry it out with `evilm finetune ret.toml`"),
-        ("finetune tok.toml", "carry it out with `evilm tokenizer tok.toml`"),
-        ("tokenizer tok.toml a.b", "'a.b' is not of the form a.b=value"),
-        ("tokenizer tok.toml optim.speed=1", "unknown key 'optim.speed'"),
-        ("tokenizer tok.toml optim.lr=fast", "'optim.lr' = 'fast'"),
-        ("tokenizer tok.toml task.name=dance", "unknown task 'dance': there are 'tokenizer'"),
-        ("tokenizer tok.toml", "tok: holds a run already; go on with --resume"),
-        ("tokenizer tok.toml run.output_dir=notes", "notes: holds something else"),
-        ("tokenizer tok.toml run.output_dir=tok.toml", "tok.toml: is a file"),
-        ("tokenizer tok.toml --resume task.tokenizer.codebook_size=64", "trained by another recipe"),
-        ("pretrain pre.toml run.output_dir=tok --resume", "trained by another recipe"),
-        ("tokenizer tok.toml run.output_dir=new run.device=cuda", "this machine has no CUDA device"),
-        ("tokenizer tok.toml run.output_dir=new task.tokenizer.encoder=vit_none", "unknown backbone 'vit_none'"),
+        ("train tok.toml a.b", "'a.b' is not of the form a.b=value"),
+        ("train tok.toml optim.speed=1", "unknown key 'optim.speed'"),
+        ("train tok.toml optim.lr=fast", "'optim.lr' = 'fast'"),
+        ("train tok.toml task.name=dance", "unknown task 'dance': there are 'tokenizer'"),
+        ("train tok.toml", "tok: holds a run already; go on with --resume"),
+        ("train tok.toml run.output_dir=notes", "notes: holds something else"),
+        ("train tok.toml run.output_dir=tok.toml", "tok.toml: is a file"),
+        ("train tok.toml --resume task.tokenizer.codebook_size=64", "trained by another recipe"),
+        ("train pre.toml run.output_dir=tok --resume", "trained by another recipe"),
+        ("train tok.toml run.output_dir=new run.device=cuda", "this machine has no CUDA device"),
+        ("train tok.toml run.output_dir=new task.tokenizer.encoder=vit_none", "unknown backbone 'vit_none'"),
         (
-            "tokenizer tok.toml run.output_dir=new task.tokenizer.image_size=65",
+            "train tok.toml run.output_dir=new task.tokenizer.image_size=65",
             "size 65 is no multiple of the stride 16",
         ),
-        ("tokenizer tok.toml run.output_dir=new task.tokenizer.num_heads=5", "heads 5 must divide width 32"),
-        ("tokenizer tok.toml run.output_dir=new data.train.reader=nope", "unknown reader 'nope'"),
-        ("tokenizer tok.toml run.output_dir=new data.train.annotations=nowhere", "nowhere: no such"),
-        ("tokenizer tok.toml run.output_dir=new optim.batch_size=1000", "more than the 72 training examples"),
-        ("pretrain pre.toml run.output_dir=new model.preset=nope", "unknown preset 'nope'"),
-        ("pretrain pre.toml run.output_dir=new model.backbone=nope", "unknown backbone 'nope'"),
+        ("train tok.toml run.output_dir=new task.tokenizer.num_heads=5", "heads 5 must divide width 32"),
+        ("train tok.toml run.output_dir=new data.train.reader=nope", "unknown reader 'nope'"),
+        ("train tok.toml run.output_dir=new data.train.annotations=nowhere", "nowhere: no such"),
+        ("train tok.toml run.output_dir=new optim.batch_size=1000", "more than the 72 training examples"),
+        ("train pre.toml run.output_dir=new model.preset=nope", "unknown preset 'nope'"),
+        ("train pre.toml run.output_dir=new model.backbone=nope", "unknown backbone 'nope'"),
         (
-            "pretrain pre.toml run.output_dir=new task.tokenizer=ret",
+            "train pre.toml run.output_dir=new task.tokenizer=ret",
             "ret: is a retrieval checkpoint, not a video tokenizer's",
         ),
-        ("pretrain pre.toml run.output_dir=new model.image_size=128", "the tokenizer labels 4x4 cells"),
-        ("pretrain pre.toml run.output_dir=new task.max_text_len=500", "texts of at most 64 word pieces"),
-        ("finetune ret.toml run.output_dir=new start=tok", "is a tokenizer checkpoint, which holds no E-ViLM"),
-        ("finetune ret.toml run.output_dir=new start=ret.toml", "ret.toml: holds no checkpoint"),
-        ("finetune ret.toml run.output_dir=new model.preset=evilm-small", "is not of this model's shape"),
+        ("train pre.toml run.output_dir=new model.image_size=128", "the tokenizer labels 4x4 cells"),
+        ("train pre.toml run.output_dir=new task.max_text_len=500", "at most 64 word pieces"),
+        ("train ret.toml run.output_dir=new start=tok", "is a tokenizer checkpoint, which holds no E-ViLM"),
+        ("train ret.toml run.output_dir=new start=ret.toml", "ret.toml: holds no checkpoint"),
+        ("train ret.toml run.output_dir=new model.preset=evilm-small", "is not of this model's shape"),
         ("evaluate ret.toml", "ret.toml: holds no checkpoint"),
         ("evaluate ret --split tset", "'tset' is not one of 'validation', 'test'"),
         ("evaluate ret --task dance", "unknown task 'dance'"),
@@ -444,7 +449,7 @@ def test_a_damaged_checkpoint(
     left = damage(file.read_bytes())
     file.unlink() if left is None else file.write_bytes(left)
     refused("evaluate damaged", words)
-    refused("finetune ret.toml run.output_dir=new start=damaged", words)
+    refused("train ret.toml run.output_dir=new start=damaged", words)
     shutil.rmtree("damaged")
 
 
@@ -463,7 +468,7 @@ def test_too_many_videos_that_cannot_be_read(
     (odd / "rows.csv").write_text("path,caption\n" + "".join(f"{name},a red disc moves\n" for name in names))
     source = "data.train.reader=captions data.train.annotations=odd/rows.csv data.train.videos=odd"
     rest = f"run.output_dir=new task.min_count=1 optim.batch_size=10 data.cache={cache}"
-    refused(f"tokenizer tok.toml {source} {rest}", "4 of 10 videos cannot be read", "audio.mp4: no_video", "bad_share")
+    refused(f"train tok.toml {source} {rest}", "4 of 10 videos cannot be read", "audio.mp4: no_video", "max_bad_ratio")
     shutil.rmtree(odd)
 
 

@@ -23,9 +23,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^<!-- run(?:: (slow|small))? -->\n+```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(
-    r"^[#\s]*(evilm (?:tokenizer|pretrain|finetune) .*)|`(evilm (?:tokenizer|pretrain|finetune) .*?)`", re.MULTILINE
-)
+COMMAND = re.compile(r"^[#\s]*(evilm train .*)|`(evilm train .*?)`", re.MULTILINE)
 SMALL = "optim.epochs=0.4 optim.batch_size=16 data.workers=0 run.threads=1 run.device=cpu"
 
 
@@ -77,7 +75,7 @@ def blocks(document: Path) -> list[Block]:
 def shrunk(commands: str) -> str:
     """The same commands with a world of 96 clips and trainings of a few steps."""
     fewer = re.sub(r"--clips \d+", "--clips 96", commands)
-    return re.sub(r"^(evilm (?:tokenizer|pretrain|finetune) [^#\n]*)", rf"\1 {SMALL} ", fewer, flags=re.MULTILINE)
+    return re.sub(r"^(evilm train [^#\n]*)", rf"\1 {SMALL} ", fewer, flags=re.MULTILINE)
 
 
 def trainings(path: Path) -> list[list[str]]:
@@ -112,30 +110,24 @@ def test_commands_run(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", [*DOCUMENTS, *sorted(ROOT.glob("recipes/**/*.toml"))], ids=lambda path: path.relative_to(ROOT).as_posix()
 )
-def test_training_commands_name_a_recipe_of_their_kind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evilm.tasks import PRETRAINING, TOKENIZERS
+def test_training_commands_name_a_recipe(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evilm.training import recipe
 
     monkeypatch.chdir(ROOT)
-    for _, command, name, *changes in trainings(path):
+    for _, _, name, *changes in trainings(path):
         if name.isupper():  # RECIPE, in a text about all of them
             continue
-        task = recipe.load(recipe.find(name), [change for change in changes if not change.startswith("--")]).task.name
-        assert command == ("tokenizer" if task in TOKENIZERS else "pretrain" if task in PRETRAINING else "finetune"), (
-            name
-        )
+        recipe.load(recipe.find(name), [change for change in changes if not change.startswith("--")])
 
 
 def test_training_commands_are_found_and_shrunk(tmp_path: Path) -> None:
     document = tmp_path / "a.md"
-    document.write_text(
-        "see `evilm pretrain a.toml x=1` and\n#   evilm tokenizer b.toml\nevilm finetune c y=2  # why\n"
-    )
+    document.write_text("see `evilm train a.toml x=1` and\n#   evilm train b.toml\nevilm train c y=2  # why\n")
     assert trainings(document) == [
-        ["evilm", "pretrain", "a.toml", "x=1"], ["evilm", "tokenizer", "b.toml"], ["evilm", "finetune", "c", "y=2"]
+        ["evilm", "train", "a.toml", "x=1"], ["evilm", "train", "b.toml"], ["evilm", "train", "c", "y=2"]
     ]  # fmt: skip
-    assert shrunk("evilm world w --clips 5000\nevilm finetune c y=2  # why\nevilm evaluate c\n") == (
-        f"evilm world w --clips 96\nevilm finetune c y=2   {SMALL} # why\nevilm evaluate c\n"
+    assert shrunk("evilm data synthetic w --clips 5000\nevilm train c y=2  # why\nevilm evaluate c\n") == (
+        f"evilm data synthetic w --clips 96\nevilm train c y=2   {SMALL} # why\nevilm evaluate c\n"
     )
 
 
@@ -151,7 +143,7 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
 
 def test_marked_blocks_are_found(tmp_path: Path) -> None:
     document = tmp_path / "a.md"
-    document.write_text("<!-- run: small -->\n```sh\nevilm world w\n```\n")
-    assert blocks(document) == [Block("a.md:3", "evilm world w\n", slow=True, small=True)]
+    document.write_text("<!-- run: small -->\n```sh\nevilm data synthetic w\n```\n")
+    assert blocks(document) == [Block("a.md:3", "evilm data synthetic w\n", slow=True, small=True)]
     document.write_text("```sh\nno\n```\n<!-- run -->\n```sh\none\ntwo\n```\n\n<!-- run: slow -->\n\n```\nthree\n```\n")
     assert blocks(document) == [Block("a.md:6", "one\ntwo\n", slow=False), Block("a.md:13", "three\n", slow=True)]

@@ -1,7 +1,7 @@
-"""The ``evilm`` command: the table of subcommands, and what becomes of their errors.
+"""The ``evilm`` command: its subcommands by help panel, and how errors are printed.
 
-What a user can mend ends in one line on stderr and exit code 2; what nobody foresaw in one line and exit code 1.
-The commands stand in ``evilm.commands``; they import heavy packages inside, so that help and the world come at once.
+An error that the user can fix is printed as one line on stderr with exit code 2; any other error is one line with exit
+code 1. The commands are defined in ``evilm.commands``; they import heavy packages when they run, so that help is fast.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import adopting, data, export, making, packing, report, search, training, videos
+from evilm.commands import data, export, report, search, train
 from evilm.commands.console import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -22,33 +22,48 @@ if TYPE_CHECKING:
 
 TRAIN_PACKAGES = {"matplotlib", "tensorboard", "timm", "torch", "torchvision", "transformers"}  # of the extra [train]
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "try": adopting.try_out,
-    "cost": making.cost,
-    "world": making.world,
-    "tokenizer": training.tokenizer,
-    "pretrain": training.pretrain,
-    "finetune": training.finetune,
-    "evaluate": training.evaluate,
-    "adapt": adopting.adapt,
-    "export": export.export,
-    "ask": export.ask,
-    "demo": training.demo,
-    "index": search.index,
-    "search": search.search,
-    "check-videos": videos.check_videos,
-    "doctor": making.doctor,
+# Panels of `evilm --help`, each with its commands. A group of subcommands is its help text and its commands.
+PANELS: dict[str, dict[str, Callable[..., None] | tuple[str, dict[str, Callable[..., None]]]]] = {
+    "Search your videos": {
+        "quickstart": search.quickstart,
+        "index": search.index,
+        "search": search.search,
+        "ask": export.ask,
+        "adapt": train.adapt,
+    },
+    "Train a model": {
+        "train": train.train,
+        "evaluate": train.evaluate,
+        "demo": train.demo,
+        "export": export.export,
+    },
+    "Data": {
+        "data": (
+            "Generate, check and pack data sets; build vocabularies; check video files.",
+            {
+                "synthetic": data.synthetic,
+                "check": data.check,
+                "pack": data.pack,
+                "vocabulary": data.vocabulary,
+                "check-videos": data.check_videos,
+            },
+        ),
+    },
+    "Reports": {
+        "cost": report.cost,
+        "report": (
+            "Print the tables and figures of the paper beside your own runs.",
+            {"table": report.table, "figure": report.figure},
+        ),
+        "env": report.env,
+    },
 }
 
-# A group's name to what it is about and its commands.
-GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "data": ("Look into data sets, and pack their frames.", {"check": data.check, "pack": packing.pack}),
-    "vocabulary": ("Make word pieces of captions.", {"build": making.vocabulary_build}),
-    "report": (
-        "The paper's tables and figures, our own runs beside.",
-        {"table": report.table, "figure": report.figure},
-    ),
-}
+# Commands of earlier versions and what replaced them.
+RENAMED = {
+    "tokenizer": "train", "pretrain": "train", "finetune": "train", "try": "quickstart", "doctor": "env",
+    "world": "data synthetic", "vocabulary": "data vocabulary", "check-videos": "data check-videos",
+}  # fmt: skip
 
 
 def _version(wanted: bool) -> None:
@@ -58,31 +73,35 @@ def _version(wanted: bool) -> None:
 
 
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from; may stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
-    """What every command understands."""
+    """Options of every command."""
 
 
 def _assemble() -> typer.Typer:
-    """The application of the two tables above."""
+    """Build the application from ``PANELS``."""
     made = typer.Typer(
         name="evilm",
-        help="E-ViLM: a small video-language model. `evilm COMMAND --help` explains each command.",
+        help="E-ViLM, a small video-language model. `evilm COMMAND --help` describes a command.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        rich_markup_mode="markdown",  # "rich" takes the text "[default: 8]" for a style and drops it
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(options)
-    for name, command in COMMANDS.items():
-        made.command(name)(command)
-    for name, (about, commands) in GROUPS.items():
-        group = typer.Typer(help=about, no_args_is_help=True, rich_markup_mode=None)
-        for each, command in commands.items():
-            group.command(each)(command)
-        made.add_typer(group, name=name)
+    for panel, commands in PANELS.items():
+        for name, command in commands.items():
+            if not isinstance(command, tuple):
+                made.command(name, rich_help_panel=panel)(command)
+                continue
+            group = typer.Typer(help=command[0], no_args_is_help=True, rich_markup_mode="markdown")
+            for each, function in command[1].items():
+                group.command(each)(function)
+            made.add_typer(group, name=name, rich_help_panel=panel)
     return made
 
 
@@ -95,14 +114,18 @@ def main() -> NoReturn:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line; its exit code.
+    """Run a command line and return its exit code.
 
     Args:
-        arguments: without the program's name. ``--debug`` is taken wherever it stands.
+        arguments: without the program's name; ``--debug`` may be at any position.
     """
     debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if arguments and (renamed := RENAMED.get(arguments[0])):
+        say(f"error: `evilm {arguments[0]}` is now `evilm {renamed}`; see `evilm {renamed} --help`")
+        return 2
     try:
-        code = app([a for a in arguments if a != "--debug"], prog_name="evilm", standalone_mode=False)
+        code = app(arguments, prog_name="evilm", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit is quiet too
@@ -117,7 +140,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _explain(error: Exception) -> int:
-    """Say in one line what went wrong; the exit code."""
+    """Print an error as one line and return the exit code."""
     if isinstance(error, typer.Abort):
         return 130
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -131,12 +154,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, EvilmError):
         say(f"error: {_line(str(error))}")
         return 2
-    say(f"error: {type(error).__name__}: {_line(str(error))}; this is a fault of evilm: add --debug to see where")
+    say(f"error: {type(error).__name__}: {_line(str(error))}; this is a bug in evilm: add --debug for the traceback")
     return 1
 
 
 def _usage(error: typer.TyperException) -> str:
-    """A complaint about the command line, and which help to read."""
+    """The message of a usage error and the command that prints the help."""
     context = getattr(error, "ctx", None)
     text = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
     return f"{text.rstrip('.')}; see `{getattr(context, 'command_path', 'evilm')} --help`"

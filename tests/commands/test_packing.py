@@ -51,8 +51,8 @@ def test_a_split_is_packed_once(annotations: Path, tmp_path: Path, capsys: pytes
     [
         (("--size", "24"), "holds frames of other clips, or packed otherwise"),
         (("--split", "test"), "test.tar"),
-        (("--fit", "stretch"), "--fit"),
-        (("--candidates", "0"), "--candidates"),
+        (("--resize-mode", "stretch"), "--resize-mode"),
+        (("--cached-frames", "0"), "--cached-frames"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -76,5 +76,5 @@ def test_an_interrupted_pack_says_how_to_go_on(
         patch.setattr("evilm.data.pack.jpeg", interrupted)
         assert pack(annotations, tmp_path / "out") == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("stopped; whole shards are kept; go on with: evilm data pack frames ")
-    assert cli.run(said.partition("go on with: evilm ")[2].split()) == 0
+    assert said.startswith("stopped; complete shards are kept; continue with: evilm data pack frames ")
+    assert cli.run(said.partition("continue with: evilm ")[2].split()) == 0

@@ -81,7 +81,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds something else; the first try of evilm needs a new or empty folder"):
         quickstart.trial(tmp_path)
-    assert cli.run(["try", "--out", str(tmp_path)]) == 2
+    assert cli.run(["quickstart", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / files.MARK).exists()
 
@@ -91,7 +91,7 @@ def test_the_command_says_how_to_go_on(
 ) -> None:
     found = quickstart.Trial(question={"video": "a clip.mp4"}, seconds={"asking": 0.1})
     monkeypatch.setattr(quickstart, "trial", lambda *_, **__: found)
-    assert cli.run(["try", "--out", str(tmp_path)]) == 0
+    assert cli.run(["quickstart", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert f"evilm search {tmp_path}/index 'a green cross spins'" in said
     assert "evilm ask 'a clip.mp4'" in said

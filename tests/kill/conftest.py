@@ -88,21 +88,19 @@ num_heads = 2
 mlp_dim = 64
 """
 
-# A task's recipe, the command that carries it out, and whose result it needs.
-STAGES: dict[str, tuple[str, str, str | None]] = {
-    "tokenizer": ("tokenizer", TOKENIZER, None),
+# A task's recipe, and the task whose result it needs.
+STAGES: dict[str, tuple[str, str | None]] = {
+    "tokenizer": (TOKENIZER, None),
     "pretrain": (
-        "pretrain",
         '[task]\nname = "pretrain"\ncontrastive_weight = 1.0\nhard_negatives = true\nlabels = "cached"\n'
         'max_text_len = 24\nembed_dim = 16\ntokenizer = "{runs}/tokenizer"\n' + MODEL,
         "tokenizer",
     ),
     "retrieval": (
-        "finetune",
         'start = "{runs}/pretrain"\n[task]\nname = "retrieval"\nmax_text_len = 24\nembed_dim = 16\nvtm_weight = 1.0\n',
         "pretrain",
     ),
-    "linear_probe": ("finetune", 'start = "{runs}/pretrain"\n[task]\nname = "linear_probe"\n', "pretrain"),
+    "linear_probe": ('start = "{runs}/pretrain"\n[task]\nname = "linear_probe"\n', "pretrain"),
 }
 
 
@@ -126,7 +124,6 @@ class Killing:
         self.seconds: dict[str, float] = {}
         self.points: dict[str, int] = {}
         self.kills: Counter[str] = Counter()
-        self.commands = {stage: about[0] for stage, about in STAGES.items()}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(HOST)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -148,7 +145,7 @@ class Killing:
     def start(self, stage: str, out: str, *options: str, **rest: Any) -> int:
         """Start a stage's command into ``out``; its process."""
         return self.ask(
-            argv=[STAGES[stage][0], str(self.recipe(stage, out)), *options],
+            argv=["train", str(self.recipe(stage, out)), *options],
             log=str(self.folder / f"{out}.log"),
             steps=str(self.folder / f"{out}.steps"),
             **rest,
@@ -172,7 +169,7 @@ class Killing:
     def recipe(self, stage: str, out: str) -> Path:
         path = self.folder / f"{out}.toml"
         probe = stage == "linear_probe"
-        text = "seed = 0\n" + STAGES[stage][1] + DATA
+        text = "seed = 0\n" + STAGES[stage][0] + DATA
         for name, value in {
             "reader": "hmdb51" if probe else "msrvtt_retrieval", "split": "test" if probe else "val",
             "ema": "0.9" if stage == "pretrain" else "0.0", "world": self.world, "runs": self.folder, "out": out,
@@ -185,7 +182,7 @@ class Killing:
         """The run of a stage that nobody disturbed, and of those it needs."""
         run = self.folder / stage
         if not (run / "latest").is_file():
-            needs = STAGES[stage][2]
+            needs = STAGES[stage][1]
             if needs is not None:
                 self.unbroken(needs)
             began = time.monotonic()

@@ -50,7 +50,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(killing: Killing, number: signal.
     assert killing.wait(pid) == 130
     assert time.monotonic() - began < 30
     told = (killing.folder / f"{out}.log").read_text()
-    assert f"stopped and saved; go on with: evilm tokenizer {killing.folder / out}.toml --resume" in told
+    assert f"stopped; a checkpoint was saved; continue with: evilm train {killing.folder / out}.toml --resume" in told
     assert killing.wait(killing.start("tokenizer", out, "--resume")) == 0
     killing.compare("tokenizer", out)
 

@@ -78,7 +78,7 @@ def torchrun(
 ) -> subprocess.Popen[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     launch += ["--max-restarts", str(restarts)] if restarts else []
-    command = [*launch, "-m", "evilm", killing.commands[stage], str(killing.recipe(stage, out)), *options]
+    command = [*launch, "-m", "evilm", "train", str(killing.recipe(stage, out)), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
@@ -97,7 +97,7 @@ def finish(run: subprocess.Popen[str], seconds: float) -> str:
 
 
 def test_torchrun(killing: Killing) -> None:
-    """``torchrun --nproc-per-node 2 -m evilm pretrain``: the losses of one process with the same global batch."""
+    """``torchrun --nproc-per-node 2 -m evilm train``: the losses of one process with the same global batch."""
     killing.unbroken("tokenizer")
     options = (*ALIKE["pretrain"], *MANY, "optim.epochs=1")
     one = killing.start("pretrain", "alone", *options)  # is done while torchrun and what it starts import torch

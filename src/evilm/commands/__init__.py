@@ -1,1 +1,1 @@
-"""The subcommands of ``evilm``, a file a family; ``evilm.cli`` holds the table of their names."""
+"""The subcommands of ``evilm``; ``evilm.cli`` lists their names and panels."""

@@ -1,4 +1,4 @@
-"""What the commands share: options that several take, and how they speak to a person."""
+"""What the commands share: common options, messages on stderr, and the command that resumes interrupted work."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 
 
 def say(text: str) -> None:
-    """A line on stderr, where it is in nobody's way."""
+    """Print a line on stderr, so that stdout holds results only."""
     typer.echo(text, err=True)
 
 
-def say_how_to_go_on(state: str, arguments: Sequence[str]) -> None:
-    """What became of a run that was stopped, and the command that goes on with it."""
+def say_how_to_resume(state: str, arguments: Sequence[str]) -> None:
+    """Print the state of stopped work and the command that continues it; rank 0 only.
+
+    Args:
+        state: such as "stopped and saved".
+        arguments: of the ``evilm`` command that continues the work.
+    """
     if int(os.environ.get("RANK", "0")):
-        return  # of several processes the first speaks
+        return
     launch = ["evilm"]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         launch = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "evilm"]
-    say(f"{state}; go on with: {shlex.join([*launch, *arguments])}")
+    say(f"{state}; continue with: {shlex.join([*launch, *arguments])}")

@@ -1,6 +1,6 @@
-"""Commands that print the paper's tables and figures with our own runs in them.
+"""Commands that print the cost of a model, the paper's tables and figures beside our runs, and the environment.
 
-Typer reads the annotations at run time, so they are evaluated here and not postponed.
+Typer reads annotations at run time, so this module does not postpone their evaluation.
 """
 
 import json
@@ -47,3 +47,25 @@ def figure(
         typer.echo(json.dumps(paper_figures.as_json(about, points, left_out), indent=2))
     else:
         typer.echo(paper_figures.as_markdown(about, points, left_out))
+
+
+def cost(
+    preset: Annotated[str, typer.Argument(metavar="PRESET", help="Model preset, such as evilm-small.")],
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 4,
+    size: Annotated[int, typer.Option(min=1, help="Frame width and height in pixels.")] = 256,
+    length: Annotated[int, typer.Option("--words", min=1, help="Word pieces of the text.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Print the parameters and operations of a model, part by part."""
+    from evilm.report.cost import cost_of
+
+    found = cost_of(preset, frames, size, length)
+    typer.echo(json.dumps(found.as_json(), indent=2) if as_json else found.as_text())
+
+
+def env() -> None:
+    """Print what is installed on this machine and what is missing or too old."""
+    from evilm.report.env import examine
+
+    for name, finding in examine():
+        typer.echo(f"{name:<12} {finding}")

@@ -4,13 +4,14 @@ Typer reads the annotations at run time, so they are evaluated here and not post
 """
 
 import json
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evilm.commands.console import AsJson, say, say_how_to_go_on
+from evilm.commands.console import AsJson, say, say_how_to_resume
 from evilm.errors import QueryError
 
 if TYPE_CHECKING:
@@ -38,6 +39,44 @@ class StoreName(StrEnum):
 
 
 ModelName = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="An export, a run, or owner/name.")]
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for clips and index; you may delete it.")] = Path(
+        "runs/quickstart"
+    ),
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model that embeds videos and texts.")] = "world-tiny",
+    as_json: AsJson = False,
+) -> None:
+    """Generate clips, index them, search, ask a question: ten seconds."""
+    import time
+
+    from evilm.demo.quickstart import trial
+
+    began = time.perf_counter()
+    try:
+        found = trial(out, model, say=say if as_json else typer.echo)
+    except KeyboardInterrupt:
+        say_how_to_resume("stopped; finished work is kept", ["quickstart", "--out", str(out)])
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+        return
+    typer.echo(f"{time.perf_counter() - began:.1f} s in all; no network, no torch")
+    video = found.question["video"]
+    lines = [
+        "",
+        "More of these clips:",
+        "  " + shlex.join(["evilm", "search", str(out / "index"), "a green cross spins"]),
+        "  " + shlex.join(["evilm", "ask", video, "what color is it?", "--model", model, "--choices", "red", "blue"]),
+        "The same with your own folder (world-tiny was trained on moving shapes only: use a model of real videos):",
+        "  evilm index ~/clips ~/clips.index --model MODEL",
+        '  evilm search ~/clips.index "a dog catches a frisbee"',
+        "Train a model on such clips, then adapt it to your own (pip install 'evilm[train,export]'):",
+        "  evilm demo --out runs/demo",
+        "  evilm adapt captions.csv --model runs/demo/retrieval --out runs/mine",
+    ]
+    typer.echo("\n".join(lines))
 
 
 def index(
@@ -79,7 +118,7 @@ def index(
                 made.compact()
     except KeyboardInterrupt:
         named = [] if model is None else ["--model", model]
-        say_how_to_go_on("stopped; what was indexed is kept", ["index", str(folder), str(place), *named])
+        say_how_to_resume("stopped; what was indexed is kept", ["index", str(folder), str(place), *named])
         raise typer.Exit(130) from None
     finally:
         for meter in meters:

@@ -205,7 +205,7 @@ class Vocabulary:
             fits = model["type"] == "WordPiece" and normalizer["type"] == "BertNormalizer" and normalizer["lowercase"]
             whole = [ids[piece] for piece in pieces] == list(range(len(pieces)))
         except FileNotFoundError:
-            raise VocabularyError(f"{path}: no such vocabulary; `evilm vocabulary build` makes one") from None
+            raise VocabularyError(f"{path}: no such vocabulary; `evilm data vocabulary` makes one") from None
         except OSError as error:
             raise VocabularyError(f"{path}: the vocabulary cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -213,7 +213,7 @@ class Vocabulary:
             raise VocabularyError(f"{path}: no vocabulary in the format of tokenizer.json ({reason})") from None
         if not fits or not whole:
             what = "its ids do not run from 0 without gaps" if fits else "it is not a lower-casing WordPiece vocabulary"
-            raise VocabularyError(f"{path}: {what}; `evilm vocabulary build` makes one that is")
+            raise VocabularyError(f"{path}: {what}; `evilm data vocabulary` makes one that is")
         try:
             return cls(pieces)
         except VocabularyError as error:

@@ -66,7 +66,9 @@ def _video() -> str:
         import av.codec
     except ImportError as error:
         return f"PyAV cannot be imported ({error}): pip install av"
-    writes = "libx264" if "libx264" in av.codec.codecs_available else "no libx264: `evilm world` cannot encode here"
+    writes = (
+        "libx264" if "libx264" in av.codec.codecs_available else "no libx264: `evilm data synthetic` cannot encode here"
+    )
     return f"PyAV {av.__version__}, {writes}"
 
 

@@ -18,7 +18,7 @@ def index_held_out(world: Path, model: Embedder | str | Path, out: Path, split: 
     """Index the clips of one split of a world, and calibrate the index with its captions.
 
     Args:
-        world: as ``evilm world`` made it.
+        world: as ``evilm data synthetic`` made it.
         model: what ``evilm.load`` takes, or gives.
         out: a folder, new or made by this before: ``clips`` (links to the videos) and ``index`` are made in it.
         split: which clips.

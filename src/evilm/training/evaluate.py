@@ -181,12 +181,12 @@ def _recipe(folder: Path, assignments: Sequence[str], task: str | None) -> Recip
             raise ConfigError(f"unknown task {task!r}: there are {', '.join(FINETUNE)}")
         if own.get("name") in TOKENIZERS:
             raise CheckpointError(f"{folder}: holds a video tokenizer, which cannot be evaluated as {task}")
-        shared = {"words", "embedding"} & own.keys() if task in ("retrieval", "paraphrase") else set[str]()
+        shared = {"max_text_len", "embed_dim"} & own.keys() if task in ("retrieval", "paraphrase") else set[str]()
         # Nothing is trained, so only the heads that the protocol ranks by are asked of the checkpoint.
-        weights = {"contrastive": 0.0, "vtm": 0.0} if task == "retrieval" else dict[str, float]()
+        weights = {"contrastive_weight": 0.0, "vtm_weight": 0.0} if task == "retrieval" else dict[str, float]()
         told = _choosing(own) if task == "multiple_choice" else {}
         if task == "retrieval" and own.get("name") == "distill":
-            told = {"embedding": about["facts"]["width"]}  # the teacher's space
+            told = {"embed_dim": about["facts"]["width"]}  # the teacher's space
         table = {**table, "task": {"name": task, **weights, **{key: own[key] for key in shared}, **told}}
     return config.check(Recipe, config.override(table, assignments), f"{folder}: its recipe")
 
@@ -200,9 +200,9 @@ def _choosing(own: Mapping[str, Any]) -> dict[str, Any]:
     if own.get("name") == "retrieval":
         embeds = own.get("protocol", "dual-encoder") == "dual-encoder"
     else:
-        embeds = own.get("vtm") == 0 and bool(own.get("contrastive"))
+        embeds = own.get("vtm_weight") == 0 and bool(own.get("contrastive_weight"))
     told: dict[str, Any] = {"protocol": "retrieval-tuned" if own.get("name") == "retrieval" else "zero-shot"}
-    return told | ({"head": "embed", "embedding": own.get("embedding", 512)} if embeds else {})
+    return told | ({"head": "embed", "embed_dim": own.get("embed_dim", 512)} if embeds else {})
 
 
 def _check_rows(task: str, rows: Sequence[Example], split: str) -> None:

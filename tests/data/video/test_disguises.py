@@ -115,7 +115,7 @@ def test_nothing_else_is_opened(tmp_path: Path, canary: Path) -> None:
     folder.mkdir()
     disguises(folder, canary)
     log = tmp_path / "calls"
-    command = [sys.executable, "-m", "evilm", "check-videos", str(folder), "--workers", "1", "--timeout", "60"]
+    command = [sys.executable, "-m", "evilm", "data", "check-videos", str(folder), "--workers", "1", "--timeout", "60"]
     trace = ["-f", "-qq", "-e", "trace=%file,%network", "-s", "999", "-o", str(log)]
     subprocess.run([str(STRACE), *trace, *command], check=True, capture_output=True, timeout=600)
     calls = log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""`evilm check-videos`: one status for everything in a folder, whatever it is called."""
+"""`evilm data check-videos`: one status for everything in a folder, whatever it is called."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def test_everything_has_one_status(film: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "link").symlink_to("a.ts")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "inner" / "up").symlink_to("..")
-    assert run(["check-videos", str(tmp_path), "--json", "--workers", "1"]) == 0
+    assert run(["data", "check-videos", str(tmp_path), "--json", "--workers", "1"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {str(Path(each["path"]).relative_to(tmp_path)): each["status"] for each in report["files"]} == expected
     assert report["counts"] == {status: list(expected.values()).count(status) for status in STATUSES}
     assert sum(report["counts"].values()) == len(everything_in(tmp_path)) == len(expected)
     assert all(set(each) == {"path", "status", "reason"} for each in report["files"])
     assert all(bool(each["reason"]) == (each["status"] != "ok") for each in report["files"])
-    assert run(["check-videos", str(tmp_path), "--workers", "1"]) == 0
+    assert run(["data", "check-videos", str(tmp_path), "--workers", "1"]) == 0
     said = capsys.readouterr().out
     assert "15 files: ok 7, partial 1, corrupt 3, refused 1, not_a_file 3" in said
     assert "\x1b" not in said
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["check-videos", str(tmp_path / "nowhere")]) == 2
+    assert run(["data", "check-videos", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/nowhere: no such folder\n"
-    assert run(["check-videos", str(tmp_path), "--json"]) == 0
+    assert run(["data", "check-videos", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == []
 
 

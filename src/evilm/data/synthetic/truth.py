@@ -53,12 +53,14 @@ def _read(world: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         lines = world.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise AnnotationError(world, f"cannot be read: {error}; `evilm world` makes it") from None
+        raise AnnotationError(world, f"cannot be read: {error}; `evilm data synthetic` makes it") from None
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             scenes[record["video"]] = record["scene"]
             meanings |= {said["text"]: said["meaning"] for said in record["captions"]}
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise AnnotationError(world, "not a record of a world; make it anew with `evilm world`", number) from None
+            raise AnnotationError(
+                world, "not a record of a world; make it anew with `evilm data synthetic`", number
+            ) from None
     return scenes, meanings

@@ -79,7 +79,7 @@ class DecoderProcess:
         except (ProcessDied, OutOfTime) as error:
             self.kill()
             why = str(error) or "no answer"
-            raise EvilmError(f"a process that decodes videos does not start ({why}): try `evilm doctor`") from None
+            raise EvilmError(f"a process that decodes videos does not start ({why}): try `evilm env`") from None
 
     @property
     def pid(self) -> int:
