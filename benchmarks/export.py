@@ -25,8 +25,8 @@ import untrained
 from evilm.data.synthetic import build as build_world
 from evilm.export import latency, writer
 from evilm.inference import Embedder
-from evilm.inference.runtime_onnx import OnnxEngine
-from evilm.inference.runtime_torch import TorchEngine
+from evilm.inference.runtime_onnx import OnnxRuntime
+from evilm.inference.runtime_torch import TorchRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,15 +70,17 @@ def main() -> None:
         folder = Path(name)
         source = given.checkpoint or untrained.write(folder / "checkpoint", given.preset)
         videos = given.calibrate or (build_world(folder / "world", 48, 0, val=8, test=8).path / "videos")
-        engine = TorchEngine(source)
-        about = engine.about
-        clip = np.random.default_rng(0).integers(0, 256, (about.frames, about.size, about.size, 3), dtype=np.uint8)
+        engine = TorchRuntime(source)
+        about = engine.metadata
+        clip = np.random.default_rng(0).integers(
+            0, 256, (about.num_frames, about.image_size, about.image_size, 3), dtype=np.uint8
+        )
         calls = {"torch": latency.as_torch(engine, clip, TEXT)}
         reports: dict[str, Any] = {}
         for form in given.forms:
             made = writer.export(source, folder / form, calibrate=videos, say=say, **FORMS[form])
             reports[form] = made.measured
-            embedder = Embedder(OnnxEngine(folder / form, given.threads))
+            embedder = Embedder(OnnxRuntime(folder / form, given.threads))
             calls[form] = latency.as_exported(embedder, clip, TEXT)
         for what in calls["torch"]:
             found = measure({form: each[what] for form, each in calls.items()}, given.rounds)

@@ -57,7 +57,7 @@ def embed(model: Any, paths: list[Path], workers: int) -> Any:
     with DecoderPool(workers) as pool, ThreadPoolExecutor(workers) as threads:
 
         def read(path: Path) -> Any:
-            return pool.read(Clip(path), model.num_frames, model.image_size, None, "fast", model.fit)
+            return pool.read(Clip(path), model.num_frames, model.image_size, None, "fast", model.resize_mode)
 
         groups = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
         waiting = [[threads.submit(read, path) for path in group] for group in groups[:2]]
@@ -99,13 +99,13 @@ def main() -> None:
             search.render(home / "0.mp4", 20, (240, 320))
             paths = [Path(shutil.copyfile(home / "0.mp4", home / f"{i + 1}.mp4")) for i in range(chosen.count)]
         texts = [f"clip number {i} of a man who walks down a street with a red umbrella" for i in range(len(paths))]
-        engine = model.engine = Counted(model.engine)
+        engine = model.runtime = Counted(model.runtime)
         began = time.perf_counter()
         videos = embed(model, paths, chosen.workers)
         sentences = model.embed_texts(texts)
         found = metrics.retrieval((sentences @ videos.T).astype(np.float64), np.eye(len(paths), dtype=bool))
         seconds, passes = time.perf_counter() - began, engine.rows
-        frames = np.stack([model.read(Clip(path), "fast") for path in paths[:4]])
+        frames = np.stack([model.read_frames(Clip(path), "fast") for path in paths[:4]])
         regions, words = model.encode_frames(frames), model.encode_texts(texts[: _PAIRS // 4])
         each = fuse_pairs(model, regions, *words)
     pairs = len(paths) ** 2

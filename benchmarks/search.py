@@ -170,7 +170,12 @@ class Still:
     """A model whose encoding costs nothing: what is left is decoding."""
 
     def __init__(self, model: Any) -> None:
-        self.fingerprint, self.frames, self.size, self.fit = "still", model.num_frames, model.image_size, model.fit
+        self.fingerprint, self.num_frames, self.image_size, self.resize_mode = (
+            "still",
+            model.num_frames,
+            model.image_size,
+            model.resize_mode,
+        )
 
     def embed_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.ones((len(frames), 4), np.float32)

@@ -45,7 +45,7 @@ def ship(demo: Path, out: Path = HOME) -> None:
         draft = Path(name) / TINY
         made = writer.export(run, draft, int8=True, say=say)
         tried = quickstart.trial(Path(name) / "try", str(draft), say=say)
-        about = made.about.model_copy(update={"source": _public(made.about.source, demo.resolve())})
+        about = made.metadata.model_copy(update={"source": _public(made.metadata.source, demo.resolve())})
         shown = made.model_copy(update={"about": about})
         text = "\n".join([card.text(shown), *_numbers(shown, found, tried)]) + "\n"
 
@@ -53,7 +53,7 @@ def ship(demo: Path, out: Path = HOME) -> None:
             for path in [*draft.glob("*.onnx"), draft / "vocabulary.json"]:
                 (temporary / path.name).write_bytes(path.read_bytes())
             checkpoint.write_json(temporary / export_format.NAME, shown.model_dump(mode="json"))
-            (temporary / export_format.CARD).write_text(text, encoding="utf-8")
+            (temporary / checkpoint.CARD).write_text(text, encoding="utf-8")
 
         size = sum(path.stat().st_size for path in draft.iterdir())
         if size > MOST:
@@ -79,9 +79,9 @@ def _public(value: Any, demo: Path) -> Any:
     return value
 
 
-def _numbers(made: export_format.Export, found: dict[str, Any], tried: quickstart.Trial) -> list[str]:
+def _numbers(made: export_format.ExportDescription, found: dict[str, Any], tried: quickstart.Trial) -> list[str]:
     """What the run and the try measured, as Markdown."""
-    recipe, clips = made.about.source["recipe"], quickstart.CLIPS
+    recipe, clips = made.metadata.source["recipe"], quickstart.CLIPS
     stages = "recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`"
     lines = [
         "## How it was made, and how good it is", "",

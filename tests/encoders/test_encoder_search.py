@@ -14,7 +14,7 @@ from evilm.encoders.base import DualEncoder, Preparation, Towers
 from evilm.encoders.names import Name
 from evilm.errors import QueryError, VideoIndexError
 from evilm.inference import Embedder
-from evilm.inference.dual_encoder import DualEngine
+from evilm.inference.dual_encoder import DualEncoderRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def colours(seed: int = 0, frames: int = 2) -> Embedder:
         lambda _: 0.0, Preparation(32, 24, "crop-bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 3, 0.05,
     )  # fmt: skip
     return Embedder(
-        DualEngine(DualEncoder(Name("open_clip", "colours", None, frames), towers, torch.device("cpu"), "fp32"))
+        DualEncoderRuntime(DualEncoder(Name("open_clip", "colours", None, frames), towers, torch.device("cpu"), "fp32"))
     )
 
 

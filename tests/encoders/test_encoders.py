@@ -115,14 +115,14 @@ def test_an_embedder_does_what_such_a_model_can(open_clip_folder: Path, small_wo
     assert found.statuses[:2] == ("ok", "ok")
     assert found.statuses[2] != "ok"
     texts = own.embed_texts(["a red disc", "a dog"])
-    assert (own.frames, own.dimensions, found.vectors.shape) == (2, 8, (3, 8))
+    assert (own.num_frames, own.embed_dim, found.vectors.shape) == (2, 8, (3, 8))
     np.testing.assert_allclose(np.linalg.norm(found.vectors[:2], axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(own.match(videos, ["a red disc", "a dog"]), found.vectors[:2] @ texts.T, atol=2e-3)
     [named, _] = own.classify(videos, ["a red disc", "a dog"])
     assert sum(share for _, share in named) == pytest.approx(1)
     chosen = own.choose(videos[0], ["a red disc", "a dog"])
     assert chosen.answer == named[0][0]
-    assert chosen.looked.ravel().tolist() == [0.5, 0.5]
+    assert chosen.attention.ravel().tolist() == [0.5, 0.5]
     with pytest.raises(ConfigError, match="dual encoder model answers no questions"):
         own.answer(videos[0], "what color is the disc?")
     with pytest.raises(ConfigError, match="has no classes of its own"):

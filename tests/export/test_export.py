@@ -22,7 +22,7 @@ from evilm import cli
 from evilm.errors import CheckpointError, ConfigError, ExportError, OutputError
 from evilm.export import compare, quantize, trace, writer
 from evilm.inference import export_format, graphs
-from evilm.inference.runtime_torch import TorchEngine
+from evilm.inference.runtime_torch import TorchRuntime
 from evilm.model.presets import build
 from evilm.types import Text
 
@@ -154,7 +154,7 @@ def test_a_gate_that_nothing_passes_keeps_nothing(run: Path, tmp_path: Path, mon
     """Standing in for a model that int8 ruins: each comparison fails, so every step back is taken, then it gives up."""
     monkeypatch.setattr(trace, "trace", lambda *_: None)
     monkeypatch.setattr(writer, "_draft", lambda *_: None)
-    monkeypatch.setattr(writer, "OnnxEngine", lambda *_: None)
+    monkeypatch.setattr(writer, "OnnxRuntime", lambda *_: None)
     monkeypatch.setattr(compare, "compare", lambda *_: ({}, ["text: its mean cosine is 0.1, below 0.98"]))
     said = list[str]()
     with pytest.raises(ExportError, match=r"not exported: text: its mean cosine is 0\.1, below 0\.98"):
@@ -345,7 +345,7 @@ def test_openvino_runs_it_in_bf16(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_says_what_it_is(run: Path) -> None:
-    about = TorchEngine(run).about
+    about = TorchRuntime(run).metadata
     assert about.heads == ("embed_video", "embed_text", "match")
     assert about.source["recipe"]["task"]["name"] == "retrieval"
 

@@ -15,7 +15,7 @@ from evilm.inference import export_format, loading
 
 @pytest.fixture(scope="module")
 def home() -> Path:
-    found = loading.shipped("world-tiny")
+    found = loading.bundled_folder("world-tiny")
     assert found is not None
     return found
 
@@ -38,7 +38,7 @@ def test_it_is_found_by_name_and_a_folder_of_that_name_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = evilm.load("world-tiny", threads=1)
-    assert model.about.heads == ("embed_video", "embed_text")
+    assert model.metadata.heads == ("embed_video", "embed_text")
     assert evilm.load(Path("world-tiny")).fingerprint == model.fingerprint
     monkeypatch.chdir(tmp_path)
     (tmp_path / "world-tiny").mkdir()

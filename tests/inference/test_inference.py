@@ -42,7 +42,7 @@ def test_embeddings_are_those_of_the_task(
 ) -> None:
     task, _ = build.restore(trained("retrieval"))
     assert isinstance(task, VideoTextTask)
-    frames = np.stack([retrieval.read(clip) for clip in clips])
+    frames = np.stack([retrieval.read_frames(clip) for clip in clips])
     texts = ["a red disc moves left", "a blue star jumps and a green square grows"]
     with torch.inference_mode():
         pixels = task.model.normalise(torch.from_numpy(frames).permute(0, 1, 4, 2, 3))
@@ -54,7 +54,7 @@ def test_embeddings_are_those_of_the_task(
     found = retrieval.embed_videos(clips)
     assert found.statuses == ("ok", "ok", "ok")
     assert found.vectors.dtype == np.float32
-    assert found.vectors.shape == (3, retrieval.dimensions) == (3, 16)
+    assert found.vectors.shape == (3, retrieval.embed_dim) == (3, 16)
     np.testing.assert_allclose(found.vectors, wanted_videos, atol=2e-5)
     np.testing.assert_allclose(retrieval.embed_frames(frames), found.vectors, atol=1e-6)
     np.testing.assert_allclose(retrieval.embed_texts(texts), wanted_texts, atol=2e-5)
@@ -88,18 +88,18 @@ def test_answers_are_those_of_the_task(trained: Callable[[str], Path], clips: li
     asked = "what color is the disc?"
     found = model.answer(clips[0], asked)
     with torch.inference_mode():
-        pixels = torch.from_numpy(model.read(clips[0])[None]).permute(0, 1, 4, 2, 3)
+        pixels = torch.from_numpy(model.read_frames(clips[0])[None]).permute(0, 1, 4, 2, 3)
         video = task.model.encode_video(task.model.normalise(pixels))
         text = task.model.encode_text(task.vocabulary.encode([asked], 24))
         shares = task.answer_head(task.model.fuse(video, text).cls)[0].softmax(-1)
-    assert found.answer == task.num_answers[int(shares.argmax())]
+    assert found.answer == task.answers[int(shares.argmax())]
     assert found.probability == pytest.approx(float(shares.max()), abs=1e-4)
     assert len(found.times) == 2
     assert 0 < found.times[0] < found.times[1]
-    assert found.looked.shape == (2, 4, 4)
-    assert found.looked.sum() == pytest.approx(1, abs=1e-4)
-    some = model.answer(clips[0], asked, choices=task.num_answers[:3])
-    assert [name for name, _ in some.candidates] == sorted(task.num_answers[:3], key=lambda n: -shares[task.index[n]])
+    assert found.attention.shape == (2, 4, 4)
+    assert found.attention.sum() == pytest.approx(1, abs=1e-4)
+    some = model.answer(clips[0], asked, choices=task.answers[:3])
+    assert [name for name, _ in some.candidates] == sorted(task.answers[:3], key=lambda n: -shares[task.index[n]])
     assert sum(p for _, p in some.candidates) == pytest.approx(1, abs=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_choices_and_classes(trained: Callable[[str], Path], retrieval: Embedder
     assert named[0][0] == ["a disc", "a star"][int(cosines.argmax())]
     probe = evilm.load(trained("linear_probe"))
     (own,) = probe.classify(clips[:1])
-    assert {name for name, _ in own} == set(probe.about.classes)
+    assert {name for name, _ in own} == set(probe.metadata.classes)
     assert sum(p for _, p in own) == pytest.approx(1, abs=1e-5)
 
 
@@ -146,8 +146,8 @@ def test_what_is_no_model_is_said(tmp_path: Path, tokenizer_run: Path) -> None:
 
 def test_times_are_the_middles_of_equal_segments(clips: list[Path]) -> None:
     with DecoderPool() as decoders:
-        whole = inference.times(Clip(clips[0]), 4, decoders)
-        part = inference.times(Clip(clips[0], 0.5, 1.5), 2, decoders)
+        whole = inference.frame_times(Clip(clips[0]), 4, decoders)
+        part = inference.frame_times(Clip(clips[0], 0.5, 1.5), 2, decoders)
     assert np.diff(whole) == pytest.approx(np.full(3, 2 * whole[0]))
     assert part == pytest.approx((0.75, 1.25))
 
@@ -192,21 +192,21 @@ def test_below_the_threshold_of_validation_it_cannot_tell(
 ) -> None:
     run = trained("question_answering")
     model = evilm.load(run)
-    threshold = model.about.cannot_tell
+    threshold = model.metadata.answer_threshold
     assert threshold is not None, "the validation that ends training sets it"
     assert 0 <= threshold.probability <= 1
     for probability, known in ((0.0, True), (1.0, False)):
         told = threshold.model_copy(update={"probability": probability})
-        model.engine.about = model.about.model_copy(update={"cannot_tell": told})
+        model.runtime.metadata = model.metadata.model_copy(update={"answer_threshold": told})
         found = model.ask(clips[0], "what color is the disc?")
-        assert found.known is known
+        assert found.confident is known
         assert found.as_json()["answer"] == (found.answer if known else None)
     asked = ["ask", str(clips[0]), "what color is the disc?", "--model", str(run)]
     assert cli.run(asked) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split(" (")[0] in {"cannot tell", *model.about.answers}
+    assert printed[0].split(" (")[0] in {"cannot tell", *model.metadata.answers}
     assert [line.split(" s: ")[0] for line in printed[-2:]] == [f"looked at {time:.2f}" for time in found.times]
-    two = list(model.about.answers[:2])
+    two = list(model.metadata.answers[:2])
     assert cli.run([*asked, "--choices", *two, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["best_guess"] in two
 
@@ -252,7 +252,7 @@ def test_a_model_goes_to_the_hub_and_back(
             return str(store / name)
 
     monkeypatch.setattr(hub, "_library", lambda _: Library())
-    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
+    monkeypatch.setattr(hub.weights_hub, "hub_reachable", lambda: True)
     with pytest.raises(OutputError, match="not a name: is no name on the hub; take owner/name"):
         model.push_to_hub("not a name")
     assert model.push_to_hub("someone/clips") == "hub/someone/clips"

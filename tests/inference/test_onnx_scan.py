@@ -145,8 +145,9 @@ def test_an_export_with_an_attack_in_it_does_not_load(tmp_path: Path) -> None:
     """Its checksums are right: whoever makes the graph also makes the manifest."""
 
     def fill(to: Path) -> None:
-        about = {"task": "retrieval", "frames": 2, "size": 64, "grid": [4, 4], "words": 8, "width": 32}
-        table = {"format": 1, "about": about, "precision": {}}
+        metadata = {"task": "retrieval", "num_frames": 2, "image_size": 64, "grid": [4, 4], "max_text_len": 8,
+                    "hidden_dim": 32}  # fmt: skip
+        table = {"format": 2, "metadata": metadata, "precision": {}}
         (to / export_format.NAME).write_text(json.dumps(table))
         for name in export_format.GRAPHS:
             (to / f"{name}.onnx").write_bytes((outside() if name == "text" else graph()).SerializeToString())

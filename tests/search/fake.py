@@ -24,21 +24,21 @@ class Fake:
     """What search needs of a model, by arithmetic. Equal seeds are equal models."""
 
     def __init__(self, seed: int = 0, frames: int = 2, size: int = 32) -> None:
-        self.seed, self.frames, self.size = seed, frames, size
-        self.fit: Literal["crop", "squash"] = "crop"
+        self.seed, self.num_frames, self.image_size = seed, frames, size
+        self.resize_mode: Literal["crop", "squash"] = "crop"
         self._turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((WIDTH, WIDTH)))[0]
         self.encoded = 0
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"fake {self.seed} {self.frames} {self.size}".encode()).hexdigest()
+        return hashlib.sha256(f"fake {self.seed} {self.num_frames} {self.image_size}".encode()).hexdigest()
 
     def embed_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         assert frames.dtype == np.uint8
-        assert frames.shape[1:] == (self.frames, self.size, self.size, 3)
+        assert frames.shape[1:] == (self.num_frames, self.image_size, self.image_size, 3)
         self.encoded += len(frames)
-        half = self.size // 2
-        means = frames.reshape(len(frames), self.frames, 2, half, 2, half, 3).mean((3, 5)).reshape(len(frames), -1)
+        half = self.image_size // 2
+        means = frames.reshape(len(frames), self.num_frames, 2, half, 2, half, 3).mean((3, 5)).reshape(len(frames), -1)
         return self._space(means / 127.5 - 1.0)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -62,8 +62,8 @@ class Fake:
         """The colour that a text names; a text without one lies mostly where no picture does."""
         for word in text.lower().split():
             if word in COLOURS:
-                seen = np.tile(np.array(COLOURS[word]) / 127.5 - 1.0, 4 * self.frames)
+                seen = np.tile(np.array(COLOURS[word]) / 127.5 - 1.0, 4 * self.num_frames)
                 return np.pad(seen, (0, WIDTH - len(seen)))
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little"))
-        seen, unseen = rng.standard_normal(12 * self.frames), rng.standard_normal(WIDTH - 12 * self.frames)
+        seen, unseen = rng.standard_normal(12 * self.num_frames), rng.standard_normal(WIDTH - 12 * self.num_frames)
         return np.concatenate([0.4 * seen / np.linalg.norm(seen), unseen / np.linalg.norm(unseen)])

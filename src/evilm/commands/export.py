@@ -62,14 +62,14 @@ def ask(
     if as_json:
         typer.echo(json.dumps({"video": str(video), "question": question, **found.as_json()}, indent=2))
         return
-    typer.echo(f"{found.answer if found.known else 'cannot tell'} ({100 * found.probability:.0f} %)")
-    if not found.known:
+    typer.echo(f"{found.answer if found.confident else 'cannot tell'} ({100 * found.probability:.0f} %)")
+    if not found.confident:
         typer.echo(
             f"the best guess is {found.answer!r}, below the {100 * (found.threshold or 0):.0f} % that validation set"
         )
     if found.threshold is None:
         say("this model's threshold for 'cannot tell' was never set; an export with its validation data sets it")
-    for moment, share, (row, column) in found.glances():
+    for moment, share, (row, column) in found.attended_frames():
         typer.echo(f"looked at {moment:.2f} s: {100 * share:.0f} % of its attention, most on {_place(row, column)}")
 
 

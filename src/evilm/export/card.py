@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evilm.inference.export_format import Export
+    from evilm.inference.export_format import ExportDescription
     from evilm.inference.runtime import Metadata
 
 
-def text(export: Export) -> str:
+def text(export: ExportDescription) -> str:
     """The card of an export, as Markdown with the hub's header."""
     measured = export.measured
-    lines = [*_head(export.about), "## What the export cost", ""]
+    lines = [*_head(export.metadata), "## What the export cost", ""]
     kinds = ", ".join(f"{name} {kind}" for name, kind in export.precision.items())
     lines.append(f"Runs on {export.runtime}: {kinds}.")
     for name, cosine in cast("Mapping[str, Any]", measured.get("cosine", {})).items():
@@ -35,7 +35,7 @@ def text(export: Export) -> str:
         lines.append(f"Times faster than torch (eager, fp32) on the machine of the export: {each}.")
     if "size in MB" in measured:
         lines.append(f"{measured['size in MB']['all']:.1f} MB in all.")
-    return "\n".join([*lines, "", *_limits(export.about)]) + "\n"
+    return "\n".join([*lines, "", *_limits(export.metadata)]) + "\n"
 
 
 def of_checkpoint(about: Metadata) -> str:
@@ -54,8 +54,8 @@ def _head(about: Metadata) -> list[str]:
         f"# E-ViLM, {about.task.replace('_', ' ')}", "",
         "A small video-language model after E-ViLM (arXiv 2311.17267).", "",
         "```python", "import evilm", "", 'model = evilm.load("this folder, or its name on the hub")', "```", "",
-        f"It looks at {about.frames} frames of {about.size}x{about.size} pixels, and reads up to",
-        f"{about.words} word pieces. It has: {', '.join(about.heads) or 'no heads'}.", "",
+        f"It looks at {about.num_frames} frames of {about.image_size}x{about.image_size} pixels, and reads up to",
+        f"{about.max_text_len} word pieces. It has: {', '.join(about.heads) or 'no heads'}.", "",
         "## Data and training", "",
         f"Trained last on `{_last(train.get('annotations'))}` (reader {train.get('reader')}, ",
         f"split {train.get('split')}), seed {recipe.get('seed', 'unknown')}, {about.source.get('step')} steps;",
@@ -70,8 +70,8 @@ def _head(about: Metadata) -> list[str]:
             *[f"| {name} | {value:.1f} |" for name, value in found.items()],
             "",
         ]
-    if about.cannot_tell is not None:
-        told = about.cannot_tell
+    if about.answer_threshold is not None:
+        told = about.answer_threshold
         lines += [
             f'Answers less probable than {told.probability:.2f} are "cannot tell": on the {told.samples}',
             f"validation rows that set this, {told.answered:.0f} % are then answered,",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evilm.data.sources import SourceConfig
-    from evilm.inference.runtime_torch import TorchEngine
+    from evilm.inference.runtime_torch import TorchRuntime
     from evilm.tasks import Metrics, VideoTextTask
     from evilm.types import Example
 
@@ -71,7 +71,7 @@ class Standard:
     cannot_tell: Threshold | None
 
 
-def rows_of(engine: TorchEngine) -> Rows:
+def rows_of(engine: TorchRuntime) -> Rows:
     """The validation split of a checkpoint's own recipe.
 
     Raises:
@@ -100,9 +100,9 @@ def rows_of(engine: TorchEngine) -> Rows:
     )
 
 
-def immeasurable(engine: TorchEngine) -> str:
+def immeasurable(engine: TorchRuntime) -> str:
     """Why no metric can be taken of a checkpoint, whatever data are here; empty where one can."""
-    settings, heads = engine.recipe.task, engine.about.heads
+    settings, heads = engine.recipe.task, engine.metadata.heads
     if isinstance(settings, PretrainConfig) and "embed_video" not in heads:
         return "a model pre-trained without the contrastive objective has nothing to be measured by"
     if isinstance(settings, DistillConfig) and "embed_text" not in heads:
@@ -110,24 +110,24 @@ def immeasurable(engine: TorchEngine) -> str:
     return "" if _source(engine) is not None else "the checkpoint's recipe names no validation data"
 
 
-def _source(engine: TorchEngine) -> SourceConfig | None:
+def _source(engine: TorchRuntime) -> SourceConfig | None:
     data = engine.recipe.data
-    return data.validation or (data.test if engine.about.task == "linear_probe" else None)
+    return data.validation or (data.test if engine.metadata.task == "linear_probe" else None)
 
 
-def _task(engine: TorchEngine) -> VideoTextTask:
+def _task(engine: TorchRuntime) -> VideoTextTask:
     """The task that summarises: the checkpoint's own, or retrieval for what was trained otherwise and embeds."""
     settings = engine.recipe.task
     if isinstance(settings, PretrainConfig | DistillConfig):
         settings = RetrievalConfig(max_text_len=settings.max_text_len)
     if isinstance(settings, RetrievalConfig):
-        settings = settings.model_copy(update={"protocol": "dual-encoder", "embedding": engine.about.embedding})
-    facts = {"answers": engine.about.answers, "classes": engine.about.classes}
+        settings = settings.model_copy(update={"protocol": "dual-encoder", "embedding": engine.metadata.embed_dim})
+    facts = {"answers": engine.metadata.answers, "classes": engine.metadata.classes}
     task = FINETUNE[settings.name](engine.model, engine.vocabulary, settings, facts)  # pyright: ignore[reportArgumentType]
     return task.eval()
 
 
-def standard(engine: TorchEngine, frames: NDArray[np.uint8], rows: Rows | None) -> Standard:
+def standard(engine: TorchRuntime, frames: NDArray[np.uint8], rows: Rows | None) -> Standard:
     """Measure the checkpoint itself.
 
     Args:
@@ -153,9 +153,9 @@ def _texts(rows: Rows | None) -> list[str]:
 
 def _states(embedder: Embedder, frames: NDArray[np.uint8], texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Embeddings of clips and of texts, or the h^CLS that other heads stand on."""
-    heads = embedder.about.heads
+    heads = embedder.metadata.heads
     if "embed_video" not in heads:
-        return {"video": embedder.states_of_frames(frames), "text": embedder.states_of_texts(texts)}
+        return {"video": embedder.cls_of_frames(frames), "text": embedder.cls_of_texts(texts)}
     video = {"video": embedder.embed_frames(frames)}
     return video | {"text": embedder.embed_texts(texts)} if "embed_text" in heads else video
 
@@ -174,15 +174,17 @@ def _predictions(embedder: Embedder, rows: Rows) -> list[Prediction]:
         values = [{"video": v, "text": t} for v, t in zip(video, text, strict=True)]
     elif name == "question_answering":
         words, mask = embedder.encode_texts([example.question or "" for example in rows.examples])
-        shares = [softmax(row) for row in embedder.judge("answer", embedder.encode_frames(rows.frames), words, mask)[0]]
-        answers = embedder.about.answers
+        shares = [
+            softmax(row) for row in embedder.score_fused("answer", embedder.encode_frames(rows.frames), words, mask)[0]
+        ]
+        answers = embedder.metadata.answers
         values = [{"answer": answers[int(p.argmax())], "probability": float(p.max())} for p in shares]
     elif name == "multiple_choice":
         pairs = zip(embedder.encode_frames(rows.frames), rows.examples, strict=True)
-        logits = [embedder.choice_scores(own, example.choices, example.question)[0] for own, example in pairs]
+        logits = [embedder.score_choices(own, example.choices, example.question)[0] for own, example in pairs]
         values = [{"probabilities": softmax(row)} for row in logits]
     else:
-        values = [{"logits": row} for row in embedder.class_scores(rows.frames)]
+        values = [{"logits": row} for row in embedder.score_classes(rows.frames)]
     readable = [bool(ok) for ok in rows.readable]
     return [Prediction(*row) for row in zip(rows.examples, readable, values, strict=True)]
 

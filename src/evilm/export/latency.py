@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from evilm.inference import Embedder
     from evilm.inference.runtime import Metadata
-    from evilm.inference.runtime_torch import TorchEngine
+    from evilm.inference.runtime_torch import TorchRuntime
 
 _ROUNDS = 9  # one after the other in turn
 
 
-def latency(engine: TorchEngine, export: Embedder, clip: NDArray[np.uint8], text: str) -> dict[str, Any]:
+def latency(engine: TorchRuntime, export: Embedder, clip: NDArray[np.uint8], text: str) -> dict[str, Any]:
     """Milliseconds for one clip and one text, in torch (eager, fp32) and as exported, taken in turns.
 
     A video is encoded and fused alone or, where the model embeds nothing, with the text. A student of videos alone is
@@ -47,13 +47,15 @@ def latency(engine: TorchEngine, export: Embedder, clip: NDArray[np.uint8], text
     }
 
 
-def as_torch(engine: TorchEngine, clip: NDArray[np.uint8], text: str) -> dict[str, Callable[[], None]]:
+def as_torch(engine: TorchRuntime, clip: NDArray[np.uint8], text: str) -> dict[str, Callable[[], None]]:
     """What the checkpoint does for one ``video``, and for one ``text``, to be timed: eager, fp32, all of ``fuse``."""
     model = engine.model
     frames = torch.from_numpy(clip[None]).permute(0, 1, 4, 2, 3)
-    ids, mask = (torch.from_numpy(array) for array in engine.vocabulary.encode_arrays([text], engine.about.words))
+    ids, mask = (
+        torch.from_numpy(array) for array in engine.vocabulary.encode_arrays([text], engine.metadata.max_text_len)
+    )
     words = Text(ids, mask, mask)
-    apart = "embed_video" in engine.about.heads
+    apart = "embed_video" in engine.metadata.heads
 
     @torch.inference_mode()
     def video() -> None:
@@ -64,25 +66,25 @@ def as_torch(engine: TorchEngine, clip: NDArray[np.uint8], text: str) -> dict[st
     def sentence() -> None:
         model.fuse(text=model.encode_text(words))
 
-    return {"video": video, "text": sentence} if _reads(engine.about) else {"video": video}
+    return {"video": video, "text": sentence} if _reads(engine.metadata) else {"video": video}
 
 
 def as_exported(export: Embedder, clip: NDArray[np.uint8], text: str) -> dict[str, Callable[[], None]]:
     """What an export does for one ``video``, and for one ``text``, as calls to be timed."""
 
     def video() -> None:
-        if "embed_video" in export.about.heads:
+        if "embed_video" in export.metadata.heads:
             export.embed_frames(clip[None])
         else:
             words, mask = export.encode_texts([text])
-            regions = export.engine.video(clip[None])
+            regions = export.runtime.encode_video(clip[None])
             seen = np.concatenate([mask, np.ones(regions.shape[:2], dtype=np.bool_)], 1)
-            export.engine.fuse(np.concatenate([words, regions], 1), seen)
+            export.runtime.fuse(np.concatenate([words, regions], 1), seen)
 
     def sentence() -> None:
-        export.states_of_texts([text])
+        export.cls_of_texts([text])
 
-    return {"video": video, "text": sentence} if _reads(export.about) else {"video": video}
+    return {"video": video, "text": sentence} if _reads(export.metadata) else {"video": video}
 
 
 def _reads(about: Metadata) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evilm.inference.runtime_torch import TorchEngine
+    from evilm.inference.runtime_torch import TorchRuntime
 
 OPSET = 20  # in 18, GELU is several operators that no runtime fuses again
 _MOST = 4096  # clips or texts that go in together
@@ -38,7 +38,7 @@ class _Constant(nn.Module):
         return self.code.expand(shape[0], -1, -1, -1)
 
 
-def trace(engine: TorchEngine, folder: Path) -> None:
+def trace(engine: TorchRuntime, folder: Path) -> None:
     """Write each graph and head of a checkpoint into ``folder`` as ``<name>.onnx``, in fp32.
 
     Raises:
@@ -46,13 +46,13 @@ def trace(engine: TorchEngine, folder: Path) -> None:
         ExportError: a backbone that cannot be exported.
     """
     _needs_onnx()
-    about = engine.about
-    regions = Grid(about.frames, *about.grid).regions
-    frames = torch.zeros(2, about.frames, about.size, about.size, 3, dtype=torch.uint8)
+    about = engine.metadata
+    regions = Grid(about.num_frames, *about.grid).regions
+    frames = torch.zeros(2, about.num_frames, about.image_size, about.image_size, 3, dtype=torch.uint8)
     ids, mask = torch.full((2, 8), 5), torch.ones(2, 8, dtype=torch.bool)
-    tokens, seen = torch.zeros(2, regions, about.width), torch.ones(2, regions, dtype=torch.bool)
+    tokens, seen = torch.zeros(2, regions, about.hidden_dim), torch.ones(2, regions, dtype=torch.bool)
     rows = torch.export.Dim("rows", min=1, max=_MOST)
-    pieces = torch.export.Dim("pieces", min=3, max=about.words)
+    pieces = torch.export.Dim("pieces", min=3, max=about.max_text_len)
     length = torch.export.Dim("length", min=3, max=_MOST + regions)
     with folded(engine.model.video_encoder, frames.permute(0, 1, 4, 2, 3)):
         write(engine.graphs["video"], (frames,), folder / "video.onnx", ["frames"], ["regions"], ({0: rows},))
@@ -62,7 +62,7 @@ def trace(engine: TorchEngine, folder: Path) -> None:
     given, made = ["tokens", "mask"], ["cls", "looked"]
     write(engine.graphs["fusion"], (tokens, seen), folder / "fusion.onnx", given, made, (each, each))
     for name, head in engine.heads.items():
-        write(head, (torch.zeros(2, about.width),), folder / f"{name}.onnx", ["cls"], ["scores"], ({0: rows},))
+        write(head, (torch.zeros(2, about.hidden_dim),), folder / f"{name}.onnx", ["cls"], ["scores"], ({0: rows},))
 
 
 def _needs_onnx() -> None:

@@ -25,8 +25,8 @@ from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, OutputError, VideoError
 from evilm.export import card, compare, latency, quantize, trace
 from evilm.inference import Embedder, export_format
-from evilm.inference.runtime_onnx import OnnxEngine
-from evilm.inference.runtime_torch import TorchEngine
+from evilm.inference.runtime_onnx import OnnxRuntime
+from evilm.inference.runtime_torch import TorchRuntime
 from evilm.training import checkpoint, feed
 from evilm.types import Clip
 
@@ -83,7 +83,7 @@ class Plan:
 def export(
     source: Path, out: Path, *, int8: bool = False, openvino: bool = False, calibrate: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> export_format.Export:  # fmt: skip
+) -> export_format.ExportDescription:  # fmt: skip
     """Write a checkpoint as a folder that needs no torch.
 
     Args:
@@ -103,7 +103,7 @@ def export(
     if int8 and openvino:
         raise ConfigError("--int8 and --openvino do not go together: OpenVINO runs in bf16, and loses less")
     files.check_output_dir(out, export_format.KIND)
-    engine = TorchEngine(source)
+    engine = TorchRuntime(source)
     _check_room(engine)
     rows, frames, unmeasured = _evidence(engine, calibrate, say)
     against = compare.standard(engine, frames, rows)
@@ -111,11 +111,13 @@ def export(
     with _drafts() as (plain, draft):
         say("tracing the graphs")
         trace.trace(engine, plain)
-        about = engine.about.model_copy(update={"cannot_tell": against.cannot_tell or engine.about.cannot_tell})
+        about = engine.metadata.model_copy(
+            update={"answer_threshold": against.cannot_tell or engine.metadata.answer_threshold}
+        )
         plan = Plan() if int8 else Plan({graph: len(kinds) - 1 for graph, kinds in _LADDER.items()})
         while True:
             _draft(plain, draft, plan, engine, about, precision, frames)
-            runnable = OnnxEngine(draft, torch.get_num_threads())  # as many as torch, which it is compared with
+            runnable = OnnxRuntime(draft, torch.get_num_threads())  # as many as torch, which it is compared with
             candidate = Embedder(runnable)
             report, faults = compare.compare(candidate, against, precision)
             if not faults:
@@ -136,7 +138,7 @@ def export(
     return exported
 
 
-def _check_room(engine: TorchEngine) -> None:
+def _check_room(engine: TorchRuntime) -> None:
     """Whether drafts will have room; asked beforehand, as the quantizer does not notice a full disk.
 
     Raises:
@@ -170,7 +172,7 @@ def _drafts() -> Generator[tuple[Path, Path]]:
 
 
 def _evidence(
-    engine: TorchEngine, calibrate: Path | None, say: Callable[[str], None]
+    engine: TorchRuntime, calibrate: Path | None, say: Callable[[str], None]
 ) -> tuple[compare.Rows | None, NDArray[np.uint8], str]:
     """Evaluation data where there are any, clips for calibration and cosines, and what cannot be measured and why."""
     rows, unmeasured = None, ""
@@ -192,14 +194,14 @@ def _evidence(
     return rows, _frames(engine, clips, calibrate), unmeasured
 
 
-def _frames(engine: TorchEngine, clips: Sequence[Clip], calibrate: Path | None) -> NDArray[np.uint8]:
+def _frames(engine: TorchRuntime, clips: Sequence[Clip], calibrate: Path | None) -> NDArray[np.uint8]:
     """Up to ``_CLIPS`` clips, spread evenly, as the model takes them; unreadable ones left out."""
-    about, found = engine.about, list[Any]()
+    about, found = engine.metadata, list[Any]()
     chosen = [clips[i * len(clips) // _CLIPS] for i in range(_CLIPS)] if len(clips) > _CLIPS else clips
     with DecoderPool() as decoders:
         for clip in chosen:
             try:
-                found.append(decoders.read(clip, about.frames, about.size, fit=about.fit))
+                found.append(decoders.read(clip, about.num_frames, about.image_size, fit=about.resize_mode))
             except VideoError:
                 continue
     if not found:
@@ -226,7 +228,7 @@ def _draft(
     plain: Path,
     draft: Path,
     plan: Plan,
-    engine: TorchEngine,
+    engine: TorchRuntime,
     about: Metadata,
     precision: str,
     frames: NDArray[np.uint8],
@@ -246,7 +248,7 @@ def _draft(
             quantize.quantize(plain / f"{head}.onnx", to / f"{head}.onnx", "int8" if small else "fp32", [])
         engine.vocabulary.save(to / "vocabulary.json")
         runtime: export_format.Runtime = "openvino" if precision == "bf16" else "onnxruntime"
-        made = export_format.Export(about=about, runtime=runtime, precision=kinds)
+        made = export_format.ExportDescription(metadata=about, runtime=runtime, precision=kinds)
         checkpoint.write_json(to / export_format.NAME, made.model_dump(mode="json"))
 
     export_format.write(draft, fill)
@@ -260,10 +262,10 @@ def _feeds(graph: str, frames: NDArray[np.uint8]) -> list[Feed]:
     return [{"frames": frames[rows]} for rows in np.array_split(order, max(1, len(order) // 4))]
 
 
-def _fill(temporary: Path, draft: Path, exported: export_format.Export) -> None:
+def _fill(temporary: Path, draft: Path, exported: export_format.ExportDescription) -> None:
     """The files of a draft that was kept, with what it cost and its card."""
     for path in draft.glob("*.onnx"):
         (temporary / path.name).write_bytes(path.read_bytes())
     (temporary / "vocabulary.json").write_bytes((draft / "vocabulary.json").read_bytes())
     checkpoint.write_json(temporary / export_format.NAME, exported.model_dump(mode="json"))
-    (temporary / export_format.CARD).write_text(card.text(exported), encoding="utf-8")
+    (temporary / checkpoint.CARD).write_text(card.text(exported), encoding="utf-8")

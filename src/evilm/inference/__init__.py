@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from evilm.inference.embedder import Embedder
 from evilm.inference.loading import load
-from evilm.inference.results import Answer, VideoEmbeddings, joined, softmax
-from evilm.inference.videos import clip_of, times
+from evilm.inference.results import Answer, VideoEmbeddings, join_question, softmax
+from evilm.inference.videos import frame_times, to_clip
 
-__all__ = ["Answer", "Embedder", "VideoEmbeddings", "clip_of", "joined", "load", "softmax", "times"]
+__all__ = ["Answer", "Embedder", "VideoEmbeddings", "frame_times", "join_question", "load", "softmax", "to_clip"]

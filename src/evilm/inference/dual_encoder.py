@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from evilm.inference.runtime import Head
 
 
-class DualEngine:
+class DualEncoderRuntime:
     """CLIP and its kin where an ``Embedder`` expects a model of ours.
 
     Args:
@@ -30,28 +30,28 @@ class DualEngine:
 
     def __init__(self, encoder: DualEncoder) -> None:
         self.encoder = encoder
-        self.vocabulary = DualWords(encoder)
+        self.vocabulary = EncoderVocabulary(encoder)
         self.fingerprint = encoder.fingerprint
         self.form = f"{encoder.name}, {encoder.device.type}"
-        self.about = Metadata(
+        self.metadata = Metadata(
             task="dual encoder",
-            frames=encoder.frames,
-            size=encoder.size,
-            fit=encoder.fit,
+            num_frames=encoder.frames,
+            image_size=encoder.size,
+            resize_mode=encoder.fit,
             grid=(1, 1),
-            words=encoder.length,
-            width=encoder.width,
-            embedding=encoder.width,
+            max_text_len=encoder.length,
+            hidden_dim=encoder.width,
+            embed_dim=encoder.width,
             temperature=encoder.temperature,
             heads=("embed_video", "embed_text"),
             source={"name": str(encoder.name), "weights": encoder.fingerprint},
         )
 
-    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, T, H, W, 3) to a unit vector for each frame, (n, T, d)."""
         return self.encoder.encode_frames(frames)
 
-    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """(n, L) each to (n, L, d): a text has one vector, which stands in each of its places."""
         vectors = self.encoder.encode_words(ids, mask)
         return np.repeat(vectors[:, None], ids.shape[1], axis=1)
@@ -63,12 +63,12 @@ class DualEngine:
         shares = (mask / mask.sum(1, keepdims=True)).astype(np.float32)
         return np.einsum("nsd,ns->nd", tokens, shares), shares
 
-    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, d) brought to length one."""
         return unit(cls)
 
 
-class DualWords:
+class EncoderVocabulary:
     """The encoder's own words, as an ``Embedder`` asks for them."""
 
     def __init__(self, encoder: DualEncoder) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, OutputError, VideoError
-from evilm.inference.results import Answer, VideoEmbeddings, joined, ranked, softmax
-from evilm.inference.videos import clip_of, times
+from evilm.inference.results import Answer, VideoEmbeddings, join_question, rank_names, softmax
+from evilm.inference.videos import frame_times, to_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evilm.data.video import Fit, Mode
     from evilm.errors import VideoStatus
     from evilm.inference.loading import Device
-    from evilm.inference.runtime import Engine, Head, Metadata
+    from evilm.inference.runtime import Head, Metadata, Runtime
     from evilm.inference.videos import Video
 
 _DECODERS = 4  # processes at most: beyond that the model is what takes the time
@@ -40,8 +40,8 @@ class Embedder:
         engine: the model in one of its forms.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Runtime) -> None:
+        self.runtime = engine
         self.decoders = DecoderPool(min(_DECODERS, os.cpu_count() or 1))
 
     def __enter__(self) -> Self:
@@ -55,7 +55,9 @@ class Embedder:
         self.decoders.close()
 
     def __repr__(self) -> str:
-        return f"Embedder({self.about.task}, {self.form}, heads: {', '.join(self.about.heads)}, {self.fingerprint})"
+        return (
+            f"Embedder({self.metadata.task}, {self.form}, heads: {', '.join(self.metadata.heads)}, {self.fingerprint})"
+        )
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: Device = "auto", threads: int | None = None) -> Embedder:
@@ -73,77 +75,77 @@ class Embedder:
         """
         from evilm.export import hub
 
-        if self.engine.folder is None:
+        if self.runtime.folder is None:
             raise OutputError(f"{name}: {self.form} is another library's model: publish it by that library's means")
-        return hub.upload(self.engine.folder, name, self.about, private=private)
+        return hub.upload(self.runtime.folder, name, self.metadata, private=private)
 
     # What it is
 
     @property
-    def about(self) -> Metadata:
+    def metadata(self) -> Metadata:
         """What the model takes and gives."""
-        return self.engine.about
+        return self.runtime.metadata
 
     @property
     def fingerprint(self) -> str:
         """Names the weights in their form: vectors of equal fingerprints may be compared."""
-        return self.engine.fingerprint
+        return self.runtime.fingerprint
 
     @property
     def form(self) -> str:
         """How the model is run, such as ``onnx int8``."""
-        return self.engine.form
+        return self.runtime.form
 
     @property
-    def frames(self) -> int:
+    def num_frames(self) -> int:
         """T, how many frames ``embed_frames`` takes of a clip: one from the middle of each of T equal segments."""
-        return self.about.frames
+        return self.metadata.num_frames
 
     @property
-    def size(self) -> int:
+    def image_size(self) -> int:
         """Pixels of a frame's side."""
-        return self.about.size
+        return self.metadata.image_size
 
     @property
-    def fit(self) -> Fit:
+    def resize_mode(self) -> Fit:
         """How a picture becomes square, as ``read_clip`` takes it."""
-        return self.about.fit
+        return self.metadata.resize_mode
 
     @property
-    def dimensions(self) -> int:
+    def embed_dim(self) -> int:
         """d, the width of the embeddings.
 
         Raises:
             ConfigError: the model embeds nothing.
         """
         self._need("embed_video")
-        return int(self.about.embedding or 0)
+        return int(self.metadata.embed_dim or 0)
 
     @property
     def temperature(self) -> float:
         """Of cosines: ``softmax(cosines / temperature)`` are the probabilities that training fitted."""
-        return float(self.about.temperature or 1.0)
+        return float(self.metadata.temperature or 1.0)
 
     def unknown_share(self, texts: Sequence[str]) -> float:
         """The share of word pieces in ``texts`` that the model does not know."""
-        return self.engine.vocabulary.unknown_share(texts)
+        return self.runtime.vocabulary.unknown_share(texts)
 
     # Vectors
 
-    def read(self, video: Video, mode: Mode = "exact") -> NDArray[np.uint8]:
+    def read_frames(self, video: Video, mode: Mode = "exact") -> NDArray[np.uint8]:
         """The frames that the model would look at, (T, size, size, 3).
 
         Raises:
             VideoError: the video gives none.
         """
-        return self.decoders.read(clip_of(video), self.frames, self.size, mode=mode, fit=self.fit)
+        return self.decoders.read(to_clip(video), self.num_frames, self.image_size, mode=mode, fit=self.resize_mode)
 
     def _read_all(self, videos: Sequence[Video], mode: Mode) -> list[NDArray[np.uint8] | VideoError]:
         """``read`` of some videos side by side; its error in the place of what cannot be read."""
 
         def attempt(video: Video) -> NDArray[np.uint8] | VideoError:
             try:
-                return self.read(video, mode)
+                return self.read_frames(video, mode)
             except VideoError as error:
                 return error
 
@@ -167,7 +169,7 @@ class Embedder:
         Returns:
             a row for each video, also for those that could not be read.
         """
-        vectors = np.zeros((len(videos), self.dimensions), dtype=np.float32)
+        vectors = np.zeros((len(videos), self.embed_dim), dtype=np.float32)
         statuses: list[VideoStatus] = []
         problems: list[str] = []
         for start in range(0, len(videos), _AT_ONCE):
@@ -195,7 +197,7 @@ class Embedder:
             DataError: pixels of another shape or kind.
         """
         self._need("embed_video")
-        return self.engine.head("embed_video", self.states_of_frames(frames))
+        return self.runtime.apply_head("embed_video", self.cls_of_frames(frames))
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Sentences to unit vectors (n, d), in the space of the videos'.
@@ -204,14 +206,14 @@ class Embedder:
             VocabularyError: no text, or one that cannot be encoded.
         """
         self._need("embed_text")
-        return self.engine.head("embed_text", self.states_of_texts(texts))
+        return self.runtime.apply_head("embed_text", self.cls_of_texts(texts))
 
-    def states_of_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def cls_of_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """h^CLS of clips alone, (n, D): what embeddings and probes stand on."""
         regions = self.encode_frames(frames)
         return self._alone(regions, np.ones(regions.shape[:2], dtype=np.bool_))
 
-    def states_of_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def cls_of_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """h^CLS of sentences alone, (n, D)."""
         return self._alone(*self.encode_texts(texts))
 
@@ -221,12 +223,19 @@ class Embedder:
         Raises:
             DataError: pixels of another shape or kind.
         """
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1:] != (self.frames, self.size, self.size, 3):
-            wanted = f"(n, {self.frames}, {self.size}, {self.size}, 3)"
+        if (
+            frames.dtype != np.uint8
+            or frames.ndim != 5
+            or frames.shape[1:] != (self.num_frames, self.image_size, self.image_size, 3)
+        ):
+            wanted = f"(n, {self.num_frames}, {self.image_size}, {self.image_size}, 3)"
             raise DataError(f"frames are {frames.dtype} {frames.shape}, and this model takes uint8 {wanted}")
         if not len(frames):
-            return np.zeros((0, self.frames * self.about.grid[0] * self.about.grid[1], self.about.width), np.float32)
-        parts = [self.engine.video(frames[i : i + _AT_ONCE]) for i in range(0, len(frames), _AT_ONCE)]
+            return np.zeros(
+                (0, self.num_frames * self.metadata.grid[0] * self.metadata.grid[1], self.metadata.hidden_dim),
+                np.float32,
+            )
+        parts = [self.runtime.encode_video(frames[i : i + _AT_ONCE]) for i in range(0, len(frames), _AT_ONCE)]
         return np.concatenate(parts)
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -235,9 +244,9 @@ class Embedder:
         Raises:
             VocabularyError: no text, or one that cannot be encoded.
         """
-        ids, mask = self.engine.vocabulary.encode_arrays(texts, self.about.words)
+        ids, mask = self.runtime.vocabulary.encode_arrays(texts, self.metadata.max_text_len)
         step = 4 * _AT_ONCE
-        parts = [self.engine.text(ids[i : i + step], mask[i : i + step]) for i in range(0, len(ids), step)]
+        parts = [self.runtime.encode_text(ids[i : i + step], mask[i : i + step]) for i in range(0, len(ids), step)]
         return np.concatenate(parts), mask
 
     # Questions
@@ -250,8 +259,8 @@ class Embedder:
         Raises:
             VideoError: a video gives no frames.
         """
-        frames = np.stack([self.read(video) for video in videos])
-        if "match" not in self.about.heads:
+        frames = np.stack([self.read_frames(video) for video in videos])
+        if "match" not in self.metadata.heads:
             return self.embed_frames(frames) @ self.embed_texts(texts).T
         return self.match_encoded(self.encode_frames(frames), *self.encode_texts(texts))
 
@@ -260,7 +269,9 @@ class Embedder:
     ) -> NDArray[np.float32]:
         """The match head's logits (videos, texts) of what ``encode_frames`` and ``encode_texts`` gave."""
         self._need("match")
-        rows = [self.judge("match", np.broadcast_to(own, (len(words), *own.shape)), words, mask)[0] for own in regions]
+        rows = [
+            self.score_fused("match", np.broadcast_to(own, (len(words), *own.shape)), words, mask)[0] for own in regions
+        ]
         return np.stack([row[:, 0] for row in rows])
 
     def answer(self, video: Video, question: str, choices: Sequence[str] = ()) -> Answer:
@@ -271,16 +282,16 @@ class Embedder:
             VideoError, VocabularyError: the video gives no frames, the question no words.
         """
         self._need("answer")
-        names = list(dict.fromkeys(choices)) or list(self.about.answers)
-        unknown = [name for name in names if name not in self.about.answers]
+        names = list(dict.fromkeys(choices)) or list(self.metadata.answers)
+        unknown = [name for name in names if name not in self.metadata.answers]
         if unknown:
             raise ConfigError(
-                f"this model does not know the answer {unknown[0]!r}; it knows {', '.join(self.about.answers[:12])}"
-                f"{', ...' if len(self.about.answers) > 12 else ''}"
+                f"this model does not know the answer {unknown[0]!r}; it knows {', '.join(self.metadata.answers[:12])}"
+                f"{', ...' if len(self.metadata.answers) > 12 else ''}"
             )
         words, mask = self.encode_texts([question])
-        logits, looked = self.judge("answer", self.encode_frames(self.read(video)[None]), words, mask)
-        columns = [self.about.answers.index(name) for name in names]
+        logits, looked = self.score_fused("answer", self.encode_frames(self.read_frames(video)[None]), words, mask)
+        columns = [self.metadata.answers.index(name) for name in names]
         return self._answer(video, names, logits[0, columns], looked[0])
 
     def choose(self, video: Video, choices: Sequence[str], question: str | None = None) -> Answer:
@@ -293,10 +304,10 @@ class Embedder:
         names = list(dict.fromkeys(choices))
         if len(names) < 2:
             raise ConfigError(f"a choice needs at least two different options, and there are {len(names)}")
-        logits, looked = self.choice_scores(self.encode_frames(self.read(video)[None])[0], names, question)
+        logits, looked = self.score_choices(self.encode_frames(self.read_frames(video)[None])[0], names, question)
         return self._answer(video, names, logits, looked)
 
-    def choice_scores(
+    def score_choices(
         self, regions: NDArray[np.float32], choices: Sequence[str], question: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits (K,) of choices for one video's regions (N, D), and the attention (N,) behind the best.
@@ -306,14 +317,14 @@ class Embedder:
         Raises:
             ConfigError: the model has neither.
         """
-        words, mask = self.encode_texts([joined(question, name) for name in choices])
-        if "match" in self.about.heads or not {"embed_video", "embed_text"} <= {*self.about.heads}:
+        words, mask = self.encode_texts([join_question(question, name) for name in choices])
+        if "match" in self.metadata.heads or not {"embed_video", "embed_text"} <= {*self.metadata.heads}:
             self._need("match")
-            logits, looked = self.judge("match", np.repeat(regions[None], len(words), 0), words, mask)
+            logits, looked = self.score_fused("match", np.repeat(regions[None], len(words), 0), words, mask)
             return logits[:, 0], looked[int(logits[:, 0].argmax())]
-        cls, looked = self.engine.fuse(regions[None], np.ones((1, len(regions)), dtype=np.bool_))
-        texts = self.engine.head("embed_text", self._alone(words, mask))
-        return (texts @ self.engine.head("embed_video", cls)[0]) / self.temperature, looked[0]
+        cls, looked = self.runtime.fuse(regions[None], np.ones((1, len(regions)), dtype=np.bool_))
+        texts = self.runtime.apply_head("embed_text", self._alone(words, mask))
+        return (texts @ self.runtime.apply_head("embed_video", cls)[0]) / self.temperature, looked[0]
 
     def ask(self, video: Video, question: str, choices: Sequence[str] = ()) -> Answer:
         """A question with or without choices, by whichever head can answer it.
@@ -323,7 +334,7 @@ class Embedder:
         """
         if not question.strip():
             raise ConfigError("the question is empty: ask something, such as 'what color is the car?'")
-        if "answer" in self.about.heads or not choices:
+        if "answer" in self.metadata.heads or not choices:
             return self.answer(video, question, choices)
         return self.choose(video, choices, question)
 
@@ -338,31 +349,31 @@ class Embedder:
             ConfigError: neither a probe nor embeddings.
             VideoError: a video gives no frames.
         """
-        frames = np.stack([self.read(video) for video in videos])
+        frames = np.stack([self.read_frames(video) for video in videos])
         if names:
             self._need("embed_text")
             logits = self.embed_frames(frames) @ self.embed_texts(names).T / self.temperature
         else:
-            logits = self.class_scores(frames)
-        return [ranked(list(names) or list(self.about.classes), softmax(row)) for row in logits]
+            logits = self.score_classes(frames)
+        return [rank_names(list(names) or list(self.metadata.classes), softmax(row)) for row in logits]
 
-    def class_scores(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def score_classes(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (n, K) of the trained probe's classes, from clips (n, T, size, size, 3).
 
         Raises:
             ConfigError: the model has no probe.
         """
         self._need("classify")
-        return self.engine.head("classify", self.states_of_frames(frames))
+        return self.runtime.apply_head("classify", self.cls_of_frames(frames))
 
     # How
 
     def _need(self, head: Head) -> None:
-        if head not in self.about.heads:
+        if head not in self.metadata.heads:
             what, how = _LACKS[head]
-            raise ConfigError(f"this {self.about.task} model {what}: {how}")
+            raise ConfigError(f"this {self.metadata.task} model {what}: {how}")
 
-    def judge(
+    def score_fused(
         self, head: Head, regions: NDArray[np.float32], words: NDArray[np.float32], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """A head on h^CLS of both modalities, (n, K), and its attention on regions (n, N).
@@ -376,31 +387,31 @@ class Embedder:
         for i in range(0, len(words), _AT_ONCE):
             text, video = words[i : i + _AT_ONCE], regions[i : i + _AT_ONCE]
             seen = np.concatenate([mask[i : i + _AT_ONCE], np.ones(video.shape[:2], dtype=np.bool_)], 1)
-            cls, attention = self.engine.fuse(np.concatenate([text, video], 1), seen)
-            logits.append(self.engine.head(head, cls))
+            cls, attention = self.runtime.fuse(np.concatenate([text, video], 1), seen)
+            logits.append(self.runtime.apply_head(head, cls))
             looked.append(attention[:, text.shape[1] :])
         return np.concatenate(logits), np.concatenate(looked)
 
     def _alone(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """h^CLS of one modality alone, (n, D)."""
         steps = range(0, len(tokens), _AT_ONCE)
-        parts = [self.engine.fuse(tokens[i : i + _AT_ONCE], mask[i : i + _AT_ONCE])[0] for i in steps]
-        return np.concatenate(parts) if parts else np.zeros((0, self.about.width), dtype=np.float32)
+        parts = [self.runtime.fuse(tokens[i : i + _AT_ONCE], mask[i : i + _AT_ONCE])[0] for i in steps]
+        return np.concatenate(parts) if parts else np.zeros((0, self.metadata.hidden_dim), dtype=np.float32)
 
     def _answer(
         self, video: Video, names: list[str], logits: NDArray[np.float32], looked: NDArray[np.float32]
     ) -> Answer:
-        order = ranked(names, softmax(logits))
-        (best, probability), threshold = order[0], self.about.cannot_tell
-        height, width = self.about.grid
+        order = rank_names(names, softmax(logits))
+        (best, probability), threshold = order[0], self.metadata.answer_threshold
+        height, width = self.metadata.grid
         return Answer(
             answer=best,
             probability=probability,
-            known=threshold is None or probability >= threshold.probability,
+            confident=threshold is None or probability >= threshold.probability,
             threshold=None if threshold is None else threshold.probability,
             candidates=order[:5],
-            times=times(clip_of(video), self.frames, self.decoders),
-            looked=(looked / max(1e-9, float(looked.sum()))).reshape(self.frames, height, width),
+            times=frame_times(to_clip(video), self.num_frames, self.decoders),
+            attention=(looked / max(1e-9, float(looked.sum()))).reshape(self.num_frames, height, width),
         )
 
 

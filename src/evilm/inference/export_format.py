@@ -3,8 +3,8 @@
 export.json       what the model takes and gives, how precise it is, what the export cost
 video.onnx        text.onnx        fusion.onnx        <head>.onnx
 vocabulary.json   its words
-README.md         the model card
-manifest.json     checksums of all of these, written last
+README.md         the model card; its owner may edit it
+manifest.json     checksums of all files but the card, written last
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 
 KIND = "export of evilm"  # what the mark of an export's folder says
 NAME = "export.json"
-CARD = "README.md"
 GRAPHS = ("video", "text", "fusion")
-FORMAT = 1
+FORMAT = 2
 
 Runtime = Literal["onnxruntime", "openvino"]
 
 
-class Export(Config):
+class ExportDescription(Config):
     """``export.json``.
 
     Attributes:
@@ -43,14 +42,14 @@ class Export(Config):
         measured: what the export cost, see ``gate.Report``; empty where nothing could be measured.
     """
 
-    format: Literal[1] = FORMAT
-    about: Metadata
+    format: Literal[2] = FORMAT
+    metadata: Metadata
     runtime: Runtime = "onnxruntime"
     precision: dict[str, str]
     measured: dict[str, Any] = {}
 
 
-def read(folder: Path) -> Export:
+def read(folder: Path) -> ExportDescription:
     """What an export says of itself, once all of its files are known to be whole and harmless.
 
     Raises:
@@ -64,11 +63,17 @@ def read(folder: Path) -> Export:
         if file.is_file() and file.stat().st_size > onnx_scan.MAX_BYTES:
             raise CheckpointError(f"{file}: refused: {file.stat().st_size:,} bytes; an export's files are smaller")
     checkpoint.verify(folder)
+    table = checkpoint.read_json(path)
+    if table.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: export format {table.get('format')!r}, and this version reads format {FORMAT}: export the "
+            "checkpoint again with `evilm export`"
+        )
     try:
-        export = config.check(Export, checkpoint.read_json(path), str(path))
+        export = config.check(ExportDescription, table, str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}; export the checkpoint anew") from None
-    for name in (*GRAPHS, *export.about.heads):
+    for name in (*GRAPHS, *export.metadata.heads):
         file = folder / f"{name}.onnx"
         if file.name not in names:
             raise CheckpointError(f"{file}: missing from the export; export the checkpoint anew")

@@ -11,11 +11,11 @@ from evilm.inference.embedder import Embedder
 from evilm.training import checkpoint
 
 if TYPE_CHECKING:
-    from evilm.inference.dual_encoder import DualEngine
+    from evilm.inference.dual_encoder import DualEncoderRuntime
 
     Device = Literal["auto", "cpu", "cuda"]
 
-EXPORT = "export.json"  # what tells an exported folder from a checkpoint
+EXPORT_FILE = "export.json"  # what tells an exported folder from a checkpoint
 TINY = "world-tiny"  # the model that comes with the package
 _SHIPPED = Path(__file__).parent / "shipped"
 
@@ -34,7 +34,7 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
         CheckpointError: no such model, or it is damaged or not to be trusted.
         DependencyError: torch is missing and the folder is a checkpoint.
     """
-    path = shipped(model) or Path(model).expanduser()
+    path = bundled_folder(model) or Path(model).expanduser()
     if not _exists(path) and encoder_names.is_name(str(model)):
         return Embedder(_dual(str(model), device))
     if not _exists(path):
@@ -46,26 +46,26 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
                 "along, or owner/name on the hub"
             )
         path = hub.download(str(model))
-    if (path / EXPORT).is_file():
-        from evilm.inference.runtime_onnx import OnnxEngine
+    if (path / EXPORT_FILE).is_file():
+        from evilm.inference.runtime_onnx import OnnxRuntime
 
-        return Embedder(OnnxEngine(path, threads))
+        return Embedder(OnnxRuntime(path, threads))
     try:
-        from evilm.inference.runtime_torch import TorchEngine
+        from evilm.inference.runtime_torch import TorchRuntime
     except ModuleNotFoundError as error:
         checkpoint.find(path)
         raise DependencyError(
             f"{path}: is a checkpoint, which needs {error.name}: pip install 'evilm[train]', or load an export of it"
         ) from None
-    return Embedder(TorchEngine(path, device))
+    return Embedder(TorchRuntime(path, device))
 
 
-def shipped(model: str | Path) -> Path | None:
+def bundled_folder(model: str | Path) -> Path | None:
     """Where the model of that name lies in the package; None where none is meant. A folder of the name goes first."""
     return _SHIPPED / TINY if str(model) == TINY and not _exists(Path(model)) else None
 
 
-def settled(model: str | Path) -> str:
+def absolute_name(model: str | Path) -> str:
     """What ``load`` takes, so written that it means the same from any folder."""
     path = Path(model).expanduser()
     if _exists(path):
@@ -73,14 +73,14 @@ def settled(model: str | Path) -> str:
     return encoder_names.absolute(str(model)) if encoder_names.is_name(str(model)) else str(model)
 
 
-def _dual(name: str, device: Device) -> DualEngine:
+def _dual(name: str, device: Device) -> DualEncoderRuntime:
     """A dual encoder of another library."""
     try:
         from evilm.encoders import base
-        from evilm.inference.dual_encoder import DualEngine
+        from evilm.inference.dual_encoder import DualEncoderRuntime
     except ModuleNotFoundError as error:
         raise DependencyError(f"{name}: needs {error.name}: pip install 'evilm[clip]'") from None
-    return DualEngine(base.load(name, device))
+    return DualEncoderRuntime(base.load(name, device))
 
 
 def _exists(path: Path) -> bool:

@@ -46,16 +46,16 @@ class Answer:
 
     answer: str
     probability: float
-    known: bool
+    confident: bool
     threshold: float | None
     candidates: tuple[tuple[str, float], ...]
     times: tuple[float, ...]
-    looked: NDArray[np.float32]
+    attention: NDArray[np.float32]
 
-    def glances(self) -> list[tuple[float, float, tuple[float, float]]]:
+    def attended_frames(self) -> list[tuple[float, float, tuple[float, float]]]:
         """For each frame: when it is, its share of the attention, and where that is strongest (of height and width)."""
         found: list[tuple[float, float, tuple[float, float]]] = []
-        for moment, cells in zip(self.times, self.looked, strict=True):
+        for moment, cells in zip(self.times, self.attention, strict=True):
             row, column = divmod(int(cells.argmax()), cells.shape[1])
             place = ((row + 0.5) / cells.shape[0], (column + 0.5) / cells.shape[1])
             found.append((moment, float(cells.sum()), place))
@@ -64,19 +64,19 @@ class Answer:
     def as_json(self) -> dict[str, Any]:
         """The answer as plain values; ``answer`` is None where the model cannot tell."""
         return {
-            "answer": self.answer if self.known else None,
+            "answer": self.answer if self.confident else None,
             "best_guess": self.answer,
             "probability": self.probability,
             "threshold": self.threshold,
-            "cached_frames": [{"answer": name, "probability": share} for name, share in self.candidates],
+            "candidates": [{"answer": name, "probability": share} for name, share in self.candidates],
             "frames": [
                 {"time": moment, "attention": share, "row": row, "column": column}
-                for moment, share, (row, column) in self.glances()
+                for moment, share, (row, column) in self.attended_frames()
             ],
         }
 
 
-def joined(question: str | None, option: str) -> str:
+def join_question(question: str | None, option: str) -> str:
     """A choice as one text, as ``multiple_choice`` is trained: the question, where there is one, then the option."""
     return f"{question} {option}" if question else option
 
@@ -87,6 +87,6 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return (shares / shares.sum()).astype(np.float32)
 
 
-def ranked(names: Sequence[str], shares: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+def rank_names(names: Sequence[str], shares: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
     """Names with their shares, largest first."""
     return tuple((names[int(k)], float(shares[k])) for k in np.argsort(-shares, kind="stable"))

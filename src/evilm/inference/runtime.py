@@ -63,22 +63,22 @@ class Metadata(Config):
     """
 
     task: str
-    frames: int = Field(gt=0, le=4096)
-    size: int = Field(gt=0, le=8192)
-    fit: Fit = "crop"
+    num_frames: int = Field(gt=0, le=4096)
+    image_size: int = Field(gt=0, le=8192)
+    resize_mode: Fit = "crop"
     grid: tuple[int, int]
-    words: int = Field(gt=2, le=65536)
-    width: int = Field(gt=0)
-    embedding: int | None = None
+    max_text_len: int = Field(gt=2, le=65536)
+    hidden_dim: int = Field(gt=0)
+    embed_dim: int | None = None
     temperature: float | None = None
     heads: tuple[Head, ...] = ()
     answers: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    cannot_tell: Threshold | None = None
+    answer_threshold: Threshold | None = None
     source: dict[str, Any] = {}
 
 
-class Words(Protocol):
+class VocabularyLike(Protocol):
     """What turns texts into the numbers that a model reads; ``Vocabulary`` is ours."""
 
     def encode_arrays(self, texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -90,10 +90,10 @@ class Words(Protocol):
         ...
 
 
-class Engine(Protocol):
+class Runtime(Protocol):
     """A model that can be run: ``TorchEngine``, ``OnnxEngine``, and ``DualEngine`` for models of other libraries."""
 
-    about: Metadata
+    metadata: Metadata
     fingerprint: str
     form: str
 
@@ -103,15 +103,15 @@ class Engine(Protocol):
         ...
 
     @property
-    def vocabulary(self) -> Words:
+    def vocabulary(self) -> VocabularyLike:
         """Its words."""
         ...
 
-    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, T, H, W, 3) to regions (n, N, D)."""
         ...
 
-    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """(n, L) each to words (n, L, D)."""
         ...
 
@@ -121,6 +121,6 @@ class Engine(Protocol):
         """(n, S, D) and (n, S) to h^CLS (n, D) and its attention (n, S)."""
         ...
 
-    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, D) to (n, K)."""
         ...

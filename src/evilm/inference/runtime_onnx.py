@@ -28,7 +28,7 @@ class _Graph(Protocol):
     def __call__(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
 
 
-class OnnxEngine:
+class OnnxRuntime:
     """An exported model. Graphs are opened when they are first needed.
 
     Args:
@@ -43,7 +43,7 @@ class OnnxEngine:
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self.folder = folder
         self.export = folders.read(folder)
-        self.about = self.export.about
+        self.metadata = self.export.metadata
         self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
         sums: Any = checkpoint.read_json(folder / checkpoint.MANIFEST)["sha256"]
         self.fingerprint = fingerprint(sums)
@@ -53,11 +53,11 @@ class OnnxEngine:
         self._open = _openvino if self.export.runtime == "openvino" else _onnxruntime
         self._graphs: dict[str, _Graph] = {}
 
-    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, T, H, W, 3) to regions (n, N, D)."""
         return self._run("video", {"frames": frames})[0]
 
-    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """(n, L) each to words (n, L, D)."""
         return self._run("text", {"ids": ids, "mask": mask})[0]
 
@@ -68,7 +68,7 @@ class OnnxEngine:
         cls, looked = self._run("fusion", {"tokens": tokens, "mask": mask})
         return cls, looked
 
-    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, D) to (n, K)."""
         return self._run(name, {"cls": cls})[0]
 

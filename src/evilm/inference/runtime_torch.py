@@ -30,7 +30,7 @@ _LARGEST = 16384  # number in a backbone's options: a width, a size, a depth
 _NO_MODEL = {"tokenizer": "a video tokenizer, which holds no video-language model"}
 
 
-class TorchEngine:
+class TorchRuntime:
     """A trained model as torch runs it.
 
     Args:
@@ -66,15 +66,15 @@ class TorchEngine:
         }
         for module in [*self.graphs.values(), *self.heads.values()]:
             module.eval().to(self.device)
-        self.about = _about(recipe, table, shape, self.folder, self.heads, temperature)
-        self.fingerprint = str(self.about.source["weights"])[:16]
+        self.metadata = _about(recipe, table, shape, self.folder, self.heads, temperature)
+        self.fingerprint = str(self.metadata.source["weights"])[:16]
         self.form = f"checkpoint, {self.device.type}"
 
-    def video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, T, H, W, 3) to regions (n, N, D)."""
         return _array(self._run(self.graphs["video"], frames))
 
-    def text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """(n, L) each to words (n, L, D)."""
         return _array(self._run(self.graphs["text"], ids, mask))
 
@@ -85,7 +85,7 @@ class TorchEngine:
         cls, looked = self._run(self.graphs["fusion"], tokens, mask)
         return _array(cls), _array(looked)
 
-    def head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, D) to (n, K)."""
         return _array(self._run(self.heads[name], cls))
 
@@ -106,7 +106,7 @@ def _recipe(folder: Path, table: Mapping[str, Any]) -> Recipe:
         recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
-    if getattr(recipe.task, "blind", False):
+    if getattr(recipe.task, "text_only", False):
         raise CheckpointError(f"{folder}: is the baseline that cannot see (task.text_only); name a run without it")
     return recipe
 
@@ -148,18 +148,18 @@ def _about(
     embed: Any = heads.get("embed_video")
     return Metadata(
         task=recipe.task.name,
-        frames=shape.num_frames,
-        size=shape.image_size,
-        fit=recipe.data.resize_mode,
+        num_frames=shape.num_frames,
+        image_size=shape.image_size,
+        resize_mode=recipe.data.resize_mode,
         grid=(shape.image_size // shape.stride, shape.image_size // shape.stride),
-        words=min(int(getattr(recipe.task, "words", shape.max_text_len)), shape.max_text_len),
-        width=shape.embed_dim,
-        embedding=None if embed is None else int(embed.out.out_features),
+        max_text_len=min(int(getattr(recipe.task, "max_text_len", shape.max_text_len)), shape.max_text_len),
+        hidden_dim=shape.embed_dim,
+        embed_dim=None if embed is None else int(embed.out.out_features),
         temperature=temperature,
         heads=tuple(heads),
         answers=tuple(facts.get("answers", ())),
         classes=tuple(facts.get("classes", ())),
-        cannot_tell=None if threshold is None else config.check(Threshold, threshold, str(folder / "config.json")),
+        answer_threshold=None if threshold is None else config.check(Threshold, threshold, str(folder / "config.json")),
         source={
             "weights": checkpoint.read_json(folder / checkpoint.MANIFEST)["sha256"]["model.safetensors"],
             "step": table.get("step"),

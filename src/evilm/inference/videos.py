@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Video = str | Path | tuple[str | Path, float, float | None] | Clip
 
 
-def clip_of(video: Video) -> Clip:
+def to_clip(video: Video) -> Clip:
     """A video in whichever way it was named."""
     if isinstance(video, Clip):
         return video
@@ -24,7 +24,7 @@ def clip_of(video: Video) -> Clip:
     return Clip(Path(video))
 
 
-def times(clip: Clip, count: int, decoders: DecoderPool) -> tuple[float, ...]:
+def frame_times(clip: Clip, count: int, decoders: DecoderPool) -> tuple[float, ...]:
     """The moments that are looked at: seconds in the file, or numbers of frames for a clip of stills.
 
     Raises:

@@ -48,9 +48,9 @@ def bind(catalogue: Database, given: Embedder | None, origin: Embedder | str | P
     width = int(given.embed_texts(["a video"]).shape[1])
     path = None
     if isinstance(origin, (str, Path)):
-        from evilm.inference.loading import settled
+        from evilm.inference.loading import absolute_name
 
-        path = settled(origin)
+        path = absolute_name(origin)
     with catalogue.transaction():
         catalogue.set_fact("model", {"path": path, "fingerprint": given.fingerprint})
         catalogue.set_fact("width", width)
@@ -89,4 +89,6 @@ def remembered(catalogue: Database, model: Embedder, config: IndexConfig | None)
             f"{catalogue.folder}: was made with {had!r}: leave these settings out, or index into a new folder"
         )
     settings = IndexConfig.model_validate(kept)
-    return DecodeConfig(frames=model.frames, size=model.size, fit=model.fit, mode=settings.mode, cut=settings.cut)
+    return DecodeConfig(
+        frames=model.num_frames, size=model.image_size, fit=model.resize_mode, mode=settings.mode, cut=settings.cut
+    )

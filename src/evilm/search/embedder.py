@@ -27,17 +27,17 @@ class Embedder(Protocol):
         ...
 
     @property
-    def frames(self) -> int:
+    def num_frames(self) -> int:
         """T, frames of a clip."""
         ...
 
     @property
-    def size(self) -> int:
+    def image_size(self) -> int:
         """H = W in pixels."""
         ...
 
     @property
-    def fit(self) -> Fit:
+    def resize_mode(self) -> Fit:
         """How a picture becomes square."""
         ...
 

@@ -243,7 +243,7 @@ class VideoIndex:
         picture = path.suffix.lower() in PICTURES
         clip = Clip(path.parent, frames=(path.name,)) if picture else Clip(path, start, end)
         with DecoderPool() as pool:
-            frames = pool.read(clip, self.model.frames, self.model.size, fit=self.model.fit)
+            frames = pool.read(clip, self.model.num_frames, self.model.image_size, fit=self.model.resize_mode)
         vector = unit(self.model.embed_frames(frames[None]), "example")[0]
         hits = self._nearest(vector, k, where, "example_calibration")
         good = bool(hits) and hits[0].score >= GOOD

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CARD = "README.md"  # the model card: its owner may edit it, so the manifest does not list it
 POINTER = "latest"
 OLD = ".old"
 KEPT = 2
@@ -58,6 +59,7 @@ def write(
         fill(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         sums = {path.relative_to(temporary).as_posix(): _settled(path) for path in files}
+        sums.pop(CARD, None)
         write_json(temporary / MANIFEST, {"format": FORMAT, "sha256": sums})
         _settled(temporary / MANIFEST)
         for inner in sorted(path for path in temporary.rglob("*") if path.is_dir()):

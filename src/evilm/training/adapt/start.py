@@ -8,7 +8,7 @@ from pathlib import Path
 from evilm import config
 from evilm.errors import CheckpointError
 from evilm.export import hub
-from evilm.inference.loading import EXPORT, shipped
+from evilm.inference.loading import EXPORT_FILE, bundled_folder
 from evilm.model.presets import ModelConfig
 from evilm.tasks import TOKENIZERS
 from evilm.training import checkpoint
@@ -44,10 +44,10 @@ def trainable(model: str) -> Start:
     Raises:
         CheckpointError: no such model, an export, a video tokenizer, or a model that does not embed.
     """
-    path = shipped(model) or Path(model).expanduser()
+    path = bundled_folder(model) or Path(model).expanduser()
     if not path.exists() and hub.is_name(model):
         path = hub.download(model)
-    if (path / EXPORT).is_file():
+    if (path / EXPORT_FILE).is_file():
         raise CheckpointError(
             f"{model}: is an export, which cannot be trained: name the run or checkpoint that it was made from"
             f"{_origin(path)}"
@@ -70,16 +70,16 @@ def trainable(model: str) -> Start:
         folder=folder,
         recipe=recipe,
         shape=config.check(ModelConfig, table["model"], f"{folder / 'config.json'}: model"),
-        words=int(getattr(recipe.task, "words", 30)),
+        words=int(getattr(recipe.task, "max_text_len", 30)),
         embedding=int(weight.shape[0]),
-        focus=float(getattr(recipe.task, "focus", 0.0)),
+        focus=float(getattr(recipe.task, "focal_gamma", 0.0)),
     )
 
 
 def _origin(export: Path) -> str:
     """Where an export says that it was made from."""
     try:
-        made = checkpoint.read_json(export / EXPORT)["about"]["source"]["recipe"]["run"]["out"]
+        made = checkpoint.read_json(export / EXPORT_FILE)["metadata"]["source"]["recipe"]["run"]["output_dir"]
     except (CheckpointError, KeyError, TypeError):
         return ""
     return f" ({made}, it says)"
