@@ -1,135 +1,161 @@
-"""The numbers of ``results.json`` as rows: what a table, a figure and the terminal show alike."""
+"""The metrics in ``results.json`` of a demo run, for its page and for the terminal."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from rich.markup import escape
+from rich.table import Table
 
-GROUPS = {
-    "retrieval": "Text-to-video retrieval",
-    "question_answering": "Question answering",
-    "multiple_choice": "Multiple choice",
-    "linear_probe": "Linear probe",
-    "tokenizer": "Video tokenizer",
-    "pretraining": "Pre-training",
-    "export": "Retrieval, exported to int8",
-}
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
 NAMES = {
     "MdR": "median rank",
     "voc_rate": "VOC. RATE",
     "word_mAP": "caption words, mAP",
-    "mvm_accuracy": "masked regions",
+    "mvm_accuracy": "masked patches",
     "mlm_accuracy": "masked words",
     "vtm_accuracy": "video-text matching",
 }
-_COUNTS = frozenset({"MdR", "v2t_MdR", "perplexity"})  # all else is in percent
-_LOWER_IS_BETTER = frozenset({"MdR", "v2t_MdR"})
+_RANKS = frozenset({"MdR", "v2t_MdR"})  # these and perplexity are not in percent
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number and what it must be read beside.
+    """One number and what it is compared with.
 
     Attributes:
-        group, name: as in ``results.json``, ``question_answering`` and ``kinds.colour``.
-        value: in percent, but for ranks and perplexity.
-        chance: what an answer at random gets; None where the word has no meaning.
-        baselines: what those get that cannot see, cannot read order, or did not learn.
-        interval: bootstrap 95 %, or None.
-        target: what the run is held to: a number, or words; None for no promise.
-        said_met: the run's own word on its target, where the target is no number.
+        group, name: keys of ``results.json``, such as ``retrieval`` and ``R@1``; nested keys are joined by dots.
+        title: title of the group.
+        value: in percent, except for ranks and perplexity.
+        chance: the value of random answers; None where it is not defined.
+        baselines: values of the models or inputs that this one is compared with, by name.
+        gains: paired bootstrap 95 % interval of value minus baseline, by baseline.
+        interval: bootstrap 95 % interval of the value, or None.
+        target: a number, a condition in words, or None.
+        met: whether the target is met; None where there is no target. ``demo.results`` holds the rule.
     """
 
     group: str
+    title: str
     name: str
     value: float
     chance: float | None
     baselines: Mapping[str, float]
-    interval: tuple[float, float] | None = None
-    target: float | str | None = None
-    said_met: bool | None = None
+    gains: Mapping[str, tuple[float, float]]
+    interval: tuple[float, float] | None
+    target: float | str | None
+    met: bool | None
 
     @property
     def label(self) -> str:
-        """The name for a reader."""
+        """The name as it is printed."""
         last = self.name.rsplit(".", 1)[-1]
         return NAMES.get(last, last.replace("_", " "))
 
-    @property
-    def percent(self) -> bool:
-        return self.name not in _COUNTS
+    def show(self, value: float | str | None) -> str:
+        """Format a value of this metric: ranks as short as possible, all else with one decimal."""
+        if value is None or isinstance(value, str):
+            return value or ""
+        return f"{value:g}" if self.name in _RANKS else f"{value:.1f}"
 
     @property
-    def met(self) -> bool | None:
-        """Whether the target is met; None where there is none, or none that can be told."""
-        if self.said_met is not None or not isinstance(self.target, float):
-            return self.said_met
-        return self.value <= self.target if self.name in _LOWER_IS_BETTER else self.value >= self.target
+    def beside(self) -> list[str]:
+        """Chance and baselines in words."""
+        chance = [] if self.chance is None else [f"chance {self.chance:.1f}"]
+        return chance + [f"{name} {value:.1f}" for name, value in self.baselines.items()]
+
+    def compare(self, baseline: str) -> str:
+        """A baseline's name and value, and the interval of the gain over it: ``shuffled 40.1 (+11.2 to +20.4)``."""
+        gain = " to ".join(f"{end:+.1f}" for end in self.gains.get(baseline, ()))
+        return f"{baseline} {self.show(self.baselines[baseline])}" + (f" ({gain})" if gain else "")
 
 
-def read(results: Mapping[str, Any]) -> list[Metric]:
-    """Every metric of a ``results.json``, in its order, nested ones with dotted names."""
+def read_metrics(results: Mapping[str, Any]) -> list[Metric]:
+    """Every metric of a ``results.json`` in its order; nested ones get dotted names."""
     return [
-        metric
-        for group in (*GROUPS, *(key for key in results if key not in GROUPS and key != "seconds"))
-        for metric in _within(group, "", results.get(group))
+        _metric(group, str(as_dict(table).get("title") or group.replace("_", " ").capitalize()), name, leaf)
+        for group, table in results.items()
+        if group != "seconds"
+        for name, leaf in _leaves(as_dict(table))
     ]
 
 
-def _within(group: str, name: str, table: object) -> list[Metric]:
-    found = table_of(table)
-    value = number(found.get("value"))
-    if value is not None:
-        return [_metric(group, name or group, value, found)]
-    inner = [(f"{name}.{key}" if name else str(key), part) for key, part in found.items()]
-    return [metric for key, part in inner for metric in _within(group, key, part)]
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tables within ``table`` that have a number as ``value``, with their dotted names."""
+    for key, part in table.items():
+        inner = as_dict(part)
+        if as_number(inner.get("value")) is not None:
+            yield prefix + key, inner
+        else:
+            yield from _leaves(inner, f"{prefix}{key}.")
 
 
-def _metric(group: str, name: str, value: float, found: Mapping[str, object]) -> Metric:
-    ends = [number(end) for end in list_of(found.get("interval"))]
-    target = found.get("target")
-    met = found.get("met")
+def _metric(group: str, title: str, name: str, leaf: Mapping[str, Any]) -> Metric:
+    baselines = {key: as_dict(one) or {"value": one} for key, one in as_dict(leaf.get("baselines")).items()}
+    values = {key: as_number(one.get("value")) for key, one in baselines.items()}
+    gains = {key: _interval(one.get("gain")) for key, one in baselines.items()}
+    target, met = leaf.get("target"), leaf.get("met")
     return Metric(
-        group,
-        name,
-        value,
-        number(found.get("chance")),
-        {
-            str(key): known
-            for key, one in table_of(found.get("baselines")).items()
-            if (known := number(one)) is not None
-        },
-        (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None,
-        str(target) if isinstance(target, str) else number(target),
-        met if isinstance(met, bool) else None,
+        group=group,
+        title=title,
+        name=name,
+        value=float(leaf["value"]),
+        chance=as_number(leaf.get("chance")),
+        baselines={key: value for key, value in values.items() if value is not None},
+        gains={key: ends for key, ends in gains.items() if ends is not None},
+        interval=_interval(leaf.get("interval")),
+        target=target if isinstance(target, str) else as_number(target),
+        met=met if isinstance(met, bool) else None,
     )
 
 
-def table_of(value: object) -> dict[str, Any]:
+def _interval(value: object) -> tuple[float, float] | None:
+    ends = [as_number(end) for end in as_list(value)]
+    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
+
+
+def as_dict(value: object) -> dict[str, Any]:
     """A JSON object; an empty one for anything else."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def list_of(value: object) -> list[Any]:
+def as_list(value: object) -> list[Any]:
     """A JSON array; an empty one for anything else."""
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
-def number(value: object) -> float | None:
-    """A finite number; a ``{"value": ...}`` stands for its value; None for anything else."""
-    if isinstance(value, dict):
-        return number(table_of(cast("object", value)).get("value"))
+def as_number(value: object) -> float | None:
+    """A finite number; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
 
 
-def shown(value: float | None, metric: Metric) -> str:
-    """A number as it is printed: percent and perplexity with one decimal, ranks as they are."""
-    if value is None:
-        return ""
-    return f"{value:.1f}" if metric.percent or metric.name == "perplexity" else f"{value:g}"
+def terminal_table(results: Mapping[str, Any]) -> Table:
+    """One row for each metric: value, 95 % interval, chance, baselines, target."""
+    table = Table(title="Held-out clips, in percent unless stated otherwise", title_justify="left", pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    table.add_column("chance", justify="right", no_wrap=True)
+    table.add_column("baselines")
+    table.add_column("target", justify="right", no_wrap=True)
+    for title, metrics in groupby(read_metrics(results), key=lambda metric: metric.title):
+        table.add_section()
+        table.add_row(f"[bold]{escape(title)}[/]")
+        for metric in metrics:
+            sign = {True: "[green]met[/] ", False: "[red]not met[/] ", None: ""}[metric.met]
+            table.add_row(
+                "  " + escape(metric.label),
+                metric.show(metric.value),
+                " to ".join(metric.show(end) for end in metric.interval or ()),
+                metric.show(metric.chance),
+                escape(", ".join(metric.compare(name) for name in metric.baselines)),
+                sign + escape(metric.show(metric.target)),
+            )
+    return table
