@@ -7,53 +7,56 @@ import pytest
 
 from evilm import config, demo
 from evilm.errors import OutputError
-from evilm.report import codes, table
+from evilm.report import codes
+from evilm.report.results import terminal_table
 from evilm.tasks.question_answering import QuestionAnsweringConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+SAMPLES = 200
+
 
 def outcome(**metrics: float) -> dict[str, Any]:
-    return {
-        "metrics": metrics,
-        "chance": {"accuracy": 20.0, "R@1": 0.3},
-        "interval": [1.0, 2.0],
-        "rule": "",
-        "samples": 9,
-    }
+    chance = {"accuracy": 20.0, "R@1": 0.3}
+    return {"metrics": {"metrics": metrics, "chance": chance, "rule": "", "samples": SAMPLES}, "seconds": 5.0}
 
 
-def answers() -> dict[str, Any]:
-    return {
-        "metrics": outcome(**{"accuracy": 60.0, "accuracy[order]": 50.0}),
-        "blind": {"accuracy": 21.0, "accuracy[order]": 19.0},
-        "frames shuffled": {"accuracy": 45.0, "accuracy[order]": 30.0},
-        "temporal": 52.0,
-        "temporal blind": 20.0,
-        "temporal shuffled": 33.0,
-        "seconds": 5.0,
-    }
+def put(folder: Path, right: int, shift: int = 0, **columns: Any) -> None:
+    """Predictions on SAMPLES rows, of which ``right`` after the first ``shift`` are correct."""
+    folder.mkdir(parents=True)
+    rows = [
+        {"key": f"k{i}", "score": float(shift <= i < shift + right), "rank": 1 if shift <= i < shift + right else 7,
+         "temporal": i % 2 == 0, "kind": "order" if i % 2 == 0 else "colour", **columns}
+        for i in range(SAMPLES)
+    ]  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def finished(out: Path) -> demo.Demo:
-    ranks = {"R@1": 31.0, "R@5": 60.0, "R@10": 80.0, "MdR": 3.0}
+def finished(out: Path, probe: int = 90, untrained: int = 40) -> demo.Demo:
+    """A finished demo; of 200 rows of the linear probe ``probe`` are right, of the untrained one ``untrained``."""
+    put(out / "retrieval" / "evaluation", 130)
+    put(out / "retrieval" / "evaluation-shuffled", 60)
+    put(out / "pretrain" / "evaluation-retrieval", 130)
+    for stage, blind in (("question_answering", "question_only"), ("multiple_choice", "text_only")):
+        put(out / stage / "evaluation", 120)
+        put(out / stage / "evaluation-shuffled", 80)
+        put(out / blind / "evaluation", 40)
+    put(out / "linear_probe" / "evaluation", probe)
+    put(out / "linear_probe" / "evaluation-shuffled", 20)
+    put(out / "untrained_probe" / "evaluation", untrained, shift=20)
+    ranks = {"R@1": 65.0, "R@5": 65.0, "R@10": 100.0, "MdR": 1.0}
     return demo.Demo(
         out,
         15.0,
         {
             "world": {"clips": 5000, "seconds": 1.0},
-            "tokenizer": {"metrics": outcome(voc_rate=90.0, perplexity=200.0, word_mAP=40.0), "seconds": 2.0},
-            "pretrain": {"metrics": outcome(mvm_accuracy=10.0, score=9.0), "seconds": 3.0},
-            "retrieval": {
-                "metrics": outcome(**ranks), "frames shuffled": ranks, "pre-training alone": ranks, "seconds": 4.0,
-            },
-            "question_answering": answers(),
-            "multiple_choice": answers(),
-            "linear_probe": {
-                "metrics": outcome(accuracy=40.0), "untrained": {"accuracy": 15.0},
-                "frames shuffled": {"accuracy": 25.0}, "seconds": 6.0,
-            },
+            "tokenizer": outcome(voc_rate=90.0, perplexity=200.0, word_mAP=40.0),
+            "pretrain": outcome(mvm_accuracy=10.0, score=9.0),
+            "retrieval": {**outcome(**ranks), "frames shuffled": ranks, "pre-training alone": ranks},
+            "question_answering": outcome(accuracy=60.0),
+            "multiple_choice": outcome(accuracy=60.0),
+            "linear_probe": outcome(accuracy=probe / 2),
             "export": {
                 "metrics": {"R@1": 30.6, "R@5": 59.0, "R@10": 79.8, "MdR": 3.0}, "checkpoint": ranks,
                 "megabytes": {"model": 3.0}, "seconds": 7.0,
@@ -62,33 +65,49 @@ def finished(out: Path) -> demo.Demo:
     )  # fmt: skip
 
 
-def test_results_hold_value_chance_and_baselines_of_every_number(tmp_path: Path) -> None:
+def test_results_hold_value_chance_and_baselines_of_each_metric(tmp_path: Path) -> None:
     results = demo.gather(finished(tmp_path))
-    assert {
-        "retrieval",
-        "question_answering",
-        "multiple_choice",
-        "linear_probe",
-        "tokenizer",
-        "seconds",
-    } <= results.keys()
-    assert results["retrieval"]["R@1"] == {
-        "value": 31.0,
-        "chance": 0.3,
-        "baselines": {"frames shuffled": 31.0, "pre-training alone": 31.0},
-        "interval": [1.0, 2.0],
-        "target": 30.0,
-    }
-    assert results["question_answering"]["accuracy"]["target"] == 41.0  # question only + 20
-    assert results["multiple_choice"]["accuracy"]["target"] == 46.0  # text only + 25
+    first = results["retrieval"]["R@1"]
+    assert (first["value"], first["chance"], first["target"]) == (65.0, 0.3, 30.0)
+    assert 58 < first["interval"][0] < 65 < first["interval"][1] < 72
+    assert first["baselines"]["frames shuffled"]["value"] == 30.0
+    # 70 of 200 samples are right only with the true order of frames.
+    assert 28 < first["baselines"]["frames shuffled"]["gain"][0] < 35
+    assert results["question_answering"]["accuracy"]["target"] == 40.0  # question only + 20
+    assert results["multiple_choice"]["accuracy"]["target"] == 45.0  # text only + 25
     assert results["question_answering"]["temporal"]["met"] is True
-    assert results["question_answering"]["kinds"]["order"]["baselines"] == {
-        "question only": 19.0,
-        "frames shuffled": 30.0,
-    }
-    assert results["export"]["R@1"] == {"value": 30.6, "chance": None, "baselines": {"checkpoint": 31.0}}
-    assert results["seconds"]["value"] == 33.0
-    assert table.render(results).row_count > 10
+    assert results["question_answering"]["kinds"]["order"]["baselines"]["question only"]["value"] == 20.0
+    assert results["export"]["R@1"] == {"value": 30.6, "baselines": {"checkpoint": 65.0}}
+    assert results["seconds"]["value"] == 38.0
+    assert terminal_table(results).row_count > 10
+
+
+def test_a_target_is_met_only_above_every_baseline(tmp_path: Path) -> None:
+    results = demo.gather(finished(tmp_path))
+    # 65 % is above the target of 30 %, and the model is no better than pre-training alone.
+    assert results["retrieval"]["R@1"]["baselines"]["pre-training alone"]["gain"] == [0.0, 0.0]
+    assert results["retrieval"]["R@1"]["met"] is False
+    # 45 % against 20 % of an untrained model, whose answers differ.
+    assert results["linear_probe"]["accuracy"]["target"] == 30.0
+    assert results["linear_probe"]["accuracy"]["met"] is True
+
+
+@pytest.mark.parametrize(("probe", "untrained"), [(84, 90), (90, 84)])
+def test_a_probe_that_is_not_clearly_above_the_untrained_model_is_not_met(
+    tmp_path: Path, probe: int, untrained: int
+) -> None:
+    leaf = demo.gather(finished(tmp_path, probe, untrained))["linear_probe"]["accuracy"]
+    assert leaf["met"] is False
+    assert leaf["baselines"]["untrained model"]["gain"][0] < 0 < leaf["baselines"]["untrained model"]["gain"][1]
+
+
+def test_an_unfinished_demo_has_the_results_of_the_stages_that_are_done(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    for name in ("retrieval", "linear_probe", "export"):
+        del run.found[name]
+    results = demo.gather(run)
+    assert "retrieval" not in results
+    assert results["question_answering"]["accuracy"]["met"] is True
 
 
 def test_work_grows_with_the_budget(tmp_path: Path) -> None:
@@ -98,7 +117,7 @@ def test_work_grows_with_the_budget(tmp_path: Path) -> None:
     assert demo.Demo(tmp_path, 3.0).recipe("pretrain", "pretrain").optim.epochs < whole / 3
 
 
-def test_a_blind_twin_has_half_the_epochs_and_no_sight(tmp_path: Path) -> None:
+def test_a_run_without_video_has_half_the_epochs(tmp_path: Path) -> None:
     run = demo.Demo(tmp_path, demo.BUDGET)
     sighted = run.recipe("question-answering", "question_answering")
     blind = run.recipe("question-answering", "question_only", *run.blind("question-answering"))
@@ -115,12 +134,12 @@ def test_a_demo_of_another_length_is_refused(tmp_path: Path) -> None:
         demo.demo(tmp_path / "run", 15.0)
 
 
-def test_words_of_codes_are_those_that_go_with_them_most() -> None:
+def test_code_words_are_sorted_by_lift() -> None:
     red, blue = ["a red square"], ["a blue square"]
     clips = [({1, 9}, red)] * 3 + [({2, 9}, blue)] * 3
     # red is in half of the clips and in all with code 1: lift 2; square is everywhere: lift 1.
     assert codes.code_words(clips) == {1: ["red", "square"], 2: ["blue", "square"], 9: ["blue", "red", "square"]}
 
 
-def test_an_override_goes_into_a_table_that_is_none() -> None:
+def test_an_override_creates_a_table_that_is_none() -> None:
     assert config.override({"data": {"test": None}}, ["data.test.split=val"]) == {"data": {"test": {"split": "val"}}}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from evilm.errors import DataError, OutputError
-from evilm.report.evidence import spaced
 from evilm.report.page import write_page
+from evilm.report.run import evenly_spaced
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,26 +84,28 @@ def film(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has everything, with text that would like to be markup wherever text can be."""
+    """A complete run, with HTML in every text."""
     run = tmp_path_factory.mktemp("run")
     for name in (RIGHT, WRONG):
         film(run / "world" / "videos" / f"{name}.mp4")
+    shuffled = {"frames shuffled": {"value": 62.25, "gain": [-15.0, -9.5]}}
     results: dict[str, Any] = {
         "retrieval": {
-            "R@1": leaf(56.0, 0.2, target=30, interval=[51.0, 60.5], baselines={"frames shuffled": 40.0}),
-            "MdR": leaf(1.0, 250.5, target=5),
+            "R@1": leaf(56.0, 0.2, target=30.0, met=True, interval=[51.0, 60.5], baselines={"frames shuffled": 40.0}),
+            "MdR": leaf(1.0, 250.5, target=5.0, met=True),
         },
         "question_answering": {
             "accuracy": leaf(70.0, 2.0, baselines={"question only": 38.0}),
             "temporal": leaf(48.0, 2.0, baselines={"frames shuffled": 31.5}),
             "kinds": {"colour": leaf(80.0, baselines={"question only": 20.0}), EVIL: leaf(1.0)},
         },
-        "multiple_choice": {"temporal": leaf(50.0, 20.0, target=60.0, baselines={"frames shuffled": 62.25})},
+        "multiple_choice": {
+            "temporal": leaf(50.0, 20.0, target=60.0, met=False, baselines=shuffled),
+        },
         "tokenizer": {"voc_rate": leaf(75.0), "perplexity": leaf(87.25)},
         "seconds": {"value": 812, "stages": {"world": 12.0, "tokenizer": 800.0}, "budget": 900},
         "machine": {"processor": EVIL, "cores": 2},
         "versions": {"evilm": "0.1.0"},
-        "recipes": {"tokenizer": EVIL},
     }
     put(run / "results.json", results)
     hits = [
@@ -121,7 +123,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "video": RIGHT, "caption": EVIL, "grid": [2, 2, 2], "hidden": [True] * 3 + [False] * 5,
         "labels": [4, 4, 5] + [0] * 5, "guesses": [4, 5, 5] + [0] * 5, "code_words": {"4": [EVIL], "5": ["noisy"]},
     }  # fmt: skip
-    put(run / "pretrain" / "masked.json", [case, {"grid": [9, 9, 9]}])
+    put(run / "pretrain" / "masked.json", [case])
     put(run / "tokenizer" / "evaluation" / "details.json", {"counts": [5, 0, 3, 0], "collapsed": False})
     put(
         run / "linear_probe" / "evaluation" / "details.json",
@@ -130,18 +132,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_text_stays_text(whole: Path) -> None:
+def test_text_is_escaped(whole: Path) -> None:
     path = write_page(whole)
     page = read(path)
     assert path == whole / "report.html"
     assert not page.all("script")
     assert "<script" not in path.read_text(encoding="utf-8")
-    # Caption of query, question, options, rule, processor, recipe, class, code words: each is there as what it says.
-    assert page.text.count(EVIL) >= 12
+    # Caption of query, question, options, rule, processor, recipe, class, code words: each is there as text.
+    assert page.text.count(EVIL) >= 11
     assert not [attributes for _, attributes in page.tags if any(name.startswith("on") for name in attributes)]
 
 
-def test_nothing_is_fetched(whole: Path) -> None:
+def test_the_page_loads_nothing(whole: Path) -> None:
     path = write_page(whole)
     page, html = read(path), path.read_text(encoding="utf-8")
     assert not re.findall(r"(?:https?:)?//[a-z]|url\(|@import", re.sub(r"base64,[^\"]*", "", html))
@@ -162,55 +164,74 @@ def test_the_policy_allows_this_style_sheet_and_no_other(whole: Path) -> None:
     assert not [name for name, attributes in page.tags if "style" in attributes]
 
 
-def test_links_and_sections_agree(whole: Path) -> None:
+def test_each_section_has_a_link(whole: Path) -> None:
     page = read(write_page(whole))
     assert [link["href"] for link in page.all("a")] == ["#" + section["id"] for section in page.all("section")]
     assert page.open == []
 
 
-def test_numbers_stand_beside_what_they_mean(whole: Path) -> None:
+def test_texts_of_the_page(whole: Path) -> None:
     text = read(write_page(whole)).text
     assert "Trained from scratch in 13 min 32 s" in text
-    assert "2 of 3 targets are met; missed: multiple choice temporal." in text
+    assert "2 of 3 targets are met. Not met: multiple choice temporal." in text
     assert "shuffling costs 16.5 points" in text
     assert "shuffling gains 12.2 points" in text
     assert "51.0 to 60.5" in text
+    assert "frames shuffled 62.2 (-15.0 to -9.5)" in text
+    assert "✕ 60.0 not met" in text
     assert "2 of 4 codes occur" in text
     assert "evilm demo --minutes 15" in text
-    assert "13:32 in all, of a budget of 15:00" in text
+    assert "13:32 in total, with a budget of 15:00" in text
 
 
-def test_right_and_wrong_are_marked(whole: Path) -> None:
+def test_marks_of_a_metric_are_at_its_numbers(whole: Path) -> None:
+    html = " ".join(write_page(whole).read_text(encoding="utf-8").split())
+    track = html[html.index('aria-label="R@1 56.0, chance 0.2, frames shuffled 40.0"') :].split("</svg> <span")[0]
+    assert re.findall(r'<circle class="(\w+)" cx="([\d.]+)%"', track) == [("baseline", "40.00"), ("value", "56.00")]
+    assert re.findall(r'<line class="(\w+)" x1="([\d.]+)%" x2="([\d.]+)%"', track)[1:] == [
+        ("chance", "0.20", "0.20"),
+        ("interval", "51.00", "60.50"),
+    ]
+    assert '<svg x="30.00%"' in track
+
+
+def test_confusion_is_shaded_by_row(whole: Path) -> None:
+    page = read(write_page(whole))
+    assert [r["fill-opacity"] for r in page.all("rect") if r.get("class") == "cell"] == ["0.76", "0.29", "0.05", "1.0"]
+    assert "predicted as grows: 1 of 4" in page.text
+
+
+def test_right_and_wrong_hits_are_marked(whole: Path) -> None:
     page = read(write_page(whole))
     assert "✕ right clip at rank 7 of 2" in page.text
-    assert "not among these: the clip that was meant" in page.text
+    assert "the clip that belongs to the sentence" in page.text
     # True of the first sentence: its own clip. Of the second: the one that is shown in its place.
     assert len([f for f in page.all("figure") if f.get("class") == "hit true"]) == 2
     assert "no frames" in page.text  # video404
     assert "✓ a star" not in page.text
-    assert "a star chosen, wrongly" in page.text
+    assert "a star chosen, not correct" in page.text
 
 
-def test_masked_regions(whole: Path) -> None:
+def test_masked_patches(whole: Path) -> None:
     page = read(write_page(whole))
     marks = [r.get("class") for r in page.all("rect")]
     assert (marks.count("cover"), marks.count("hit-cell"), marks.count("missed-cell")) == (3, 2, 1)
-    assert "2 of 3 right" in page.text
-    assert f"✕ {EVIL} guessed noisy ×1" in page.text  # noqa: RUF001  # the sign that is on the page
+    assert "2 of 3 correct" in page.text
+    assert f"✕ {EVIL} predicted noisy ×1" in page.text  # noqa: RUF001  # the sign that is on the page
     # The third hidden region: first frame, second row, first column; the page draws frames of 96 pixels, 4 apart.
     third = [r for r in page.all("rect") if r.get("class") == "cover"][2]
-    assert (third["x"], third["y"], third["width"], third["height"]) == ("4", "52", "48", "48")
+    assert (third["x"], third["y"], third["width"], third["height"]) == ("4.0", "52.0", "48.0", "48.0")
 
 
-def test_what_has_not_run_is_said(tmp_path: Path) -> None:
+def test_missing_stages_are_marked_as_not_run(tmp_path: Path) -> None:
     page = read(write_page(tmp_path))
-    assert "A run that is not finished yet" in page.text
+    assert "Unfinished run" in page.text
     absent = [section["id"] for section in page.all("section")]
     assert page.text.count("Not run yet") >= len(absent)
     assert "None" not in page.text
 
 
-def test_half_a_run(whole: Path, tmp_path: Path) -> None:
+def test_an_interrupted_stage(whole: Path, tmp_path: Path) -> None:
     """Curves of a stage that was cut in the middle of a line; nothing else."""
     lines = (whole / "pretrain" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:5]
     (tmp_path / "pretrain").mkdir()
@@ -220,20 +241,19 @@ def test_half_a_run(whole: Path, tmp_path: Path) -> None:
     assert "Not run yet: retrieval." in page.text
 
 
-def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
+def test_a_lone_surrogate_becomes_a_question_mark(tmp_path: Path) -> None:
     row = {"video": "video1", "text": "half \ud83d of it", "rank": 1.0, "first": ["video1"]}
     put(tmp_path / "retrieval" / "evaluation" / "predictions.jsonl", [row], lines=True)
     assert "half ? of it" in read(write_page(tmp_path)).text
 
 
-def test_no_number_is_no_crash(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_ignored(tmp_path: Path) -> None:
     results = {"retrieval": {"R@1": {"value": float("nan")}, "R@10": leaf(150.0, float("inf"))}, "seconds": None}
     put(tmp_path / "results.json", results)
     put(
         tmp_path / "pretrain" / "metrics.jsonl", [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1}], lines=True
     )
     put(tmp_path / "tokenizer" / "evaluation" / "details.json", {"counts": [], "collapsed": True})
-    put(tmp_path / "linear_probe" / "evaluation" / "details.json", {"classes": ["a", "b"], "confusion": [[1]]})
     html = write_page(tmp_path).read_text(encoding="utf-8")
     assert "nan" not in re.findall(r'="([^"]*)"', html)
     assert "150.00%" not in html
@@ -243,7 +263,7 @@ def test_no_number_is_no_crash(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("results.json", "{", r"results\.json: cannot be read as JSON"),
-        ("results.json", "[]", r"results\.json: not an object"),
+        ("results.json", "[]", r"results\.json: not a JSON object"),
         ("pretrain/masked.json", "nonsense", r"masked\.json: cannot be read as JSON"),
         ("pretrain/metrics.jsonl", "nonsense\n{}\n", r"metrics\.jsonl:1: not JSON"),
     ],
@@ -256,21 +276,21 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str, said: str
     assert not (tmp_path / "report.html").exists()
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         write_page(tmp_path / "nowhere")
 
 
-def test_nowhere_to_write(tmp_path: Path) -> None:
+def test_an_unwritable_page_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"report\.html: cannot be written"):
         write_page(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_spaced_by_hand() -> None:
+def test_evenly_spaced_rows() -> None:
     rows = [{"n": n} for n in range(10)]
-    assert [row["n"] for row in spaced(rows, 2)] == [2, 7]
-    assert [row["n"] for row in spaced(rows, 3)] == [1, 5, 8]
-    assert spaced(rows[:2], 3) == rows[:2]
-    assert spaced([], 3) == []
+    assert [row["n"] for row in evenly_spaced(rows, 2)] == [2, 7]
+    assert [row["n"] for row in evenly_spaced(rows, 3)] == [1, 5, 8]
+    assert evenly_spaced(rows[:2], 3) == rows[:2]
+    assert evenly_spaced([], 3) == []

@@ -20,7 +20,8 @@ from evilm.demo.results import gather
 from evilm.demo.stages import STAGES
 from evilm.errors import OutputError
 from evilm.progress import Meter, clock
-from evilm.report import page, table
+from evilm.report import page
+from evilm.report.results import terminal_table
 from evilm.training import checkpoint
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def demo(out: Path, minutes: float = BUDGET) -> Path:
     _write(out / "results.json", results)
     report = page.write_page(out)
     # A file or a pipe has no width of its own, and rich would take 80 columns for it.
-    Console(width=None if sys.stdout.isatty() else 140).print(table.render(results))
+    Console(width=None if sys.stdout.isatty() else 140).print(terminal_table(results))
     console.print(f"{clock(results['seconds']['value'])} in all; the report is {report}", markup=False, highlight=False)
     return report
 

@@ -79,8 +79,9 @@ class Demo:
         return "task.text_only=true", f"optim.epochs={epochs / 2}"
 
     def evaluate(self, run: str, split: str = "test", *changes: str, **options: Any) -> Evaluation:
-        """Evaluate a run; the true order of frames is also saved, as the run's evaluation."""
+        """Evaluate a run and save it in its folder as ``evaluation[-TASK][-shuffled]``."""
         outcome = evaluate.of_checkpoint(self.out / run, split, changes, **options)  # pyright: ignore[reportArgumentType]
-        if not options.get("shuffled") and not options.get("task"):
-            evaluate.save(self.out / run / "evaluation", outcome.result, outcome.summary)
+        name = "evaluation" + (f"-{options['task']}" if "task" in options else "")
+        name += "-shuffled" if options.get("shuffled") else ""
+        evaluate.save(self.out / run / name, outcome.result, outcome.summary)
         return outcome

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections import Counter
 from importlib import resources
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
+from evilm import files
 from evilm.errors import OutputError
 from evilm.progress import clock
 from evilm.report import plots
@@ -63,13 +62,10 @@ def write_page(folder: Path) -> Path:
     """
     html = render(DemoRun.open(folder))
     path = folder / "report.html"
-    temporary = folder / "report.html.tmp"
     try:
         # A caption may hold half of a surrogate pair, which UTF-8 cannot: it becomes a question mark.
-        temporary.write_bytes(html.encode("utf-8", "replace"))
-        os.replace(temporary, path)
+        files.write_atomic(path, html.encode("utf-8", "replace"))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error}); free disk space or check permissions") from None
     return path
 
@@ -88,7 +84,7 @@ def render(run: DemoRun) -> str:
     metrics = read_metrics(run.results)
     seconds = as_dict(run.results.get("seconds"))
     return environment.get_template("page.html").render(
-        style=Markup(style),
+        style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         total=as_number(seconds.get("value")),
         world=run.world(),

@@ -1,4 +1,4 @@
-"""Geometry of the page's SVG plots, and frames as JPEG data URIs. The template draws them, the style sheet colours them."""
+"""Geometry of the page's SVG plots, which its template draws, and frames as JPEG data URIs."""
 
 from __future__ import annotations
 

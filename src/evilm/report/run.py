@@ -66,7 +66,7 @@ class DemoRun:
 
     def predictions(self, stage: str, *columns: str) -> list[Row]:
         """A stage's predictions on held-out clips that have all ``columns``, in the order of the test file."""
-        rows = _read_lines(self.folder / stage / "evaluation" / "predictions.jsonl")
+        rows = read_predictions(self.folder / stage / "evaluation")
         return [row for row in rows if row.keys() >= set(columns)]
 
     def details(self, stage: str) -> Row:
@@ -101,6 +101,15 @@ class DemoRun:
         except EvilmError:
             return [video == own for video in videos]
         return [bool(true) or video == own for true, video in zip(found, videos, strict=True)]
+
+
+def read_predictions(evaluation: Path) -> list[Row]:
+    """The per-sample predictions of an evaluation's folder, in the order of the data.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return _read_lines(evaluation / "predictions.jsonl")
 
 
 def evenly_spaced(rows: Sequence[Row], count: int) -> list[Row]:
