@@ -20,7 +20,15 @@ from evilm.errors import DependencyError, EvilmError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-TRAIN_PACKAGES = {"matplotlib", "tensorboard", "timm", "torch", "torchvision", "transformers"}  # of the extra [train]
+TRAIN_PACKAGES = {
+    "jinja2",
+    "matplotlib",
+    "tensorboard",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+}  # of the extra [train]
 
 # Panels of `evilm --help`, each with its commands. A group of subcommands is its help text and its commands.
 PANELS: dict[str, dict[str, Callable[..., None] | tuple[str, dict[str, Callable[..., None]]]]] = {

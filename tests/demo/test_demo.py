@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evilm import config, demo
+from evilm import config
+from evilm.demo.plan import BUDGET, Demo
+from evilm.demo.results import gather
+from evilm.demo.stages import KIND, run_demo
 from evilm.errors import OutputError
 from evilm.report import codes
 from evilm.report.results import terminal_table
@@ -33,7 +36,7 @@ def put(folder: Path, right: int, shift: int = 0, **columns: Any) -> None:
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def finished(out: Path, probe: int = 90, untrained: int = 40) -> demo.Demo:
+def finished(out: Path, probe: int = 90, untrained: int = 40) -> Demo:
     """A finished demo; of 200 rows of the linear probe ``probe`` are right, of the untrained one ``untrained``."""
     put(out / "retrieval" / "evaluation", 130)
     put(out / "retrieval" / "evaluation-shuffled", 60)
@@ -46,7 +49,7 @@ def finished(out: Path, probe: int = 90, untrained: int = 40) -> demo.Demo:
     put(out / "linear_probe" / "evaluation-shuffled", 20)
     put(out / "untrained_probe" / "evaluation", untrained, shift=20)
     ranks = {"R@1": 65.0, "R@5": 65.0, "R@10": 100.0, "MdR": 1.0}
-    return demo.Demo(
+    return Demo(
         out,
         15.0,
         {
@@ -66,7 +69,7 @@ def finished(out: Path, probe: int = 90, untrained: int = 40) -> demo.Demo:
 
 
 def test_results_hold_value_chance_and_baselines_of_each_metric(tmp_path: Path) -> None:
-    results = demo.gather(finished(tmp_path))
+    results = gather(finished(tmp_path))
     first = results["retrieval"]["R@1"]
     assert (first["value"], first["chance"], first["target"]) == (65.0, 0.3, 30.0)
     assert 58 < first["interval"][0] < 65 < first["interval"][1] < 72
@@ -83,7 +86,7 @@ def test_results_hold_value_chance_and_baselines_of_each_metric(tmp_path: Path) 
 
 
 def test_a_target_is_met_only_above_every_baseline(tmp_path: Path) -> None:
-    results = demo.gather(finished(tmp_path))
+    results = gather(finished(tmp_path))
     # 65 % is above the target of 30 %, and the model is no better than pre-training alone.
     assert results["retrieval"]["R@1"]["baselines"]["pre-training alone"]["gain"] == [0.0, 0.0]
     assert results["retrieval"]["R@1"]["met"] is False
@@ -96,7 +99,7 @@ def test_a_target_is_met_only_above_every_baseline(tmp_path: Path) -> None:
 def test_a_probe_that_is_not_clearly_above_the_untrained_model_is_not_met(
     tmp_path: Path, probe: int, untrained: int
 ) -> None:
-    leaf = demo.gather(finished(tmp_path, probe, untrained))["linear_probe"]["accuracy"]
+    leaf = gather(finished(tmp_path, probe, untrained))["linear_probe"]["accuracy"]
     assert leaf["met"] is False
     assert leaf["baselines"]["untrained model"]["gain"][0] < 0 < leaf["baselines"]["untrained model"]["gain"][1]
 
@@ -105,20 +108,20 @@ def test_an_unfinished_demo_has_the_results_of_the_stages_that_are_done(tmp_path
     run = finished(tmp_path)
     for name in ("retrieval", "linear_probe", "export"):
         del run.found[name]
-    results = demo.gather(run)
+    results = gather(run)
     assert "retrieval" not in results
     assert results["question_answering"]["accuracy"]["met"] is True
 
 
 def test_work_grows_with_the_budget(tmp_path: Path) -> None:
-    assert demo.Demo(tmp_path, demo.BUDGET).growth == 1
-    assert demo.Demo(tmp_path, 54.0).growth == pytest.approx(2)  # 13 minutes of work become 52
-    whole = demo.Demo(tmp_path, demo.BUDGET).recipe("pretrain", "pretrain").optim.epochs
-    assert demo.Demo(tmp_path, 3.0).recipe("pretrain", "pretrain").optim.epochs < whole / 3
+    assert Demo(tmp_path, BUDGET).growth == 1
+    assert Demo(tmp_path, 54.0).growth == pytest.approx(2)  # 13 minutes of work become 52
+    whole = Demo(tmp_path, BUDGET).recipe("pretrain", "pretrain").optim.epochs
+    assert Demo(tmp_path, 3.0).recipe("pretrain", "pretrain").optim.epochs < whole / 3
 
 
 def test_a_run_without_video_has_half_the_epochs(tmp_path: Path) -> None:
-    run = demo.Demo(tmp_path, demo.BUDGET)
+    run = Demo(tmp_path, BUDGET)
     sighted = run.recipe("question-answering", "question_answering")
     blind = run.recipe("question-answering", "question_only", *run.blind("question-answering"))
     assert isinstance(blind.task, QuestionAnsweringConfig)
@@ -126,12 +129,12 @@ def test_a_run_without_video_has_half_the_epochs(tmp_path: Path) -> None:
     assert blind.optim.epochs == pytest.approx(sighted.optim.epochs / 2)
 
 
-def test_a_demo_of_another_length_is_refused(tmp_path: Path) -> None:
+def test_another_time_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".evilm").write_text(demo.KIND + "\n")
+    (tmp_path / "run" / ".evilm").write_text(KIND + "\n")
     (tmp_path / "run" / "plan.json").write_text(json.dumps({"minutes": 3.0, "seed": 0}))
-    with pytest.raises(OutputError, match="holds a demo of 3 minutes"):
-        demo.demo(tmp_path / "run", 15.0)
+    with pytest.raises(OutputError, match="holds a demo with --minutes 3"):
+        run_demo(tmp_path / "run", 15.0)
 
 
 def test_code_words_are_sorted_by_lift() -> None:

@@ -22,7 +22,8 @@ import json, sys
 from pathlib import Path
 class Wall:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "timm", "transformers"}: raise ModuleNotFoundError(name=name)
+        if name.split(".")[0] in {"torch", "onnx", "timm", "transformers", "jinja2"}:
+            raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Wall())
 from evilm.demo.quickstart import trial
 if __name__ == "__main__":

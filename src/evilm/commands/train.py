@@ -206,7 +206,7 @@ def demo(
     minutes: Annotated[float, typer.Option(min=3, max=120, help="Time limit in minutes.")] = 15.0,
 ) -> None:
     """Train and evaluate every task on synthetic videos; write a report."""
-    from evilm.demo import demo as run_demo
+    from evilm.demo.stages import run_demo
 
     try:
         run_demo(out, minutes)

@@ -1,20 +1,84 @@
-"""The stages of the demo: each trains by a recipe and says what it found, as JSON."""
+"""The demo in stages: synthetic videos, tokenizer, pre-training, four tasks with their baselines, export.
+
+Each stage trains with one of the ``world-*`` recipes, with other paths and another length, and returns its results as
+JSON. They are saved as ``<stage>.json``, so that an interrupted demo continues with the first unfinished stage.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from evilm import files
 from evilm.data import synthetic, vocabulary_build
-from evilm.demo.plan import PIECES, SEED, TEST, TRAIN, VALIDATION, Demo, Results
-from evilm.progress import Meter
-from evilm.report import codes
+from evilm.demo.plan import BUDGET, PIECES, SEED, TEST, TRAIN, VALIDATION, Demo, Results
+from evilm.demo.results import gather
+from evilm.errors import OutputError
+from evilm.progress import Meter, clock
+from evilm.report import codes, page
+from evilm.report.results import terminal_table
+from evilm.training import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from evilm.training.evaluate import Evaluation
+
+
+KIND = "demo of evilm"  # content of the mark in a demo's folder
+
+
+def run_demo(out: Path, minutes: float = BUDGET) -> Path:
+    """Run the unfinished stages, print the results, and write ``results.json`` and ``report.html``.
+
+    Args:
+        out: a new folder, or that of an interrupted demo.
+        minutes: the time limit, 3 to 120.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        OutputError: ``out`` holds something else, or a demo with another time limit.
+        trainer.Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    files.acquire_dir(out, KIND)
+    plan = out / "plan.json"
+    if plan.is_file() and checkpoint.read_json(plan)["minutes"] != minutes:
+        old = checkpoint.read_json(plan)["minutes"]
+        raise OutputError(f"{out}: holds a demo with --minutes {old:g}; use the same value or another folder")
+    _write(plan, {"minutes": minutes, "seed": SEED})
+    run = Demo(out, minutes)
+    console = Meter("", 1).console
+    for number, (name, (title, stage)) in enumerate(STAGES.items(), 1):
+        file = out / f"{name}.json"
+        if file.is_file():
+            run.found[name] = checkpoint.read_json(file)
+            continue
+        console.print(f"[{number}/{len(STAGES)}] {title}", markup=False, highlight=False)
+        start = time.monotonic()
+        # Seconds of training until the last checkpoint of an interrupted stage.
+        newest, _ = checkpoint.newest(out / name)
+        before = 0.0 if newest is None else float(checkpoint.read_json(newest / "training" / "state.json")["seconds"])
+        run.found[name] = {**stage(run), "seconds": round(time.monotonic() - start + before, 1)}
+        _write(file, run.found[name])
+    results = gather(run)
+    _write(out / "results.json", results)
+    report = page.write_page(out)
+    # A file or a pipe has no width of its own, and rich would take 80 columns for it.
+    Console(width=None if sys.stdout.isatty() else 140).print(terminal_table(results))
+    console.print(f"{clock(results['seconds']['value'])} in total; report: {report}", markup=False, highlight=False)
+    return report
+
+
+def _write(path: Path, value: Results) -> None:
+    """Write JSON with its keys in order."""
+    files.write_atomic(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def _world(run: Demo) -> Results:
@@ -28,7 +92,7 @@ def _world(run: Demo) -> Results:
 
 
 def _training_text(world_folder: Path) -> Path:
-    """One sentence a line: all that the training split says, from which the demo's vocabulary is counted."""
+    """Write all texts of the training split, one sentence a line; the demo's vocabulary is built from them."""
     questions = json.loads((world_folder / "train_qa.json").read_text(encoding="utf-8"))
     choices = (world_folder / "mc_train.jsonl").read_text(encoding="utf-8").splitlines()
     lines = (world_folder / "captions_train.txt").read_text(encoding="utf-8").splitlines()
@@ -100,7 +164,7 @@ def _linear_probe(run: Demo) -> Results:
 
 
 def _export(run: Demo) -> Results:
-    """The retrieval model without torch, measured; and with it an index of the held-out clips to search in."""
+    """Export the retrieval model, compare it with the checkpoint, and index the held-out clips with it."""
     from evilm.export import writer
     from evilm.search.held_out import index_held_out
 
@@ -139,7 +203,7 @@ def _metrics(outcome: Evaluation) -> Results:
 
 
 def _source(run: Demo, stage: str) -> list[str]:
-    """Overrides that give a checkpoint of another task the test rows of ``stage``."""
+    """Overrides that select the test rows of ``stage`` for a checkpoint of another task."""
     source = run.recipe(stage, stage).data.test
     assert source is not None
     fields = {"reader": source.reader, "annotations": str(source.annotations), "split": source.split}
