@@ -19,8 +19,10 @@ _UNFINISHED = MARK + ".tmp"
 # Names of files that may be videos. Decoding decides whether they are.
 VIDEO_SUFFIXES = tuple(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .mpe .m2v .ts .m2ts .mts .vob .flv .f4v .wmv .asf .ogv .ogg .ogm .gif "
-    ".3gp .3g2 .mj2 .qt .divx .dv .rm .rmvb .mxf .y4m".split()
+    ".3gp .3g2 .mj2 .qt .divx .dv .rm .rmvb .mxf .y4m .264 .h264 .265 .h265 .hevc .ivf".split()
 )
+# Names of files that may be still pictures.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".avif")
 
 
 def write_atomic(path: Path, parts: bytes | str | Iterable[bytes | memoryview]) -> None:

@@ -15,7 +15,7 @@ import os, time
 import numpy as np
 from evilm.data import transforms
 from evilm.data.pixels import Decoding, FilePixels
-from evilm.errors import VideoError
+from evilm.errors import DataError, VideoError
 
 kept = []
 
@@ -40,9 +40,12 @@ class OddDecoding(Decoding):
             os.kill(os.getpid(), 9)
         if "odd" in name:
             raise RuntimeError("what no one foresaw")
+        if "data" in name:
+            raise DataError("no such clip")
         if "bad" in name:
             raise VideoError(job.clip.path, "encrypted", "is locked")
-        pixels = np.full(self.shape, int("".join(c for c in name if c.isdigit())) % 251, dtype=np.uint8)
+        number = int("".join(c for c in name if c.isdigit())) % 251
+        pixels = np.full((self.count, self.size, self.size, 3), number, dtype=np.uint8)
         pixels[:, 0, 0, 0] = 0 if job.rng is None else job.rng.integers(256, size=self.count)
         return transforms.apply(pixels, job.plan)
 

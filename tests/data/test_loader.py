@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from evilm.data import seeds
-from evilm.data.background import Background
 from evilm.data.loader import Loader
 from evilm.data.transforms import AugmentConfig
+from evilm.data.workers import Background
 from evilm.errors import DataError, TooManyBadSamplesError, VideoError
 from evilm.types import Clip, Example
 
@@ -122,7 +122,7 @@ def test_the_run_stops_past_the_share(make: Callable[..., Loader], workers: int)
     examples = rows(40, _3="bad", _17="bad", _31="bad")
     loader = make(examples, workers=workers, prefetch=2)
     with pytest.raises(
-        TooManyBadSamplesError, match=r"3 of 40 videos cannot be read, more than data\.bad_share = 0\.05"
+        TooManyBadSamplesError, match=r"3 of 40 videos cannot be read, more than data\.max_bad_ratio = 0\.05"
     ):
         list(loader.epoch(0))
     assert len(list(make(examples, workers=workers, bad_share=0.1).epoch(0))) == 10

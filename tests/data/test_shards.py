@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from evilm.data import shards, stills
+from evilm.data import shards
 from evilm.data.shards import Place
+from evilm.data.video.container import tar_members
 from evilm.errors import AnnotationError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     for (_, members), where in zip(CONTENTS, places, strict=True):
         assert {kind: data[w.offset : w.offset + w.size] for kind, w in where.items()} == members
     assert [(sample.key, sample.members) for sample in shards.samples([path])] == CONTENTS
-    assert {name: place[1] for name, place in stills.members(path).items()}["000.01.jpg"] == 900
+    assert {name: place[1] for name, place in tar_members(path).items()}["000.01.jpg"] == 900
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:

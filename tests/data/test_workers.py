@@ -10,14 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from evilm.data.pixels import Decoding, Job
 from evilm.data.video import Limits
-from evilm.data.worker_process import heard, said
 from evilm.data.workers import Workers
-from evilm.errors import DataError, VideoError
+from evilm.errors import DataError, EvilmError, VideoError
 from evilm.types import Clip
 from films import write
 
@@ -54,30 +52,29 @@ def test_whatever_befalls_a_process_costs_one_sample(pool: Workers) -> None:
     assert outcomes(pool, ["1", "2"]) == [1, 2]
 
 
-def test_a_reason_names_the_file_and_the_setting(pool: Workers) -> None:
-    with pytest.raises(VideoError, match=r"hang1\.mp4: timeout: no frames after 1 s; data\.timeout allows more"):
-        pool.take(pool.submit(job("hang1")))
-    with pytest.raises(VideoError, match=r"die1\.mp4: crashed: two processes that decoded it died \(exit code -9\)"):
-        pool.take(pool.submit(job("die1")))
+def test_reason_names_the_file_and_the_setting(pool: Workers) -> None:
+    with pytest.raises(VideoError, match=r"hang1\.mp4: timeout: not decoded within 1 s; .*data\.timeout"):
+        pool.submit(job("hang1")).result()
+    with pytest.raises(VideoError, match=r"die1\.mp4: crashed: the decoder has died of SIGKILL"):
+        pool.submit(job("die1")).result()
 
 
 def test_processes_stopped_or_killed_from_outside(pool: Workers) -> None:
-    while not all(worker.ready for worker in pool._workers):  # one that is stopped at its start is given minutes
-        pool._attend()
-    tickets = [pool.submit(job(f"slow{i}")) for i in range(4)]
-    pool.take(tickets[0])
-    before = pool.processes
+    outcomes(pool, ["slow1", "slow2"])
+    futures = [pool.submit(job(f"slow{i}")) for i in range(4)]
+    futures[0].result()
+    before = pool.pool.processes
     os.kill(before[0], signal.SIGSTOP)
-    os.kill(before[1], signal.SIGKILL)
+    os.kill(before[-1], signal.SIGKILL)
     lost: list[str] = []
-    for ticket in tickets[1:]:
+    for future in futures[1:]:
         try:
-            pool.take(ticket)
+            future.result()
         except VideoError as error:
             lost.append(error.status)
-    assert lost in (["timeout"], [])  # the one that was killed is no fault of what it was at
+    assert lost in (["timeout"], [])  # a process that was killed does not cost its sample
     assert outcomes(pool, ["5", "6", "7"]) == [5, 6, 7]
-    assert not set(before) & set(pool.processes)
+    assert before[-1] not in pool.pool.processes
 
 
 def test_what_kills_a_process_by_chance_is_tried_once_more(pool: Workers, tmp_path: Path) -> None:
@@ -99,62 +96,52 @@ def test_memory_beyond_the_limit_costs_the_sample(odd: Any, tmp_path: Path) -> N
 def test_a_process_that_has_kept_much_is_replaced(odd: Any) -> None:
     pool = Workers(1, odd.OddDecoding(2, 8))
     assert outcomes(pool, ["1"]) == [1]
-    before = pool.processes
+    before = pool.pool.processes
     assert outcomes(pool, ["keep4", "5", "6"]) == [4, 5, 6]
-    assert pool.processes != before
+    assert pool.pool.processes != before
     pool.close()
 
 
-@pytest.mark.parametrize(
-    "answer", [b"", b"\x80\x04", b"[]", b"7", b"[" * 9999, b'{"spent": 1, "status": "fine"}', b'{"status": "ok"}'],
-)  # fmt: skip
-def test_an_answer_that_is_none(answer: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no answer|Expecting|decode|utf"):
-        heard(answer)
-
-
-def test_what_is_said_is_heard() -> None:
-    error = VideoError("a\udc80.mp4", "corrupt", "is 'not' so")
-    found, spent = heard(said(error, spent=True))
-    assert isinstance(found, VideoError)
-    assert (found.path, found.status, found.reason, spent) == (error.path, "corrupt", error.reason, True)
-    other, _ = heard(said(DataError("no such clip"), spent=False))
-    assert type(other) is DataError
-    assert str(other) == "no such clip"
-    assert heard(said(None, spent=False)) == (None, False)
-
-
-def test_what_is_forgotten_is_never_handed_out(pool: Workers) -> None:
+def test_jobs_that_are_not_read_are_cancelled(pool: Workers) -> None:
     source = pool.map([job(f"slow{i}") for i in range(8)])
     next(source)
     source.close()
+    began = time.monotonic()
     assert outcomes(pool, ["21", "22"]) == [21, 22]
-    assert not pool._done
-    assert not pool._jobs
+    assert time.monotonic() - began < 2  # and not the 7 others first
 
 
-def test_frames_are_copies(pool: Workers) -> None:
-    first = pool.take(pool.submit(job("1")))
-    kept = first.copy()
-    outcomes(pool, ["2", "3", "4", "5"])
-    assert np.array_equal(first, kept)
+def test_another_error_of_the_package_is_passed_on(pool: Workers) -> None:
+    with pytest.raises(DataError, match=r"^no such clip$"):
+        pool.submit(job("data1")).result()
+
+
+def test_first_comes_before_all_that_wait(pool: Workers) -> None:
+    waiting = [pool.submit(job(f"slow{i}")) for i in range(8)]
+    pool.submit(job("1"), first=True).result()
+    assert not waiting[-1].done()
+    assert [int(future.result()[0, 1, 1, 1]) for future in waiting] == list(range(8))
 
 
 def test_closing_ends_the_processes(odd: Any) -> None:
     pool = Workers(2, odd.OddDecoding(2, 8))
-    ids = pool.processes
+    outcomes(pool, ["1", "slow2"])
+    future = pool.submit(job("hang1"))
+    time.sleep(0.5)
+    ids = pool.pool.processes
+    assert len(ids) == 2
     pool.close()
     pool.close()
     assert not any(Path(f"/proc/{number}").exists() for number in ids)
+    assert isinstance(future.exception(timeout=5), VideoError)
 
 
-def test_processes_that_cannot_start_are_said(odd: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_processes_that_cannot_start(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [folder for folder in sys.path if "odd" not in folder])
     pool = Workers(1, odd.OddDecoding(2, 8))
-    with pytest.raises(DataError, match=r"die at their start; data\.workers=0"):
-        pool.take(pool.submit(job("1")))
+    with pytest.raises(EvilmError, match=r"does not start"):
+        pool.submit(job("1")).result()
     pool.close()
-    capfd.readouterr()
 
 
 def test_processes_end_with_a_parent_that_is_killed(odd: Any) -> None:
@@ -169,9 +156,10 @@ from evilm.types import Clip
 
 if __name__ == "__main__":
     pool = Workers(1, OddDecoding(2, 8))
-    pool.take(pool.submit(Job(Clip(Path("1.mp4")))))
+    pool.submit(Job(Clip(Path("1.mp4")))).result()
     pool.submit(Job(Clip(Path("hang1.mp4"))))
-    print(pool.processes[0], flush=True)
+    import time; time.sleep(0.5)
+    print(pool.pool.processes[0], flush=True)
     time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -85,7 +85,7 @@ def test_frames_are_scaled_as_the_libraries_scale_pictures(kind: str, fit: str, 
     from av.video.reformatter import VideoReformatter
     from PIL import Image
 
-    from evilm.data.video.pixels import fitted
+    from evilm.data.video.pictures import to_rgb
 
     grain = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
     whole = grain.resize((256, 192), Image.Resampling.BICUBIC)
@@ -95,8 +95,8 @@ def test_frames_are_scaled_as_the_libraries_scale_pictures(kind: str, fit: str, 
     scaled = np.asarray(whole.resize((wide, side), Image.Resampling[kind]), dtype=np.int64)
     squashed = np.asarray(whole.resize((side, side), Image.Resampling[kind]), dtype=np.int64)
     for form, wanted in (("crop", scaled[:, left : left + side]), ("squash", squashed)):
-        own = fitted(frame, side, f"{form}-{fit}", VideoReformatter())  # pyright: ignore[reportArgumentType]
-        usual = fitted(frame, side, form, VideoReformatter())  # pyright: ignore[reportArgumentType]
+        own = to_rgb(frame, side, f"{form}-{fit}", VideoReformatter())  # pyright: ignore[reportArgumentType]
+        usual = to_rgb(frame, side, form, VideoReformatter())  # pyright: ignore[reportArgumentType]
         off = np.abs(own.astype(np.int64) - wanted).mean()
         assert off < 0.4  # of 255
         assert side == 300 or off < 0.5 * np.abs(usual.astype(np.int64) - wanted).mean()

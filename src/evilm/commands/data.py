@@ -168,7 +168,13 @@ def vocabulary(
 def check_videos(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder whose files are all tried, at any depth.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. [default: one per CPU]")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one file may take.")] = 8.0,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="SECONDS", help="Time limit of a file; more for frames larger than 1920x1080."),
+    ] = 8.0,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Largest accepted frame in pixels (width x height).")
+    ] = 7680 * 4320,
     max_hours: Annotated[float, typer.Option(min=0, help="Longest accepted video in hours.")] = 24.0,
     as_json: AsJson = False,
 ) -> None:
@@ -176,18 +182,22 @@ def check_videos(
     import dataclasses
     import os
 
-    from evilm.data.video import LIMITS
-    from evilm.data.video.folder import check_folder, everything_in
+    from evilm.data.video import LIMITS, DecoderPool
+    from evilm.data.video.check import check_folder, list_files
     from evilm.progress import Meter
 
     if not os.path.lexists(folder):
         raise DataError(f"{folder}: no such folder")
-    paths = everything_in(folder)
-    limits = dataclasses.replace(LIMITS, timeout=timeout, max_seconds=max_hours * 3600)
+    listing = list_files(folder)
+    limits = dataclasses.replace(LIMITS, timeout=timeout, max_pixels=max_pixels, max_seconds=max_hours * 3600)
+    workers = workers or os.cpu_count() or 1
     try:
-        with Meter("checking", len(paths), "files") as meter:
-            report = check_folder(paths, workers or os.cpu_count() or 1, limits, meter.update)
+        with Meter("checking", len(listing.files), "files") as meter, DecoderPool(workers, limits) as pool:
+            report = check_folder(listing, pool, workers, meter.update)
     except KeyboardInterrupt:
         say_how_to_resume("stopped; no results are kept", ["data", "check-videos", str(folder)])
         raise typer.Exit(130) from None
     typer.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    if listing.unlisted:
+        folder, reason = listing.unlisted[0]
+        raise DataError(f"{len(listing.unlisted)} folders cannot be listed, the first {folder}: {reason}")

@@ -47,7 +47,7 @@ class FrameStore:
         clips: in any order.
         size: pixels of a frame's side.
         candidates: frames kept of each clip.
-        fit: ``crop`` or ``squash``, see ``video.fitted``.
+        fit: ``crop`` or ``squash``, see ``pictures.to_rgb``.
 
     Attributes:
         clips: those that were asked for, by their ids.

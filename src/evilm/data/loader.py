@@ -15,12 +15,10 @@ import numpy as np
 import torch
 
 from evilm.data import order, seeds, transforms
-from evilm.data.background import Background
 from evilm.data.pixels import FilePixels, Job, StoredPixels
 from evilm.data.table import distinct_clips
 from evilm.data.transforms import AugmentConfig
-from evilm.data.unreadable import check_bad
-from evilm.data.workers import TIMEOUT, Workers
+from evilm.data.workers import TIMEOUT, Background, Workers, check_bad
 from evilm.errors import ConfigError, DataError, TooManyBadSamplesError, VideoError
 from evilm.types import Batch, Clip, Example
 
@@ -198,8 +196,7 @@ class Loader:
         try:
             if not (self.pixels.heavy and self.workers):
                 return self.pixels.read(job, self.frames)
-            pool = self._processes()
-            return pool.take(pool.submit(job, first=True))
+            return self._processes().submit(job, first=True).result()
         except VideoError as error:
             return error
 

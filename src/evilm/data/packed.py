@@ -24,9 +24,9 @@ from av.video.reformatter import VideoReformatter
 from pydantic import ValidationError
 
 from evilm.config import Config
-from evilm.data import stills
 from evilm.data.table import Table
 from evilm.data.video import Fit
+from evilm.data.video.pictures import decode
 from evilm.errors import ConfigError, DataError, VideoError, VideoStatus
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PackConfig(Config):
     Attributes:
         size: pixels of a side.
         candidates: evenly spaced frames kept of each clip.
-        fit: ``crop`` or ``squash``, see ``video.fitted``.
+        fit: ``crop`` or ``squash``, see ``pictures.to_rgb``.
         frames: ``jpeg`` is small and next to the truth, ``raw`` exact and sixteen times as large.
         per_shard: clips in a shard.
     """
@@ -164,7 +164,7 @@ class PackedFrames:
         pictures: dict[int, NDArray[np.uint8]] = {}
         for i in different:
             data = file.read(int(entry["offset"][i]), int(entry["size"][i]))
-            picture = stills.decode(file.path, f"{row}.{i}", data, _MAX_PIXELS)
+            picture = decode(file.path, f"{row}.{i}", data, _MAX_PIXELS)
             square = scale.reformat(picture, self.size, self.size, "rgb24", threads=1)
             pictures[i] = square.to_ndarray().astype(np.uint8, copy=False)
         return np.stack([pictures[i] for i in chosen])

@@ -49,29 +49,20 @@ class Decoding:
     Attributes:
         count: T.
         size: pixels of a frame's side.
-        fit: ``crop`` or ``squash``, see ``video.fitted``.
+        fit: ``crop`` or ``squash``, see ``pictures.to_rgb``.
     """
 
     count: int
     size: int
     fit: Fit = "crop"
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.count, self.size, self.size, 3
-
     def frames(self, job: Job) -> NDArray[np.uint8]:
         """(T, size, size, 3) uint8; raises VideoError."""
         return transforms.apply(read_clip(job.clip, self.count, self.size, job.rng, fit=self.fit), job.plan)
 
 
-class Work(Protocol):
-    """What a process does for a sample."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(T, H, W, 3) of the frames."""
-        ...
+class Decoder(Protocol):
+    """What a decoder process does for a sample: ``Decoding`` or ``StoredDecoding``."""
 
     def frames(self, job: Job) -> NDArray[np.uint8]:
         """(T, H, W, 3) uint8; raises VideoError."""
@@ -177,11 +168,6 @@ class StoredDecoding:
 
     pixels: StoredPixels
     count: int
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        size = self.pixels.store.size
-        return self.count, size, size, 3
 
     def frames(self, job: Job) -> NDArray[np.uint8]:
         return self.pixels.read(job, self.count)

@@ -1,7 +1,7 @@
 """WebDataset shards: tar files in which the members of a sample follow each other and share a name up to its first dot.
 
 Written whole or not at all, the same bytes for the same samples; read in order from any place, which is a shard and an
-offset in it, or by random access through ``stills.members``.
+offset in it, or by random access through ``container.tar_members``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from evilm.data.packed import packed_for
 from evilm.data.pixels import FilePixels, NoPixels, StoredPixels
 from evilm.data.sources import shards
 from evilm.data.table import collect
-from evilm.data.unreadable import check_bad
+from evilm.data.workers import check_bad
 from evilm.errors import ConfigError
 from evilm.progress import Meter
 from evilm.tasks import VideoTextTask

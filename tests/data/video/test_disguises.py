@@ -19,7 +19,7 @@ import pytest
 import evilm
 from evilm.data.video import DecoderPool, Limits, read_clip
 from evilm.data.video.check import check
-from evilm.data.video.starvation import seconds_used
+from evilm.data.video.process import _seconds_used
 from evilm.errors import VideoError
 from evilm.types import Clip
 from films import write
@@ -115,7 +115,19 @@ def test_nothing_else_is_opened(tmp_path: Path, canary: Path) -> None:
     folder.mkdir()
     disguises(folder, canary)
     log = tmp_path / "calls"
-    command = [sys.executable, "-m", "evilm", "data", "check-videos", str(folder), "--workers", "1", "--timeout", "60"]
+    command = [
+        sys.executable,
+        "-m",
+        "evilm",
+        "data",
+        "data",
+        "check-videos",
+        str(folder),
+        "--workers",
+        "1",
+        "--timeout",
+        "60",
+    ]
     trace = ["-f", "-qq", "-e", "trace=%file,%network", "-s", "999", "-o", str(log)]
     subprocess.run([str(STRACE), *trace, *command], check=True, capture_output=True, timeout=600)
     calls = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -222,7 +234,7 @@ def test_bombs_are_refused_quickly_and_cheaply(tmp_path: Path, name: str) -> Non
         said = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
         assert int(re.findall(r"VmHWM:\s+(\d+)", said)[0]) < 400 * 1024
         # Processor time since the question, which tests beside this one do not add to.
-        assert seconds_used(process.pid) - process._used < 2.0
+        assert _seconds_used(process.pid) - process._used < 2.0
 
 
 def test_a_picture_within_the_limits_is_read(tmp_path: Path) -> None:
@@ -247,4 +259,4 @@ def test_real_bombs_of_the_usual_codec(tmp_path: Path, side: int) -> None:
         (process,) = pool._idle
         said = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
         assert int(re.findall(r"VmHWM:\s+(\d+)", said)[0]) < 400 * 1024
-        assert seconds_used(process.pid) - process._used < 2.0
+        assert _seconds_used(process.pid) - process._used < 2.0

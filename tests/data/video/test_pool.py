@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -151,8 +152,9 @@ def test_a_process_ends_when_its_parent_is_gone(film: Path, tmp_path: Path) -> N
     pool = DecoderPool(limits=Limits(timeout=0.5), program=PROGRAM)
     pool.check(film)
     (process,) = pool._idle
-    text = b'{"ask": "check", "path": "%s"}' % str(named(film, tmp_path, "spin")).encode()
-    process._write(len(text).to_bytes(4) + text, time.monotonic() + 5)
+    question = {"ask": "check", "path": str(named(film, tmp_path, "spin")), "timeout": 0.5, "bytes": 0}
+    text = json.dumps(question).encode()
+    process._write(len(text).to_bytes(4) + text, time.monotonic(), 5)
     process.forget()
     assert process._process.wait(30) == -signal.SIGALRM
     pool._idle.clear()

@@ -8,16 +8,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evilm.data import stills
 from evilm.errors import AnnotationError, SplitError
+from evilm.files import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-EXTENSIONS = (".mp4", ".webm", ".mkv", ".avi", ".gif", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv",
-              ".3gp", ".3g2", ".mts", ".m2ts")  # fmt: skip
-PICTURES = stills.SUFFIXES
+EXTENSIONS = VIDEO_SUFFIXES
+PICTURES = PICTURE_SUFFIXES
 
 
 class Videos:

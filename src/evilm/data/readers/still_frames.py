@@ -7,11 +7,12 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, cast
 
-from evilm.data import stills
 from evilm.data.readers.places import find, pictures
 from evilm.data.readers.row import Row
 from evilm.data.readers.tables import read_json
 from evilm.data.readers.text import listed
+from evilm.data.video.container import tar_members
+from evilm.data.video.pictures import read_members
 from evilm.errors import AnnotationError, VideoError
 from evilm.types import Clip, Example
 
@@ -74,14 +75,14 @@ def _beside(stem: Path) -> Row:
 
 def _of_tar(path: Path) -> Iterator[Example]:
     try:
-        members = stills.members(path)
+        members = tar_members(path)
         found: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for member in members:
             if match := _FRAME.fullmatch(member):
                 found[match[1]].append((int(match[2]), member))
         names = sorted(found, key=lambda name: members[found[name][0][1]][0])  # as they lie in the file
         told = [f"{name}.json" for name in names if f"{name}.json" in members]
-        facts = dict(zip(told, stills.read(path, told), strict=True))
+        facts = dict(zip(told, read_members(path, told), strict=True))
     except VideoError as error:
         raise AnnotationError(path, error.reason) from None
     if not names:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
-from evilm.data import stills
 from evilm.data.readers.places import EXTENSIONS, find, pictures
 from evilm.data.readers.row import CAPTION_COLUMNS, Row
+from evilm.data.video.container import tar_members
+from evilm.data.video.pictures import read_members
 from evilm.errors import AnnotationError, VideoError
 from evilm.types import Clip, Example
 
@@ -33,7 +34,7 @@ def shards(annotations: Path, videos: Path | None, split: str) -> Iterator[Examp
     del videos
     for path in _tars(annotations, split):
         try:
-            members = stills.members(path)
+            members = tar_members(path)
             samples: dict[str, list[str]] = {}
             for member in members:
                 samples.setdefault(_key(member), []).append(member)
@@ -70,7 +71,7 @@ def _example(path: Path, number: int, key: str, names: list[str]) -> Example:
     if not frames:
         raise AnnotationError(path, f"sample {key!r} has no video and no pictures; it has {', '.join(kinds)}", number)
     wanted = [kind for kind in _TEXTS if kind in kinds]
-    told = dict(zip(wanted, stills.read(path, [kinds[kind] for kind in wanted]), strict=True))
+    told = dict(zip(wanted, read_members(path, [kinds[kind] for kind in wanted]), strict=True))
     row = Row(path, number, _facts(path, number, key, told))
     field = next((name for name in ("captions", *CAPTION_COLUMNS) if row.has(name)), None)
     options = row.texts("options") if row.has("options") else ()

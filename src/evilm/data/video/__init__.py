@@ -1,19 +1,16 @@
-"""Video files to pixels: opening what nobody vouches for, sampling by time stamp, decoding where it can be killed.
+"""Video files to pixels: safe opening, sampling by time, decoding in processes that can be killed.
 
-    limits    what a file may cost, and which formats are opened
-    faults    what can be wrong with a video, and how it is said
-    opening   the right kind of file, format and protocol; nothing too large
-    reader    VideoReader: the pictures on screen at some moments
-    pixels    upright, square pixels, scaled
-    clips     read_clip: the frames of a clip, in this process
-    check     one status for a file
-    confine   what such a process may no longer do
-    child     the program of a decoder process
-    process   such a process, as its parent sees it
-    starvation  whether a busy machine has kept such a process waiting
-    pool      DecoderPool: read_clip, frames_at and check in processes that may be killed
+    limits      limits of a file, formats that may be opened
+    container   open a file: only this file, only known formats, nothing too large
+    reader      VideoReader: the frames on screen at some times
+    pictures    RGB, upright, square pixels, scaled; still pictures
+    clips       read_clip, read_picture, thumbnail, cut, in this process
+    check       one status for a file and for each file of a folder
+    child       the program of a decoder process
+    process     a decoder process as its parent sees it
+    pool        DecoderPool: all of the above in processes that can be killed
 
-A file from the world outside goes through ``DecoderPool``; what we wrote ourselves may go through ``read_clip``.
+Read files from unknown sources with ``DecoderPool``; ``read_clip`` is for files that were written by this program.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""One status for a file: what training would get from it, and whether it is all that the file states."""
+"""One status for a video file, and for every file of a folder."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from evilm.data import frames as sampling
 from evilm.data.video.limits import LIMITS
@@ -11,22 +14,30 @@ from evilm.data.video.reader import VideoReader
 from evilm.errors import VideoError, VideoStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import Protocol
 
     from evilm.data.video.limits import Limits
 
+    class Pool(Protocol):
+        """``DecoderPool``, which imports this module."""
+
+        def check(self, path: Path) -> Finding: ...
+
+
 STATUSES: tuple[VideoStatus, ...] = get_args(VideoStatus)
-MOMENTS = 4  # the paper's frames a clip
-_SIDE = 32  # pixels: enough to prove that the picture can be turned into RGB
+_SEGMENTS = 4  # the paper's frames of a clip
+_SIDE = 32  # pixels: enough to prove that frames can be converted to RGB
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What has become of a file.
+    """The result of checking a file.
 
     Attributes:
         status: one of ``STATUSES``.
-        reason: what is wrong and the remedy; empty where nothing is.
+        reason: what is wrong and the remedy; empty for ``ok``.
     """
 
     status: VideoStatus
@@ -34,30 +45,127 @@ class Finding:
 
     @property
     def readable(self) -> bool:
-        """Whether it gives frames."""
+        """Whether the file gives frames."""
         return self.status in ("ok", "partial")
 
 
 def check(path: Path, limits: Limits = LIMITS) -> Finding:
-    """Look at a file as training would, and at its end; in this process.
+    """Decode what training would decode of a file, and its last frame; in this process.
 
-    ``ok`` means that the pictures in the middle of four equal parts and the last one were decoded, that nothing read on
-    the way was damaged, and that the video is as long as it states; ``partial`` that it gives pictures, but falls short
-    of that. What lies between those places is not looked at.
+    ``ok`` means that the frames in the middle of four equal segments and the last one were decoded, that nothing read
+    on the way was damaged, and that the video is as long as it states. ``partial`` means that there are frames, but
+    less than that. Other places in the file are not checked.
     """
     try:
         with VideoReader(path, limits) as reader:
             duration = reader.duration
-            reader.frames_at([*sampling.segments(MOMENTS, duration), duration], size=_SIDE)
-            return _complete(reader, duration)
+            reader.frames_at([*sampling.segments(_SEGMENTS, duration), duration], size=_SIDE)
+            if reader.damaged:
+                return Finding("partial", f"{reader.damaged} damaged packets or frames on the way")
+            # Sound may be a little longer than the video, and the length of the last frame is often a guess.
+            if not reader.raw and reader.reached < duration - max(1.0, 0.05 * duration):
+                reason = f"its frames end after {reader.reached:.1f} s of the {duration:.1f} s it states"
+                return Finding("partial", reason)
+            return Finding("ok")
     except VideoError as error:
         return Finding(error.status, error.reason)
 
 
-def _complete(reader: VideoReader, duration: float) -> Finding:
-    if reader.damaged:
-        return Finding("partial", f"{reader.damaged} damaged packets or pictures on the way")
-    # Sound may go on a little after the last picture, and the length of that one is often a guess.
-    if reader.reached < duration - max(1.0, 0.05 * duration):
-        return Finding("partial", f"its pictures end after {reader.reached:.1f} s of the {duration:.1f} s it states")
-    return Finding("ok")
+@dataclass(frozen=True, slots=True)
+class FolderReport:
+    """The results for a folder, ordered by path.
+
+    Attributes:
+        findings: path and result of each file, and of each folder that cannot be listed.
+        unlisted: the number of folders that cannot be listed.
+    """
+
+    findings: tuple[tuple[Path, Finding], ...]
+    unlisted: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of entries with each status; the sum is the number of entries."""
+        seen = Counter(finding.status for _, finding in self.findings)
+        return {status: seen[status] for status in STATUSES}
+
+    def as_json(self) -> dict[str, Any]:
+        files = [
+            {"path": str(path), "status": finding.status, "reason": finding.reason} for path, finding in self.findings
+        ]
+        return {"files": files, "counts": self.counts, "unlisted_folders": self.unlisted}
+
+    def as_text(self) -> str:
+        """A line for each entry that is not ``ok``, then the counts."""
+        lines = [
+            f"{finding.status:<12} {_printable(path)}: {_printable(finding.reason)}"
+            for path, finding in self.findings
+            if finding.status != "ok"
+        ]
+        counts = ", ".join(f"{status} {count}" for status, count in self.counts.items() if count)
+        return "\n".join([*lines, f"{len(self.findings) - self.unlisted} files: {counts or 'none'}"])
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The content of a folder and the folders below it.
+
+    Attributes:
+        files: everything that is no folder, whatever its name and kind, ordered by path.
+        unlisted: folders that cannot be listed, with the reason.
+    """
+
+    files: list[Path]
+    unlisted: list[tuple[Path, str]]
+
+
+def list_files(folder: Path) -> Listing:
+    """List a folder and everything below.
+
+    A link to a file counts as a file. A link to a folder is listed but not followed, so that no loop can occur. A path
+    that is no folder is listed itself.
+    """
+    if not folder.is_dir():
+        return Listing([folder], [])
+    files: list[Path] = []
+    unlisted: list[tuple[Path, str]] = []
+
+    def failed(error: OSError) -> None:
+        unlisted.append((folder / os.path.relpath(error.filename, folder), error.strerror or str(error)))
+
+    for root, folders, names in os.walk(folder, onerror=failed):
+        place = folder / os.path.relpath(root, folder)
+        files += [place / name for name in names]
+        files += [place / name for name in folders if (place / name).is_symlink()]
+    return Listing(sorted(files), sorted(unlisted))
+
+
+def check_folder(
+    listing: Listing, pool: Pool, workers: int, progress: Callable[[int], None] | None = None
+) -> FolderReport:
+    """Check files in decoder processes.
+
+    Args:
+        listing: the files.
+        pool: the decoder processes.
+        workers: number of files that are checked at the same time.
+        progress: called with the number of files done.
+    """
+    findings: list[tuple[Path, Finding]] = []
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            for path, finding in zip(listing.files, threads.map(pool.check, listing.files), strict=True):
+                findings.append((path, finding))
+                if progress is not None:
+                    progress(len(findings))
+        except BaseException:  # Ctrl-C: do not check the remaining files
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    for path, reason in listing.unlisted:
+        findings.append((path, Finding("not_a_file", f"the folder cannot be listed: {reason}; check its permissions")))
+    return FolderReport(tuple(sorted(findings, key=lambda finding: finding[0])), len(listing.unlisted))
+
+
+def _printable(text: object) -> str:
+    """Text as one line; control characters and invalid Unicode are escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(text))

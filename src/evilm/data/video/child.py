@@ -1,31 +1,34 @@
-"""The program of a decoder process: questions come in on stdin, pixels or a status go out on stdout.
+"""The program of a decoder process: it answers requests on stdin with frames or a status on stdout.
 
-It is started by ``process.DecoderProcess`` and believed in nothing: what it answers is JSON and raw pixels, never
-anything that is executed. It limits its own memory, writes no file, and ends itself where a question takes far too
-long, so that it does not outlive a parent that was killed.
+``pool.DecoderProcess`` starts it and does not trust it: answers are JSON and raw bytes, which are never executed. The
+process limits its own memory, cannot write files, and ends itself if its parent dies or if a request takes far too
+long.
 
-A message is 4 bytes of length (big endian), so many bytes of JSON, and in an answer the ``bytes`` of pixels that the
-JSON speaks of.
+A message is 4 bytes of length (big endian), a JSON object of that length, and as many raw bytes as its ``bytes`` says.
+The first request holds the limits and, for the loader, a pickled ``Decoder``. Requests come from the parent, so
+pickles in them can be trusted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
+import resource
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from evilm.data.video import faults
+from evilm.data.video import clips, container
 from evilm.data.video.check import check
-from evilm.data.video.clips import frames_of
-from evilm.data.video.confine import confine, memory_in_use
 from evilm.data.video.limits import Limits
 from evilm.data.video.reader import VideoReader
-from evilm.errors import VideoError
+from evilm.errors import EvilmError, VideoError
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -37,49 +40,89 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 Answer = tuple[Facts, "NDArray[np.uint8] | None"]
 
+_DESCRIPTORS = 64  # files that the process may have open
+
+
+class Decoder(Protocol):
+    """The frames of a job: what a decoder process does for the loader."""
+
+    def frames(self, job: Any) -> NDArray[np.uint8]:
+        """(T, H, W, 3) uint8; raises VideoError."""
+        ...
+
 
 def main() -> None:
-    """Answer questions until stdin is closed."""
-    limits = Limits(**json.loads(sys.argv[1]))
-    questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints must not stand among the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    before = confine(limits)
+    """Answer requests until stdin is closed."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # prints of a library must not mix with the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    setup = _receive(requests)
+    if setup is None:
+        return
+    limits = Limits(**setup[0]["limits"])
+    decoder: Decoder | None = pickle.loads(setup[1]) if setup[1] else None  # noqa: S301 - of the parent
+    before = _confine(limits)
     _send(answers, {"ready": True})
-    while (question := _receive(questions)) is not None:
-        # Not handled, so the system ends this process, even in the middle of a decoder that hangs.
-        signal.setitimer(signal.ITIMER_REAL, 5 * limits.timeout + 5)
-        facts, pixels = _answer(question, limits)
-        # One that has kept much of what it was lent is replaced, so that the next file finds as much as this one.
+    while (request := _receive(requests)) is not None:
+        question, payload = request
+
+        def extend(pixels: int, question: Facts = question) -> None:
+            """Raise the limits of time and memory for large frames, here and in the parent."""
+            _limit_memory(before + limits.memory_for(pixels))
+            signal.setitimer(signal.ITIMER_REAL, _patience(question["timeout"] * limits.timeout_factor(pixels)))
+            _send(answers, {"frame_pixels": pixels})
+
+        # There is no handler, so that the system ends this process even within a decoder that hangs.
+        signal.setitimer(signal.ITIMER_REAL, _patience(question["timeout"]))
+        container.on_frame_size = extend
+        if payload and decoder is not None:
+            facts, pixels = _guarded(lambda d=decoder, p=payload: _decoded(d, p), question, limits)
+        else:
+            facts, pixels = _guarded(lambda q=question: ANSWERS[q["ask"]](Path(q["path"]), q, limits), question, limits)
+        # A process that keeps much of its memory is replaced, so that the next file has as much as this one.
         _send(answers, facts | {"spent": memory_in_use() - before > limits.memory // 2}, pixels)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _limit_memory(before + limits.memory)
 
 
-def _answer(question: Facts, limits: Limits) -> Answer:
-    """A status, and pixels where there are any."""
-    path = Path(question["path"])
+def _guarded(work: Callable[[], Answer], question: Facts, limits: Limits) -> Answer:
+    """The answer of ``work``, or the status of its error."""
     try:
-        return ANSWERS[question["ask"]](path, question, limits)
+        return work()
     except VideoError as error:
-        return {"status": error.status, "reason": error.reason}, None
+        return {"status": error.status, "reason": error.reason[:1000], "path": error.path}, None
+    except EvilmError as error:
+        return {"error": str(error)[:1000]}, None
     except MemoryError:
-        error = faults.out_of_memory(path, limits)
+        error = limits.out_of_memory(Path(question["path"]))
         return {"status": error.status, "reason": error.reason}, None
-    except Exception as error:  # noqa: BLE001 - one file must not end the answers to all others
-        return {"status": "crashed", "reason": f"{type(error).__name__} while decoding: {error}"}, None
+    except Exception as error:  # noqa: BLE001 - one file must not prevent the answers for all others
+        reason = f"{type(error).__name__} while decoding: {str(error)[:200]}"
+        return {"status": "crashed", "reason": reason}, None
+
+
+def _frames_answer(pixels: NDArray[np.uint8]) -> Answer:
+    return {"status": "ok", "shape": pixels.shape}, pixels
+
+
+def _decoded(decoder: Decoder, payload: bytes) -> Answer:
+    return _frames_answer(decoder.frames(pickle.loads(payload)))  # noqa: S301 - of the parent
 
 
 def _clip(path: Path, question: Facts, limits: Limits) -> Answer:
     clip = Clip(path, question["start"], question["end"], tuple(question["frames"]))
     within = np.array(question["within"], dtype=np.float64)
-    pixels = frames_of(clip, within, question["size"], question["mode"], question["fit"], limits)
-    return {"status": "ok", "shape": pixels.shape}, pixels
+    return _frames_answer(clips.frames_of(clip, within, question["size"], question["mode"], question["fit"], limits))
 
 
 def _frames(path: Path, question: Facts, limits: Limits) -> Answer:
     with VideoReader(path, limits) as reader:
-        pixels = reader.frames_at(question["times"], question["mode"], question["size"], question["fit"])
-    return {"status": "ok", "shape": pixels.shape}, pixels
+        return _frames_answer(reader.frames_at(question["times"], question["mode"], question["size"], question["fit"]))
+
+
+def _picture(path: Path, question: Facts, limits: Limits) -> Answer:
+    return _frames_answer(clips.read_picture(path, question["size"], question["fit"], limits))
 
 
 def _duration(path: Path, _: Facts, limits: Limits) -> Answer:
@@ -88,26 +131,91 @@ def _duration(path: Path, _: Facts, limits: Limits) -> Answer:
 
 
 def _check(path: Path, _: Facts, limits: Limits) -> Answer:
-    found = check(path, limits)
-    return {"status": found.status, "reason": found.reason}, None
+    result = check(path, limits)
+    return {"status": result.status, "reason": result.reason}, None
+
+
+def _thumbnail(path: Path, question: Facts, limits: Limits) -> Answer:
+    data = clips.thumbnail(path, question["time"], question["height"], limits)
+    return {"status": "ok"}, np.frombuffer(data, dtype=np.uint8)
+
+
+def _cut(path: Path, question: Facts, limits: Limits) -> Answer:
+    data = clips.cut(path, question["start"], question["end"], question["height"], limits)
+    return {"status": "ok"}, np.frombuffer(data, dtype=np.uint8)
 
 
 ANSWERS: dict[str, Callable[[Path, Facts, Limits], Answer]] = {
-    "clip": _clip,
-    "frames": _frames,
-    "duration": _duration,
-    "check": _check,
-}
+    "clip": _clip, "frames": _frames, "picture": _picture, "duration": _duration, "check": _check,
+    "thumbnail": _thumbnail, "cut": _cut,
+}  # fmt: skip
 
 
-def _receive(questions: BinaryIO) -> Facts | None:
-    length = questions.read(4)
-    return None if len(length) < 4 else cast("Facts", json.loads(questions.read(int.from_bytes(length))))
+# Messages
+
+
+def _receive(requests: BinaryIO) -> tuple[Facts, bytes] | None:
+    length = requests.read(4)
+    if len(length) < 4:
+        return None
+    facts = cast("Facts", json.loads(requests.read(int.from_bytes(length))))
+    return facts, requests.read(facts["bytes"])
 
 
 def _send(answers: BinaryIO, facts: Facts, pixels: NDArray[np.uint8] | None = None) -> None:
     header = json.dumps(facts | {"bytes": 0 if pixels is None else pixels.nbytes}).encode()
     answers.write(len(header).to_bytes(4) + header)
     if pixels is not None:
-        answers.write(pixels.reshape(-1).data)
+        answers.write(np.ascontiguousarray(pixels).reshape(-1).data)
     answers.flush()
+
+
+# Confinement
+
+
+def memory_in_use() -> int:
+    """Bytes of address space of this process."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+
+
+def _confine(limits: Limits) -> int:
+    """Limit this process for good: memory, no file written, no core dump, few open files.
+
+    Call it after everything that decoding needs has been imported.
+
+    Returns:
+        bytes of memory in use now.
+    """
+    before = memory_in_use()
+    for kind, most in (
+        (resource.RLIMIT_AS, before + limits.memory_for(limits.max_pixels)),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, _DESCRIPTORS),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (allowed, allowed))
+    _limit_memory(before + limits.memory)
+    return before
+
+
+def _limit_memory(size: int) -> None:
+    """Set the memory limit for the current request, below the one that is set for good."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+
+
+def _patience(timeout: float) -> float:
+    """Seconds after which this process ends itself; its parent, if it lives, kills it before."""
+    return 5 * timeout + 5
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, even while decoding.
+
+    The kernel's death signal is no alternative: it comes when the *thread* ends that started this process.
+    """
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

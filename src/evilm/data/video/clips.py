@@ -1,40 +1,62 @@
-"""The frames of a clip, whichever of its three forms it has: a file, a part of one, or still pictures."""
+"""What is made of a file in one process: the frames of a clip, a still picture, a thumbnail, a cut.
+
+``DecoderPool`` has the same functions for files from unknown sources.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import io
+import itertools
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, cast
 
+import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from evilm.data import frames as sampling
-from evilm.data import stills
-from evilm.data.video import faults
-from evilm.data.video.limits import LIMITS
-from evilm.data.video.pixels import fitted
+from evilm.data.video import container
+from evilm.data.video.limits import FFMPEG_ERRORS, LIMITS
+from evilm.data.video.pictures import read_still
 from evilm.data.video.reader import VideoReader
 from evilm.errors import VideoError
+from evilm.files import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from av import Packet
+    from av.container import InputContainer, OutputContainer
+    from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
     from evilm.data.video.limits import Fit, Limits, Mode
     from evilm.types import Clip
+
+_MAX_CUT_BYTES = 256 << 20  # of a cut video, which is made in memory
+_KEYFRAME_SLACK = 0.5  # seconds that a cut without re-encoding may begin early
+_MAX_RATE = 30  # frames a second of a cut with re-encoding
+_CLOCK = 90_000  # ticks a second of its time stamps
+_SOUND_RATE = 48_000
 
 
 def read_clip(
     clip: Clip, count: int, size: int, rng: np.random.Generator | None = None,
     mode: Mode = "exact", fit: Fit = "crop", limits: Limits = LIMITS,
 ) -> NDArray[np.uint8]:  # fmt: skip
-    """``count`` frames of a clip by the rule of ``frames``, decoded in this process.
+    """``count`` frames of a clip, sampled by the rule of ``frames``.
 
     Args:
-        clip: a video file, a part of one, or still frames (of which some repeat where they are fewer than ``count``).
+        clip: a video file, a part of one, or still frames (some repeat if there are fewer than ``count``).
         count: T.
         size: H = W in pixels.
-        rng: random moments (training); None takes the middles (evaluation).
+        rng: random times (training); None takes the middles (evaluation).
         mode, fit: as in ``VideoReader.frames_at``.
-        limits: what the file may claim.
+        limits: limits of the file.
 
     Returns:
         (T, size, size, 3) uint8 RGB.
@@ -48,29 +70,194 @@ def read_clip(
 def frames_of(
     clip: Clip, within: NDArray[np.float64], size: int, mode: Mode, fit: Fit, limits: Limits
 ) -> NDArray[np.uint8]:
-    """``read_clip`` where the random part of the rule is done: ``within`` (T,) is what ``frames.draw`` answered."""
-    member = clip.frames[0] if clip.frames and not clip.frames[0].lower().endswith(stills.SUFFIXES) else None
-    if clip.frames and member is None:
-        return _stills(clip, [int(i) for i in sampling.chosen(len(clip.frames), within)], size, fit, limits)
-    with VideoReader(clip.path, limits, member) as reader:
-        whole = reader.duration
-        if clip.start and clip.start >= whole:
-            raise VideoError(clip.path, "zero_frames", f"nothing from {clip.start:g} s on: it lasts {whole:g} s")
-        end = whole if clip.end is None else min(clip.end, whole)
+    """``read_clip`` with the random part of the rule given: ``within`` (T,) is the result of ``frames.draw``."""
+    names = clip.frames
+    if names and names[0].lower().endswith(PICTURE_SUFFIXES):
+        chosen = [int(i) for i in sampling.chosen(len(names), within)]
+        pixels = {i: read_still(clip.path, names[i], size, fit, limits) for i in sorted(set(chosen))}
+        return np.stack([pixels[i] for i in chosen])
+    with VideoReader(clip.path, limits, names[0] if names else None) as reader:
+        duration = reader.duration
+        if clip.start and clip.start >= duration:
+            raise VideoError(clip.path, "zero_frames", f"nothing from {clip.start:g} s on: it lasts {duration:g} s")
+        end = duration if clip.end is None else min(clip.end, duration)
         times = sampling.moments(within, max(end - clip.start, 0.0), clip.start)
         return reader.frames_at(times, mode, size, fit)
 
 
-def _stills(clip: Clip, chosen: list[int], size: int, fit: Fit, limits: Limits) -> NDArray[np.uint8]:
-    needed = sorted(set(chosen))
-    scale = VideoReformatter()
-    pixels: dict[int, NDArray[np.uint8]] = {}
-    for i, data in zip(needed, stills.read(clip.path, [clip.frames[i] for i in needed]), strict=True):
-        picture = stills.decode(clip.path, clip.frames[i], data, limits.max_pixels)
-        try:
-            pixels[i] = fitted(picture, size, fit, scale)
-        except MemoryError:
-            raise faults.out_of_memory(clip.path, limits) from None
-        except faults.FAULTS as error:
-            raise VideoError(clip.path, "unsupported", f"frame {clip.frames[i]!r} gives no RGB: {error}") from None
-    return np.stack([pixels[i] for i in chosen])
+def read_picture(path: Path, size: int | None, fit: Fit = "crop", limits: Limits = LIMITS) -> NDArray[np.uint8]:
+    """A still picture as a clip of one frame, upright by its EXIF orientation: (1, H, W, 3) uint8 RGB.
+
+    Args:
+        path: a JPEG, PNG, WebP, BMP, AVIF or HEIC file.
+        size: H = W in pixels; None keeps the size of the picture.
+        fit: as in ``VideoReader.frames_at``.
+        limits: a picture may have twice as many pixels as a frame, as cameras take larger pictures than videos.
+
+    Raises:
+        VideoError: the picture is missing, damaged, too large or not supported.
+    """
+    container.locate(path)  # a regular file
+    limits = replace(limits, max_pixels=2 * limits.max_pixels)
+    return read_still(path.parent, path.name, size, fit, limits)[None]
+
+
+def thumbnail(path: Path, time: float, height: int, limits: Limits = LIMITS) -> bytes:
+    """The frame on screen at a time, as a JPEG of the given height.
+
+    Args:
+        path: a video file.
+        time: seconds from the first frame.
+        height: pixels; a smaller frame keeps its size.
+        limits: limits of the file.
+
+    Raises:
+        VideoError: as ``VideoReader``.
+    """
+    with VideoReader(path, limits) as reader:
+        (pixels,) = reader.frames_at([time])
+    height = max(1, min(height, pixels.shape[0]))
+    width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    context = av.CodecContext.create("mjpeg", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = width, height, "yuvj420p", Fraction(1, 25)
+    context.options = {"qscale": "4"}
+    # The JPEG encoder needs full-range colours.
+    frame = VideoReformatter().reformat(frame, width, height, "yuvj420p", interpolation=Interpolation.AREA)
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+
+def cut(path: Path, start: float, end: float | None, height: int | None, limits: Limits = LIMITS) -> bytes:
+    """A part of a video as an MP4 file that browsers play: H.264, and AAC if the video has sound.
+
+    The video is copied without loss if it is H.264, not higher than ``height`` and has a keyframe at most half a second
+    before ``start``; else it is encoded again, with at most 30 frames a second.
+
+    Args:
+        path: a video file.
+        start, end: seconds from the first frame; ``end`` None for the end of the video.
+        height: pixels, at most; None keeps the height.
+        limits: limits of the file.
+
+    Raises:
+        VideoError: as ``VideoReader``; ``zero_frames`` if there is no frame between ``start`` and ``end``;
+            ``too_large`` for a result of more than 256 MiB.
+    """
+    buffer = io.BytesIO()
+    file = container.locate(path)
+    try:
+        source, stream = container.open_video(path, file, limits)
+        with source, VideoReader(path, limits) as reader, av.open(buffer, "w", format="mp4") as out:
+            end = reader.duration if end is None else min(end, reader.duration)
+            if not 0 <= start < end:
+                raise VideoError(path, "zero_frames", f"no frames from {start:g} s to {end:g} s")
+            begin = _keyframe_before(source, stream, start) if not reader.raw else -np.inf
+            fits = height is None or stream.height <= height
+            plain = stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+            if plain and fits and start - begin <= _KEYFRAME_SLACK:
+                start = begin
+                packets = _copied(source, stream, out, start, end)
+            else:
+                packets = _encoded(reader, out, start, end, height)
+            sound = _sound(path, file, out, start, end, limits) if source.streams.audio else iter(())
+            for packet in itertools.chain(packets, sound):
+                out.mux(packet)
+                if buffer.tell() > _MAX_CUT_BYTES:
+                    reason = f"the part from {start:g} s to {end:g} s has more than {_MAX_CUT_BYTES >> 20} MiB"
+                    raise VideoError(path, "too_large", reason)
+    except FFMPEG_ERRORS as error:
+        raise VideoError(path, "unsupported", f"cannot be cut: {error}") from None
+    return buffer.getvalue()
+
+
+def _keyframe_before(source: InputContainer, stream: VideoStream, start: float) -> float:
+    """The time of the keyframe at or before ``start``, in seconds from the first frame; -inf if none is found.
+
+    The container is positioned at that keyframe.
+    """
+    base, first = cast("Fraction", stream.time_base), stream.start_time or 0
+    with contextlib.suppress(*FFMPEG_ERRORS):
+        source.seek(first + math.floor(start / base), stream=stream, backward=True)
+        packet = next(source.demux(stream), None)
+        if packet is not None and packet.is_keyframe and packet.pts is not None:
+            source.seek(packet.pts, stream=stream, backward=True)
+            return float((packet.pts - first) * base)
+    return -np.inf
+
+
+def _copied(
+    source: InputContainer, stream: VideoStream, out: OutputContainer, start: float, end: float
+) -> Iterator[Packet[Any]]:
+    """The packets of a video from the current position (the keyframe at ``start``) to ``end``."""
+    base, first = cast("Fraction", stream.time_base), stream.start_time or 0
+    copy = out.add_stream_from_template(stream)
+    offset, limit = first + round(start / base), first + math.ceil(end / base)
+
+    def packets() -> Iterator[Packet[Any]]:
+        for packet in source.demux(stream):
+            if packet.dts is None or packet.pts is None or not packet.size:
+                continue
+            if packet.dts >= limit:  # frames are stored in order of decoding
+                return
+            packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, copy
+            yield packet
+
+    return packets()
+
+
+def _encoded(
+    reader: VideoReader, out: OutputContainer, start: float, end: float, height: int | None
+) -> Iterator[Packet[Any]]:
+    """The frames of a video from ``start`` to ``end``, upright, scaled and encoded as H.264."""
+    shape = reader.frames_at([start]).shape[1:3]
+    scale = 1.0 if height is None else min(1.0, height / shape[0])
+    shape = tuple(max(2, round(side * scale / 2) * 2) for side in shape)  # H.264 wants even sides
+    stream = out.add_stream("libx264", rate=_MAX_RATE, options={"preset": "veryfast", "crf": "26", "threads": "1"})
+    stream.height, stream.width, stream.pix_fmt = shape[0], shape[1], "yuv420p"
+    stream.codec_context.time_base = Fraction(1, _CLOCK)
+
+    def packets() -> Iterator[Packet[Any]]:
+        latest = -1.0
+        for time, pixels in reader.frames_between(start, end, shape):
+            if time - latest < 0.9 / _MAX_RATE:
+                continue
+            latest = time
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round((time - start) * _CLOCK), Fraction(1, _CLOCK)
+            yield from stream.encode(frame)
+        yield from stream.encode(None)
+
+    return packets()
+
+
+def _sound(
+    path: Path, file: str, out: OutputContainer, start: float, end: float, limits: Limits
+) -> Iterator[Packet[Any]]:
+    """The sound of a video from ``start`` to ``end``, encoded as AAC."""
+    target = out.add_stream("aac", rate=_SOUND_RATE, layout="stereo")
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=_SOUND_RATE, frame_size=1024)
+
+    def packets() -> Iterator[Packet[Any]]:
+        source, stream = container.open_video(path, file, limits)
+        with source:
+            video_start = float((stream.start_time or 0) * cast("Fraction", stream.time_base))
+            with contextlib.suppress(*FFMPEG_ERRORS):
+                source.seek(round((video_start + start) * av.time_base), backward=True)
+            count = 0
+            for packet in source.demux(source.streams.audio[0]):
+                with contextlib.suppress(*FFMPEG_ERRORS):  # damaged sound is left out
+                    for frame in packet.decode():
+                        time = (frame.time or 0.0) - video_start
+                        if time < start:
+                            continue
+                        if time >= end:
+                            yield from target.encode(None)
+                            return
+                        frame.pts = None
+                        for piece in resampler.resample(frame):
+                            piece.pts, piece.time_base = count, Fraction(1, _SOUND_RATE)
+                            count += piece.samples
+                            yield from target.encode(piece)
+            yield from target.encode(None)
+
+    return packets()

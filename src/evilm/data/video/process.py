@@ -1,4 +1,4 @@
-"""A decoder process, as its parent sees it: a question, and an answer, its death, or the end of one's patience."""
+"""A decoder process as its parent sees it: requests, answers, time limits and its death."""
 
 from __future__ import annotations
 
@@ -12,47 +12,50 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from evilm.data.video.starvation import STARVED, seconds_used, starves
 from evilm.errors import EvilmError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from evilm.data.video.child import Facts
     from evilm.data.video.limits import Limits
 
-Facts = dict[str, Any]
-
 _START_SECONDS = 180.0  # on a busy machine a minute is not enough to import numpy
-_HEADER = 1 << 16  # bytes: an answer is a status, a line, a shape
+_HEADER = 1 << 16  # bytes of the JSON of an answer, at most
 _PIPE = 1 << 20  # bytes that Linux lets a pipe hold
+_STARVED = 3  # times the limit that a process may take longer while a busy machine keeps it waiting
 # Not `-m`: that would look for modules in the working directory first.
 PROGRAM = ("-P", "-c", "from evilm.data.video.child import main; main()")
 
 
-class ProcessDied(Exception):  # noqa: N818 - not an error of its own: the pool makes a status of it
-    """The process has ended, or answers what no decoder process answers; ``str`` says how."""
+class ProcessDiedError(EvilmError):
+    """A decoder process has ended or its answer cannot be read; the message says how."""
 
 
-class OutOfTime(Exception):  # noqa: N818 - the same
-    """The process has not answered in time."""
+class OutOfTimeError(EvilmError):
+    """A decoder process has not answered within the given seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"no answer within {seconds:g} s")
 
 
 class DecoderProcess:
-    """One process that runs ``child``; for one question at a time.
+    """A process that runs ``child.main``, for one request at a time.
 
     Args:
-        limits: of each question.
-        program: what Python is to run, for tests.
+        limits: of each request.
+        decoder: decodes the jobs of ``DecoderPool.decode``; pickled.
+        program: what Python runs, for tests.
 
     Raises:
-        EvilmError: Python cannot be started, or not with what it needs.
+        EvilmError: the process cannot be started.
     """
 
-    def __init__(self, limits: Limits, program: Sequence[str] = PROGRAM) -> None:
-        self.limits = limits
-        self.served, self._used = 0, 0.0
+    def __init__(self, limits: Limits, decoder: bytes = b"", program: Sequence[str] = PROGRAM) -> None:
+        self.limits, self.served, self._used = limits, 0, 0.0
         environment = os.environ | {
             # The package that runs here, wherever it was imported from.
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[3]), *filter(None, sys.path)]),
@@ -62,7 +65,7 @@ class DecoderProcess:
         }
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own program
-                [sys.executable, *program, json.dumps(dataclasses.asdict(limits))],
+                [sys.executable, *program],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
                 env=environment,
             )  # fmt: skip
@@ -75,92 +78,110 @@ class DecoderProcess:
         os.set_blocking(self._out, False)
         fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, _PIPE)
         try:
-            self._read_answer(time.monotonic() + _START_SECONDS)
-        except (ProcessDied, OutOfTime) as error:
+            setup = {"limits": dataclasses.asdict(limits)}
+            self._exchange(setup, decoder, time.monotonic(), _START_SECONDS)
+        except (ProcessDiedError, OutOfTimeError) as error:
             self.kill()
-            why = str(error) or "no answer"
-            raise EvilmError(f"a process that decodes videos does not start ({why}): try `evilm env`") from None
+            raise EvilmError(f"a process that decodes videos does not start ({error}): try `evilm env`") from None
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, question: Facts) -> tuple[Facts, bytearray]:
-        """The answer to a question, and its pixels.
+    def ask(self, question: Facts, payload: bytes, timeout: float) -> tuple[Facts, bytearray]:
+        """The answer to a request, and its raw bytes.
+
+        Args:
+            question: the request.
+            payload: its raw bytes.
+            timeout: seconds, for frames of at most 1920x1080 pixels.
 
         Raises:
-            ProcessDied, OutOfTime: the process is of no more use; ``kill`` it.
+            ProcessDiedError, OutOfTimeError: the process cannot be used any more; ``kill`` it.
         """
-        until = time.monotonic() + self.limits.timeout
-        self._used = seconds_used(self.pid)
         self.served += 1
-        text = json.dumps(question).encode()
-        self._write(len(text).to_bytes(4) + text, until)
-        return self._read_answer(until)
+        self._used = _seconds_used(self.pid)
+        return self._exchange(question | {"timeout": timeout}, payload, time.monotonic(), timeout)
 
-    def kill(self) -> None:
-        """End the process at once, whatever it is doing; safe to call twice."""
+    def end(self) -> None:
+        """End the process at once, whatever it is doing; a thread that waits for its answer notices."""
         self._process.kill()
         self._process.wait()
+
+    def kill(self) -> None:
+        """End the process and close the pipes; safe to call twice."""
+        self.end()
         self.forget()
 
     def forget(self) -> None:
-        """Close this end of the pipes; the process, if it lives, ends when all ends are closed."""
+        """Close this end of the pipes; the process ends when all ends are closed."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
 
-    # Pipes, with an eye on the clock
+    # Pipes, with time limits
 
-    def _read_answer(self, until: float) -> tuple[Facts, bytearray]:
-        length = int.from_bytes(self._read(4, until))
-        if not 0 < length <= _HEADER:
-            raise ProcessDied(f"an answer with a header of {length} bytes")
-        try:
-            facts = json.loads(self._read(length, until))
-            size = int(facts["bytes"])
-        except (ValueError, KeyError, TypeError):
-            raise ProcessDied("an answer that cannot be read") from None
-        if not 0 <= size <= 2 * self.limits.memory:
-            raise ProcessDied(f"an answer of {size} bytes")
-        return cast("Facts", facts), self._read(size, until)
-
-    def _read(self, count: int, until: float) -> bytearray:
-        data = bytearray(count)
-        view, got = memoryview(data), 0
-        while got < count:
-            self._wait(self._out, select.POLLIN, until)
+    def _exchange(self, question: Facts, payload: bytes, began: float, limit: float) -> tuple[Facts, bytearray]:
+        text = json.dumps(question | {"bytes": len(payload)}).encode()
+        self._write(len(text).to_bytes(4) + text + payload, began, limit)
+        timeout = limit
+        while True:
+            length = int.from_bytes(self._read(4, began, timeout))
+            if not 0 < length <= _HEADER:
+                raise ProcessDiedError(f"an answer with a header of {length} bytes")
             try:
-                now = os.readv(self._out, [view[got:]])
+                facts = cast("Facts", json.loads(self._read(length, began, timeout)))
+                size, pixels = int(facts["bytes"]), int(facts.get("frame_pixels", -1))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise ProcessDiedError("an answer that cannot be read") from None
+            if pixels >= 0 and not size:  # the file was opened, and large frames get more time
+                timeout = limit * self.limits.timeout_factor(pixels)
+                continue
+            if not 0 <= size <= 2 * self.limits.memory_for(self.limits.max_pixels):
+                raise ProcessDiedError(f"an answer of {size} bytes")
+            return facts, self._read(size, began, timeout)
+
+    def _read(self, count: int, began: float, limit: float) -> bytearray:
+        data = bytearray(count)
+        view, done = memoryview(data), 0
+        while done < count:
+            self._wait(self._out, select.POLLIN, began, limit)
+            try:
+                now = os.readv(self._out, [view[done:]])
             except BlockingIOError:
                 continue
             if not now:
-                raise ProcessDied(self._last_words())
-            got += now
+                raise ProcessDiedError(self._exit_reason())
+            done += now
         return data
 
-    def _write(self, data: bytes, until: float) -> None:
+    def _write(self, data: bytes, began: float, limit: float) -> None:
         left = memoryview(data)
         while left:
-            self._wait(self._in, select.POLLOUT, until)
+            self._wait(self._in, select.POLLOUT, began, limit)
             try:
                 left = left[os.write(self._in, left) :]
             except BlockingIOError:
                 continue
             except BrokenPipeError:
-                raise ProcessDied(self._last_words()) from None
+                raise ProcessDiedError(self._exit_reason()) from None
 
-    def _wait(self, descriptor: int, event: int, until: float) -> None:
+    def _wait(self, descriptor: int, event: int, began: float, limit: float) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        while not poll.poll(min(max(0.0, until - time.monotonic()), 1.0) * 1000):
-            late, limit = time.monotonic() - until, self.limits.timeout
-            if late >= 0 and not (late < STARVED * limit and starves(self.pid, self._used, limit)):
-                raise OutOfTime
+        while not poll.poll(min(max(0.0, began + limit - time.monotonic()), 1.0) * 1000):
+            late = time.monotonic() - began - limit
+            if late >= 0 and not (late < _STARVED * limit and self._is_starved(limit)):
+                raise OutOfTimeError(limit)
             if late >= 0:
                 time.sleep(0.1)
 
-    def _last_words(self) -> str:
+    def _is_starved(self, limit: float) -> bool:
+        """Whether the process would work, but a busy machine has given it less than half of its time."""
+        fields = _stat(self.pid)
+        return bool(fields) and fields[0] in ("R", "D") and _seconds_used(self.pid) - self._used < limit / 2
+
+    def _exit_reason(self) -> str:
         try:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -171,3 +192,17 @@ class DecoderProcess:
             return f"the decoder has died of {signal.Signals(-code).name}"
         except ValueError:
             return f"the decoder has died of signal {-code}"
+
+
+def _seconds_used(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = _stat(pid)
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; empty if the process or /proc does not exist."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return []

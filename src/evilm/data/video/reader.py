@@ -1,13 +1,15 @@
-"""Video files to pixels, by time stamp.
+"""Frames of a video file by time.
 
-``VideoReader`` gives the frame that is on screen at each of some moments. It seeks only where a keyframe lies between
-two moments, and spares the decoder pictures that nothing needs: a picture no other one refers to is skipped once a
-later picture that is still due before the moment has been seen, so the answer stays exact at any frame rate.
+``VideoReader`` returns the frame on screen at each of some times. It seeks only if a keyframe lies between two of the
+times. It skips frames that no other frame refers to, once a later frame that is still due before the requested time
+has been seen, so the result stays exact at any frame rate. It is written by hand, because decord and OpenCV crash,
+hang or return other frames on damaged files and variable frame rates.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Self, cast
@@ -17,9 +19,9 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from evilm.data.video import faults, opening
-from evilm.data.video.limits import LIMITS
-from evilm.data.video.pixels import fitted, pixel_aspect
+from evilm.data.video import container
+from evilm.data.video.limits import FFMPEG_ERRORS, LIMITS, RAW_FORMATS
+from evilm.data.video.pictures import pixel_aspect, to_rgb
 from evilm.errors import VideoError
 
 if TYPE_CHECKING:
@@ -33,43 +35,46 @@ if TYPE_CHECKING:
 
     from evilm.data.video.limits import Fit, Limits, Mode
 
-_SEEK_GAP = Fraction(3)  # seconds: without an index of keyframes, a longer way than this is worth a seek
+_SEEK_GAP = Fraction(3)  # seconds: without an index of keyframes, seek only over a longer distance than this
+_FIELD_TEST = 64  # packets of a raw stream that are decoded to find out whether a packet is a frame or a field
 
 
 class VideoReader:
-    """A video file that answers "which picture is on screen at this moment?".
+    """A video file whose frames can be read by time.
 
-    Use it in a ``with`` block. Moments are seconds from the first picture's time stamp. It decodes in this process: for
-    files that nobody vouches for there is ``DecoderPool``, which does the same where it can be killed.
+    Use it in a ``with`` block. Times are seconds from the time stamp of the first frame. It decodes in this process;
+    ``DecoderPool`` does the same in processes that can be killed, for files from unknown sources.
 
     Args:
-        path: a regular file in one of the ``FORMATS``; nothing but this file is opened, whatever it claims to be.
-        limits: what the file may claim (its ``timeout`` and ``memory`` are a pool's business).
-        member: ``path`` is a tar file, and this is the name of the video in it.
+        path: a regular file in one of the ``FORMATS``; no other file is opened.
+        limits: limits of the file (``timeout`` and ``memory`` only matter in a pool).
+        member: the name of a video within ``path``, which is then a tar file.
 
     Raises:
         VideoError: on opening or reading, with the status that fits.
 
     Attributes:
-        damaged: packets and pictures that were found damaged since the last rewind.
-        reached: seconds up to which pictures have been seen, since the last rewind.
+        damaged: number of damaged packets and frames since the last rewind.
+        reached: end of the last frame that was decoded since the last rewind, in seconds.
+        raw: whether the file is a video stream without a container, which states no times.
     """
 
     def __init__(self, path: Path, limits: Limits = LIMITS, member: str | None = None) -> None:
-        self.path = path
-        self.limits = limits
-        self._file = opening.regular_file(path) if member is None else opening.member_of_tar(path, member)
-        self._scale = VideoReformatter()
+        self.path, self.limits = path, limits
+        self._file = container.locate(path) if member is None else container.locate_in_tar(path, member)
+        self._scaler = VideoReformatter()
         self._container, self._stream = self._open()
         self._base = self._stream.time_base or Fraction(1, av.time_base)
         self._first = self._stream.start_time or 0
+        self.raw = self._container.format.name in RAW_FORMATS
+        self._duration: float | None = None
         self._mode: Mode = "exact"
         self.damaged, self.reached, self._oversized = 0, 0.0, False
         self._start_reading(from_start=True)
         self._fresh = True
-        # AVI has no time stamps of pictures, and FFmpeg's are late by as many as the decoder holds back: look.
-        if self._container.format.name == "avi" and (picture := self._advance(self._target)) is not None:
-            self._first = cast("int", picture.pts)
+        # AVI has no time stamps of frames, and FFmpeg's are late by the delay of the decoder: look at the first frame.
+        if self._container.format.name == "avi" and (frame := self._advance(self._target)) is not None:
+            self._first = cast("int", frame.pts)
 
     def __enter__(self) -> Self:
         return self
@@ -78,8 +83,8 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
-        self._pictures.close()
+        """Close the file; safe to call twice."""
+        self._frames.close()
         self._current = self._ahead = None
         self._container.close()
 
@@ -89,29 +94,26 @@ class VideoReader:
         return self._stream.codec_context.height, self._stream.codec_context.width
 
     @property
-    def stated(self) -> float | None:
-        """Seconds that the file says it lasts; None where it does not say."""
-        return opening.stated_seconds(self._container, self._stream)
-
-    @property
     def duration(self) -> float:
-        """Seconds from the first picture to the end of the last, as the file states it, else as its packets do."""
-        stated = self.stated
-        return self._scan() if stated is None else stated
+        """Seconds from the first frame to the end of the last, as the file states it, else measured by its packets."""
+        if self._duration is None:
+            stated = container.stated_seconds(self._container, self._stream)
+            self._duration = self._measure() if stated is None else stated
+        return self._duration
 
     def frames_at(
         self, times: Sequence[float] | NDArray[np.float64], mode: Mode = "exact",
         size: int | None = None, fit: Fit = "crop",
     ) -> NDArray[np.uint8]:  # fmt: skip
-        """The pictures on screen at ``times``, upright, their pixels square.
+        """The frames on screen at ``times``, upright, with square pixels.
 
-        A moment before the first picture gives the first, one after the end the last.
+        A time before the first frame gives the first frame, one after the end the last.
 
         Args:
             times: (T,) seconds, in any order.
-            mode: ``exact``, or ``fast``: the nearest keyframe at or before each moment.
-            size: None keeps the picture's size; else pictures become ``size`` x ``size``.
-            fit: ``crop`` scales the shorter side to ``size`` and keeps the centre; ``squash`` keeps all of the picture.
+            mode: ``exact``, or ``fast``: the nearest keyframe at or before each time.
+            size: None keeps the size of the video; else frames become ``size`` x ``size``.
+            fit: ``crop`` scales the shorter side to ``size`` and keeps the centre; ``squash`` scales both sides.
 
         Returns:
             (T, H, W, 3) uint8 RGB.
@@ -121,36 +123,65 @@ class VideoReader:
         """
         self._rewind()
         self._mode = mode
-        moments = np.asarray(times, dtype=np.float64)
-        pictures: dict[int, NDArray[np.uint8]] = {}
+        requested = np.asarray(times, dtype=np.float64)
+        results: dict[int, NDArray[np.uint8]] = {}
         shown: VideoFrame | None = None
         pixels: NDArray[np.uint8] | None = None
-        for place in np.argsort(moments, kind="stable"):
-            picture = self._on_screen(self._first + _ticks(float(moments[place]), self._base))
-            if picture is not shown or pixels is None:
-                shown, pixels = picture, self._pixels(picture, size, fit, pixels)
-            pictures[int(place)] = pixels
-        if not pictures:
+        for place in np.argsort(requested, kind="stable"):
+            # The largest time stamp not after the time, with room for the float's rounding.
+            target = math.floor(float(requested[place]) / float(self._base) + 1e-4)
+            frame = self._on_screen(self._first + target)
+            if frame is not shown or pixels is None:
+                shown, pixels = frame, self._pixels(frame, size, fit, pixels)
+            results[int(place)] = pixels
+        if not results:
             return np.zeros((0, size or self.size[0], size or self.size[1], 3), dtype=np.uint8)
-        return np.stack([pictures[place] for place in range(len(pictures))])
+        return np.stack([results[place] for place in range(len(results))])
+
+    def frames_between(
+        self, start: float, end: float, shape: tuple[int, ...]
+    ) -> Generator[tuple[float, NDArray[np.uint8]]]:
+        """Time and pixels (H, W, 3) of the frame on screen at ``start`` and of all later ones before ``end``.
+
+        Args:
+            start, end: seconds.
+            shape: (H, W) of the result.
+        """
+        self._rewind()
+        self._mode = "exact"
+        current = self._on_screen(self._first + math.floor(start / float(self._base) + 1e-4))
+        self._target = -(2**62)
+        aspect = pixel_aspect(self._stream.sample_aspect_ratio)
+        for frame in itertools.chain([current], filter(None, [self._ahead]), self._frames):
+            time = float((cast("int", frame.pts) - self._first) * self._base)
+            if time >= end:
+                return
+            self.limits.check_pixels(self.path, frame.width, frame.height)
+            yield max(time, start), to_rgb(frame, None, "crop", self._scaler, aspect=aspect, shape=shape)
 
     # Opening and positioning
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
-        return opening.open_video(self.path, self._file, self.limits)
+        return container.open_video(self.path, self._file, self.limits)
+
+    @property
+    def _length(self) -> int:
+        """Time between two frames by the frame rate of the codec (25 if it states none), in units of the stream."""
+        rate = self._stream.codec_context.framerate or 25
+        return max(1, int(1 / ((rate if not self.raw or 1 <= rate <= 240 else 25) * self._base)))
 
     def _start_reading(self, *, from_start: bool) -> None:
-        """Forget all pictures; the next ones come from where the container stands now."""
+        """Forget all frames; the next ones come from the current position of the container."""
         self._from_start = from_start
-        self._current: VideoFrame | None = None  # the latest picture that is not later than the moment
-        self._ahead: VideoFrame | None = None  # the first picture that is
+        self._current: VideoFrame | None = None  # the latest frame that is not later than the target
+        self._ahead: VideoFrame | None = None  # the first frame that is later
         self._target = -(2**62)
-        self._pictures = self._decode()
+        self._frames = self._decode()
 
     def _rewind(self) -> None:
-        """Back to the first picture, by opening the file again: not every format can seek there."""
+        """Go back to the first frame by opening the file again: not every format can seek there."""
         if not self._fresh:
-            self._pictures.close()
+            self._frames.close()
             self._container.close()
             self._container, self._stream = self._open()
             self._start_reading(from_start=True)
@@ -158,20 +189,20 @@ class VideoReader:
         self._fresh = False
 
     def _seek(self, target: int) -> bool:
-        """Stand at the keyframe at or before ``target``; False where the format cannot."""
+        """Go to the keyframe at or before ``target``; False if the format cannot seek."""
         try:
             self._container.seek(target, stream=self._stream, backward=True)
-        except faults.FAULTS:
+        except FFMPEG_ERRORS:
             return False
-        self._pictures.close()
+        self._frames.close()
         self._start_reading(from_start=False)
         return True
 
     def _worth_seeking(self, target: int) -> bool:
-        """Whether a keyframe lies between the place that has been decoded to and ``target``."""
-        here = self._ahead or self._current
-        place = self._first if here is None else cast("int", here.pts)
-        if target <= place:
+        """Whether a keyframe lies between the frame that was decoded last and ``target``."""
+        latest = self._ahead or self._current
+        place = self._first if latest is None else cast("int", latest.pts)
+        if target <= place or self.raw:
             return False
         index = self._stream.index_entries
         if len(index) < 2:
@@ -181,32 +212,31 @@ class VideoReader:
     # Decoding
 
     def _on_screen(self, target: int) -> VideoFrame:
-        """The last picture whose time stamp is not after ``target`` (in units of the stream)."""
+        """The last frame whose time stamp is not after ``target`` (in units of the stream)."""
         if self._worth_seeking(target):
             self._seek(target)
-        picture = self._advance(target)
+        frame = self._advance(target)
         back = int(2 / self._base)
-        while not self._from_start and (picture is None or cast("int", picture.pts) > target):
-            # The seek landed too late, or where nothing can be decoded: further back, at last from the start.
+        while not self._from_start and (frame is None or cast("int", frame.pts) > target):
+            # The seek went too far, or to where nothing can be decoded: go further back, at last to the start.
             if target - back <= self._first or not self._seek(target - back):
                 self._rewind()
-            picture = self._advance(target)
+            frame = self._advance(target)
             back *= 8
-        if picture is None and self._oversized:
-            raise VideoError(
-                self.path, "too_large", f"a frame has more than the {self.limits.max_pixels} pixels allowed"
-            )
-        if picture is None:
+        if frame is None and self._oversized:
+            reason = f"a frame has more than the {self.limits.max_pixels} pixels allowed (--max-pixels)"
+            raise VideoError(self.path, "too_large", reason)
+        if frame is None:
             status = "corrupt" if self.damaged else "zero_frames"
             raise VideoError(self.path, status, f"no frame could be decoded ({self.damaged} damaged packets)")
-        return picture
+        return frame
 
     def _advance(self, target: int) -> VideoFrame | None:
-        """Decode on to ``target``; None where the stream ended without a picture."""
+        """Decode up to ``target``; None if the stream ended without a frame."""
         self._target = target
         while True:
             if self._ahead is None:
-                self._ahead = next(self._pictures, None)
+                self._ahead = next(self._frames, None)
             if self._ahead is None:
                 return self._current
             if cast("int", self._ahead.pts) > target:
@@ -214,99 +244,107 @@ class VideoReader:
             self._current, self._ahead = self._ahead, None
 
     def _decode(self) -> Generator[VideoFrame]:
-        """Pictures in order of time from here to the end; damaged packets are counted and passed over."""
+        """Frames in order of time, from the current position to the end; damaged packets are counted."""
         context = self._stream.codec_context
-        latest, step, keyed = None, 0, False
-        for packet in self._packets():
+        latest, step = None, 0
+        for packet in self._packets() if self._mode == "exact" else self._keyframes():
             stamp = None if packet is None else packet.pts
-            if self._mode == "fast" and packet is not None:  # not every decoder heeds `skip_frame`
-                if keyed and not packet.is_keyframe:
-                    continue
-                keyed = keyed or packet.is_keyframe
             spare = stamp is not None and latest is not None and stamp < latest
             context.skip_frame = "NONKEY" if self._mode == "fast" else "NONREF" if spare else "DEFAULT"
             if stamp is not None and stamp <= self._target:
                 latest = stamp if latest is None else max(latest, stamp)
             try:
-                pictures = context.decode(packet)
+                frames = context.decode(packet)
             except EOFError:
                 return
             except MemoryError:
-                raise faults.out_of_memory(self.path, self.limits) from None
-            except faults.FAULTS as error:
+                raise self.limits.out_of_memory(self.path) from None
+            except FFMPEG_ERRORS as error:
                 self.damaged += 1
-                # What FFmpeg says to more than max_pixels, and then it forgets the size.
+                # FFmpeg reports more than max_pixels as an invalid argument, and forgets the size.
                 self._oversized |= isinstance(error, av.error.ArgumentError) and not context.width
                 continue
-            for picture in pictures:
-                if picture.pts is None:
-                    picture.pts = picture.dts if picture.dts is not None else step
-                length = picture.duration or max(1, int(1 / ((context.framerate or 25) * self._base)))
-                step = picture.pts + length
-                self.damaged += picture.is_corrupt
+            for frame in frames:
+                if self.raw and self._mode == "exact":
+                    frame.pts = step  # frames are counted
+                elif frame.pts is None:
+                    frame.pts = frame.dts if frame.dts is not None else step
+                step = frame.pts + (frame.duration if frame.duration and not self.raw else self._length)
+                self.damaged += frame.is_corrupt
                 self.reached = max(self.reached, float((step - self._first) * self._base))
-                yield picture
+                yield frame
+
+    def _keyframes(self) -> Generator[Packet[VideoStream] | None]:
+        """Packets from the first keyframe on, without all that are no keyframes: not every decoder can skip them."""
+        keyframe_seen = False
+        for number, packet in enumerate(self._packets()):
+            if packet is not None and self.raw:
+                packet.pts = packet.dts = number * self._length
+            if packet is None or packet.is_keyframe or not keyframe_seen:
+                yield packet
+            keyframe_seen |= packet is not None and packet.is_keyframe
 
     def _packets(self) -> Generator[Packet[VideoStream] | None]:
-        """Packets of the video stream, then None: time to flush the decoder, also where the file breaks off."""
-        # Closed, for PyAV's own generator loses a packet and 1 byte where it is just let go of.
+        """Packets of the video stream, then None to flush the decoder, also if the file ends early."""
+        # Closed explicitly: PyAV's generator leaks a packet and 1 byte if it is only dropped.
         demux = cast("Generator[Packet[VideoStream]]", self._container.demux(self._stream))
         with contextlib.closing(demux) as packets:
             while True:
                 try:
                     packet = next(packets, None)
                 except MemoryError:
-                    raise faults.out_of_memory(self.path, self.limits) from None
-                except faults.FAULTS:
+                    raise self.limits.out_of_memory(self.path) from None
+                except FFMPEG_ERRORS:
                     self.damaged += 1
                     packet = None
                 if packet is None or (not packet.size and packet.dts is None):
                     yield None
                     return
                 if packet.has_sidedata("encryption_info"):
-                    raise faults.encrypted(self.path)
+                    raise container.encrypted(self.path)
                 self.damaged += packet.is_corrupt
-                if packet.size:  # AVI marks a picture that stays on screen by a packet of no bytes
+                if packet.size:  # AVI marks a frame that stays on screen by a packet of no bytes
                     yield packet
 
-    def _scan(self) -> float:
-        """Seconds by the time stamps of all packets, without decoding any."""
-        first, last, count = None, 0, 0
+    def _measure(self) -> float:
+        """Seconds by the time stamps of all packets, or by their number if they have none (nearly no decoding)."""
+        first, last, count, frames = None, 0, 0, 0
         with VideoReader(self.path, self.limits) as other:
             for packet in other._packets():
-                if packet is None or packet.pts is None:
+                if self.raw and count < _FIELD_TEST:
+                    with contextlib.suppress(*FFMPEG_ERRORS, EOFError):
+                        frames += len(other._stream.codec_context.decode(packet))
+                if packet is None or (packet.pts is None and not self.raw):
                     continue
                 count += 1
-                if count > self.limits.max_frames:
-                    raise faults.too_many_frames(self.path, count, self.limits)
-                first = packet.pts if first is None else min(first, packet.pts)
-                last = max(last, packet.pts + (packet.duration or 0))
+                self.limits.check_length(self.path, None, count)
+                if packet.pts is not None:
+                    first = packet.pts if first is None else min(first, packet.pts)
+                    last = max(last, packet.pts + (packet.duration or 0))
+        if self.raw:
+            # A decoder may keep up to 16 frames back, so half as many frames as packets means one field a packet.
+            per_frame = 2 if frames <= 0.6 * min(count, _FIELD_TEST) else 1
+            first, last = 0, count * self._length // per_frame
         seconds = 0.0 if first is None else float((last - first) * self._base)
-        if seconds > self.limits.max_seconds:
-            raise faults.too_long(self.path, seconds, self.limits)
+        self.limits.check_length(self.path, seconds, count)
         return max(seconds, 0.0)
 
     # Pixels
 
     def _pixels(
-        self, picture: VideoFrame, size: int | None, fit: Fit, like: NDArray[np.uint8] | None
+        self, frame: VideoFrame, size: int | None, fit: Fit, like: NDArray[np.uint8] | None
     ) -> NDArray[np.uint8]:
-        """(H, W, 3) of a picture; ``like`` holds its size fixed where a stream changes it on the way."""
+        """(H, W, 3) of a frame; the size of ``like`` is kept if the stream changes its size on the way."""
         aspect = pixel_aspect(self._stream.sample_aspect_ratio)
-        faults.check_pixels(self.path, picture.width, picture.height, self.limits)
+        self.limits.check_pixels(self.path, frame.width, frame.height)
         if size is None:
-            faults.check_pixels(self.path, round(picture.width * aspect), picture.height, self.limits)
+            self.limits.check_pixels(self.path, round(frame.width * aspect), frame.height)
         try:
-            pixels = fitted(picture, size, fit, self._scale, aspect=aspect)
+            pixels = to_rgb(frame, size, fit, self._scaler, aspect=aspect)
             if like is not None and like.shape != pixels.shape:
-                pixels = fitted(picture, None, fit, self._scale, shape=like.shape[:2])
+                pixels = to_rgb(frame, None, fit, self._scaler, shape=like.shape[:2])
         except (MemoryError, av.error.BlockingIOError):  # EAGAIN: no memory for the scaler's thread
-            raise faults.out_of_memory(self.path, self.limits) from None
-        except faults.FAULTS as error:
-            raise VideoError(self.path, "unsupported", f"its pixels cannot be turned into RGB: {error}") from None
+            raise self.limits.out_of_memory(self.path) from None
+        except FFMPEG_ERRORS as error:
+            raise VideoError(self.path, "unsupported", f"its pixels cannot be converted to RGB: {error}") from None
         return pixels
-
-
-def _ticks(seconds: float, base: Fraction) -> int:
-    """Seconds in units of the stream: the largest tick not after them, but for the float's own last digits."""
-    return math.floor(seconds / float(base) + 1e-4)
