@@ -80,7 +80,7 @@ def test_results_hold_value_chance_and_baselines_of_each_metric(tmp_path: Path) 
     assert results["multiple_choice"]["accuracy"]["target"] == 45.0  # text only + 25
     assert results["question_answering"]["temporal"]["met"] is True
     assert results["question_answering"]["kinds"]["order"]["baselines"]["question only"]["value"] == 20.0
-    assert results["export"]["R@1"] == {"value": 30.6, "baselines": {"checkpoint": 65.0}}
+    assert results["export"]["R@1"] == {"value": 30.6, "baselines": {"checkpoint": {"value": 65.0}}}
     assert results["seconds"]["value"] == 38.0
     assert terminal_table(results).row_count > 10
 

@@ -91,13 +91,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shuffled = {"frames shuffled": {"value": 62.25, "gain": [-15.0, -9.5]}}
     results: dict[str, Any] = {
         "retrieval": {
-            "R@1": leaf(56.0, 0.2, target=30.0, met=True, interval=[51.0, 60.5], baselines={"frames shuffled": 40.0}),
+            "R@1": leaf(
+                56.0, 0.2, target=30.0, met=True, interval=[51.0, 60.5], baselines={"frames shuffled": {"value": 40.0}}
+            ),
             "MdR": leaf(1.0, 250.5, target=5.0, met=True),
         },
         "question_answering": {
-            "accuracy": leaf(70.0, 2.0, baselines={"question only": 38.0}),
-            "temporal": leaf(48.0, 2.0, baselines={"frames shuffled": 31.5}),
-            "kinds": {"colour": leaf(80.0, baselines={"question only": 20.0}), EVIL: leaf(1.0)},
+            "accuracy": leaf(70.0, 2.0, baselines={"question only": {"value": 38.0}}),
+            "temporal": leaf(48.0, 2.0, baselines={"frames shuffled": {"value": 31.5}}),
+            "kinds": {"colour": leaf(80.0, baselines={"question only": {"value": 20.0}}), EVIL: leaf(1.0)},
         },
         "multiple_choice": {
             "temporal": leaf(50.0, 20.0, target=60.0, met=False, baselines=shuffled),
@@ -265,7 +267,7 @@ def test_nan_and_infinity_are_ignored(tmp_path: Path) -> None:
         ("results.json", "{", r"results\.json: cannot be read as JSON"),
         ("results.json", "[]", r"results\.json: not a JSON object"),
         ("pretrain/masked.json", "nonsense", r"masked\.json: cannot be read as JSON"),
-        ("pretrain/metrics.jsonl", "nonsense\n{}\n", r"metrics\.jsonl:1: not JSON"),
+        ("pretrain/metrics.jsonl", "nonsense\n{}\n", r"metrics\.jsonl:1: cannot be read as JSON"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -21,7 +21,7 @@ RESULTS = {
         "MdR": {"value": 2.5, "chance": 250.5, "baselines": {}, "target": 2, "met": False},
     },
     "question_answering": {
-        "kinds": {"colour": {"value": 80, "chance": None, "baselines": {"question only": 21}}},
+        "kinds": {"colour": {"value": 80, "chance": None, "baselines": {"question only": {"value": 21}}}},
         "temporal": {"value": 50.0, "target": "above shuffled", "met": True},
     },
 }

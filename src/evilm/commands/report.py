@@ -11,42 +11,38 @@ import typer
 
 from evilm.commands.console import AsJson
 
-Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders with evaluated runs in them.")]
+Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain evaluated runs.")]
 
 
 def table(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="1 to 6.")], runs: Runs = None, as_json: AsJson = False
+    number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, max=6, help="Number of the table, 1 to 6.")],
+    runs: Runs = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Print a table of the paper, our own numbers and their data beside."""
-    from evilm.report import measured, paper_tables
+    """Print a table of the paper with the results of our runs, as Markdown."""
+    from evilm.report import tables
+    from evilm.report.evaluations import read_evaluations
 
-    evaluations, unusable = measured.read(runs or ())
-    found = paper_tables.compare(number, evaluations)
-    found = paper_tables.Comparison(found.table, found.lines, (*found.left_out, *unusable))
-    if as_json:
-        typer.echo(json.dumps(paper_tables.as_json(found), indent=2))
-    else:
-        typer.echo(paper_tables.as_markdown(found))
+    evaluations, unusable = read_evaluations(runs or ())
+    filled = tables.fill(number, evaluations, unusable)
+    typer.echo(json.dumps(tables.as_json(filled), indent=2) if as_json else tables.as_markdown(filled))
 
 
 def figure(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="1 or 2.")],
+    number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, max=2, help="Number of the figure, 1 or 2.")],
     runs: Runs = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it: .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the numbers of a figure of the paper, ours beside; draw it."""
-    from evilm.report import measured, paper_figures
+    """Print the numbers of a figure of the paper with the results of our runs, as Markdown."""
+    from evilm.report import figures
+    from evilm.report.evaluations import read_evaluations
 
-    evaluations, unusable = measured.read(runs or ())
-    about, points, left_out = paper_figures.points(number, evaluations)
-    left_out = [*left_out, *unusable]
+    evaluations, unusable = read_evaluations(runs or ())
+    filled = figures.fill(number, evaluations, unusable)
     if out is not None:
-        paper_figures.draw(about, points, out)
-    if as_json:
-        typer.echo(json.dumps(paper_figures.as_json(about, points, left_out), indent=2))
-    else:
-        typer.echo(paper_figures.as_markdown(about, points, left_out))
+        figures.draw(filled, out)
+    typer.echo(json.dumps(figures.as_json(filled), indent=2) if as_json else figures.as_markdown(filled))
 
 
 def cost(

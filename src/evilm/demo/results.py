@@ -63,7 +63,7 @@ def _retrieval(run: Demo) -> Results:
     for count, target in ((1, 30.0), (5, None), (10, 85.0)):
         baselines = {name: _recall(other, count) for name, other in others.items()}
         group[f"R@{count}"] = _leaf(found, f"R@{count}", _recall(rows, count), baselines, target)
-    group["MdR"] = _leaf(found, "MdR") | {"baselines": {name: found[name]["MdR"] for name in others}}
+    group["MdR"] = _leaf(found, "MdR") | {"baselines": {name: {"value": found[name]["MdR"]} for name in others}}
     return group
 
 
@@ -129,7 +129,7 @@ def _pretrain(run: Demo) -> Results:
 def _export(run: Demo) -> Results:
     found = run.found["export"]
     leaves = {
-        name: {"value": found["metrics"][name], "baselines": {"checkpoint": found["checkpoint"][name]}}
+        name: {"value": found["metrics"][name], "baselines": {"checkpoint": {"value": found["checkpoint"][name]}}}
         for name in ("R@1", "R@5", "R@10")
     }
     return {"title": "Retrieval, exported to int8"} | leaves

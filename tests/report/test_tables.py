@@ -1,4 +1,4 @@
-"""The paper's tables and figures with our runs in them: values as printed, ours where they belong, nothing made up."""
+"""The paper's tables and figures with the results of our runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from evilm import cli
 from evilm.errors import ConfigError, DataError, OutputError
-from evilm.report import measured, paper_figures, paper_tables, published
+from evilm.report import figures, paper, tables
+from evilm.report.evaluations import read_evaluations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +50,8 @@ def runs(tmp_path: Path) -> Path:
     folder = tmp_path / "ours"
     run(folder / "tok", {"name": "tokenizer", "word_loss": "focal"}, validation={"voc_rate": 91.23})
     both = {"name": "pretrain", "mvm_weight": 1.0, "mlm_weight": 1.0, "vtm_weight": 1.0, "tokenizer": "elsewhere/tok"}
-    with_mvm = run(folder / "with", {**both, "contrastive": 1.0})
-    run(folder / "without", {**both, "mvm": 0, "tokenizer": None})
+    with_mvm = run(folder / "with", {**both, "contrastive_weight": 1.0})
+    run(folder / "without", {**both, "mvm_weight": 0, "tokenizer": None})
     tuned = run(folder / "retrieval", {"name": "retrieval"}, "elsewhere/with")
     evaluate(tuned, "retrieval", "msrvtt_retrieval", 1000)
     evaluate(tuned, "retrieval", "msrvtt_retrieval", 1000, "shuffled", order="shuffled")
@@ -69,14 +70,14 @@ def runs(tmp_path: Path) -> Path:
 
 
 def compared(number: int, folder: Path) -> dict[str, Any]:
-    evaluations, said = measured.read([folder])
-    assert said == []
-    return paper_tables.as_json(paper_tables.compare(number, evaluations, costs=False))
+    evaluations, unusable = read_evaluations([folder])
+    assert unusable == []
+    return tables.as_json(tables.fill(number, evaluations, costs=False))
 
 
 def test_published_values_are_those_of_the_text() -> None:
-    """A sample of each table against the paper's text, and what is not printed is not there."""
-    values = {(n, row.method): row.values for n in range(1, 7) for row in published.table(n).rows}
+    """A sample of each table against the paper's text; values that it does not print are absent."""
+    values = {(n, row.method): row.values for n in range(1, 7) for row in paper.table(n).rows}
     assert values[1, "E-ViLM"] == {
         "parameters": 16, "flops": 12.2, "frames": 4, "pretraining": "Web2.5M", "action": 84.7, "transition": 94.2,
         "frame": 60.7, "msrvtt_mc": 89.2, "msrvtt_qa": 39.3, "msvd_qa": 41.5,
@@ -89,133 +90,133 @@ def test_published_values_are_those_of_the_text() -> None:
     assert values[5, "VTM + MLM"] == {"msrvtt": (23.6, 47.6, 60.1), "msrvtt_qa": 35.6, "msrvtt_mc": 72.8}
     assert values[6, "E-ViLM + T_L_BCE"] == {"voc_rate": 64.2, "hmdb51": 35.9, "msrvtt_qa": 38.7}
     assert "voc_rate" not in values[6, "E-ViLM + T_DALL-E (pixels)"]
-    assert published.table(1).rows[7].starred == {"msrvtt_mc", "msrvtt_qa", "msvd_qa"}
+    assert paper.table(1).rows[7].starred == {"msrvtt_mc", "msrvtt_qa", "msvd_qa"}
 
 
-def test_every_row_is_whole() -> None:
-    """Each value stands under a column that there is, with as many numbers as the column has metrics."""
+def test_every_value_has_a_column() -> None:
+    """Each value belongs to a column and has as many numbers as the column has metrics."""
     for number in range(1, 7):
-        table = published.table(number)
+        table = paper.table(number)
         for row in table.rows:
             assert row.starred <= row.values.keys()
             for key, value in row.values.items():
-                column = table.column(key)
+                column = table.columns[key]
                 assert len(value) == len(column.metrics) if isinstance(value, tuple) else len(column.metrics) < 2
 
 
-def test_contradictions_stand_where_they_are() -> None:
-    assert any("39.6 in Table 3 and 33.9 in Table 6" in text for text in published.table(3).contradictions)
-    assert published.table(3).contradictions[0] in published.table(6).contradictions
-    assert any("35.6 in Table 5 and 37.9" in text for text in published.table(5).contradictions)
-    assert published.figure(1).contradictions
+def test_contradictions_are_listed_with_their_tables() -> None:
+    assert any("39.6 in Table 3 and 33.9 in Table 6" in text for text in paper.table(3).contradictions)
+    assert paper.table(3).contradictions[0] in paper.table(6).contradictions
+    assert any("35.6 in Table 5 and 37.9" in text for text in paper.table(5).contradictions)
+    assert paper.figure(1).contradictions
 
 
 @pytest.mark.parametrize("number", range(1, 7))
-def test_without_runs_ours_is_empty(number: int) -> None:
-    found = paper_tables.compare(number, [])
-    said = paper_tables.as_json(found)
-    assert said["ours"] == []
-    own = [line for line in paper_tables.as_markdown(found).splitlines() if line.startswith("| ours: none |")]
-    assert len(own) == sum(row.ours for row in found.table.rows)
+def test_without_runs_our_rows_are_empty(number: int) -> None:
+    filled = tables.fill(number, [])
+    assert tables.as_json(filled)["ours"] == []
+    own = [line for line in tables.as_markdown(filled).splitlines() if line.startswith("| ours: none |")]
+    assert len(own) == sum(row.ours for row in filled.table.rows)
     assert all(set(line.removeprefix("| ours: none")) == {"|", " "} for line in own)
 
 
-def test_table_2_has_the_tuned_run_and_not_the_control(runs: Path) -> None:
-    said = compared(2, runs)
-    [line] = said["ours"]
-    assert line["label"] == "ours/with: MLM + MVM + VTM + contrast (not the paper's)"
+def test_table_2_holds_fine_tuned_runs_and_no_controls(runs: Path) -> None:
+    filled = compared(2, runs)
+    [line] = filled["ours"]
+    assert line["label"] == "ours/with: MLM + MVM + VTM + contrastive (not in the paper)"
     assert line["method"] == "E-ViLM"
-    cell = line["values"]["msrvtt"]
+    cell = line["cells"]["msrvtt"]
     assert cell["value"] == (30.0, 60.5, 80.0)
-    assert (cell["samples"], cell["published_size"], cell["split"]) == (1000, True, "test")
-    assert cell["run"].endswith("retrieval/evaluation-test")
-    assert line["values"]["didemo"] is None
-    assert line["values"]["pretraining"]["value"] == "msrvtt_retrieval of world"
-    assert any("shuffled" in text and "a control" in text for text in said["left_out"])
-    assert any("zero-shot: see Table 4" in text for text in said["left_out"])
+    evaluation = cell["evaluation"]
+    assert (evaluation["samples"], evaluation["split"], evaluation["interval"]) == (1000, "test", [30.0, 34.0])
+    assert evaluation["file"].endswith("retrieval/evaluation-test/metrics.json")
+    assert "didemo" not in line["cells"]
+    assert line["cells"]["pretraining"]["value"] == "msrvtt_retrieval of world"
+    assert any("shuffled" in text and "a control" in text for text in filled["unused"])
+    assert any("zero-shot: see Table 4" in text for text in filled["unused"])
 
 
-def test_table_4_has_the_zero_shot_run_and_says_that_its_data_are_others(runs: Path) -> None:
+def test_table_4_holds_zero_shot_runs_and_names_their_data(runs: Path) -> None:
     [line] = compared(4, runs)["ours"]
-    cell = line["values"]["msrvtt"]
-    assert (cell["samples"], cell["published_samples"], cell["published_size"]) == (500, 1000, False)
+    cell = line["cells"]["msrvtt"]
+    assert cell["evaluation"]["samples"] == 500
     assert "500 rows: not the published test split, which has 1,000; a rule" in cell["note"]
 
 
-def test_table_3_tells_with_and_without_mvm(runs: Path) -> None:
-    said = compared(3, runs)
-    [line] = said["ours"]
+def test_table_3_separates_runs_with_and_without_mvm(runs: Path) -> None:
+    filled = compared(3, runs)
+    [line] = filled["ours"]
     assert line["method"] == "E-ViLM with MVM"
-    assert line["values"]["hmdb51"]["value"] == 21.0
-    assert any("orphan" in text and "elsewhere/deleted is not there" in text for text in said["left_out"])
+    assert line["cells"]["hmdb51"]["value"] == 21.0
+    assert any("orphan" in text and "elsewhere/deleted does not exist" in text for text in filled["unused"])
 
 
-def test_table_5_tells_objectives(runs: Path) -> None:
-    methods = {line["method"]: line["values"] for line in compared(5, runs)["ours"]}
+def test_table_5_separates_runs_by_objectives(runs: Path) -> None:
+    methods = {line["method"]: line["cells"] for line in compared(5, runs)["ours"]}
     assert methods.keys() == {"VTM + MLM + MVM", "VTM + MLM", "no pre-training"}
     assert methods["VTM + MLM"]["msrvtt_qa"]["value"] == 32.0
     assert methods["no pre-training"]["msrvtt_qa"]["value"] == 12.0
-    assert methods["VTM + MLM + MVM"]["msrvtt_qa"] is None  # the one that cannot see is a control
+    assert "msrvtt_qa" not in methods["VTM + MLM + MVM"]  # the text-only run is a control
 
 
-def test_objectives_that_the_paper_has_not_are_a_line_of_their_own(tmp_path: Path) -> None:
+def test_objectives_that_are_not_in_the_paper_get_their_own_row(tmp_path: Path) -> None:
     run(tmp_path / "mlm", {"name": "pretrain", "mvm_weight": 0, "mlm_weight": 1.0, "vtm_weight": 0})
     evaluate(run(tmp_path / "qa", {"name": "question_answering"}, "mlm"), "question_answering", "msrvtt_qa", 9)
-    evaluations, _ = measured.read([tmp_path])
-    found = paper_tables.compare(5, evaluations)
-    assert [line.method for line in found.lines] == [None]
-    assert paper_tables.as_markdown(found).count("ours: none") == 4
+    evaluations, _ = read_evaluations([tmp_path])
+    filled = tables.fill(5, evaluations)
+    assert [line.method for line in filled.lines] == [None]
+    assert tables.as_markdown(filled).count("ours: none") == 4
 
 
-def test_table_6_tells_tokenizers_and_their_use(runs: Path, tmp_path: Path) -> None:
-    methods = {line["method"]: line["values"] for line in compared(6, runs)["ours"]}
+def test_table_6_separates_runs_by_tokenizer(runs: Path, tmp_path: Path) -> None:
+    methods = {line["method"]: line["cells"] for line in compared(6, runs)["ours"]}
     assert methods.keys() == {"E-ViLM + T_L_TOKEN", "Baseline (no MVM)"}
     assert methods["E-ViLM + T_L_TOKEN"]["voc_rate"]["value"] == 91.2
     assert "at the end of the training" in methods["E-ViLM + T_L_TOKEN"]["voc_rate"]["note"]
-    assert methods["Baseline (no MVM)"]["voc_rate"] is None
+    assert "voc_rate" not in methods["Baseline (no MVM)"]
     evaluate(runs / "tok", "tokenizer", "msrvtt_retrieval", 8, metrics={"voc_rate": 90.0, "perplexity": 3.0})
-    methods = {line["method"]: line["values"] for line in compared(6, runs)["ours"]}
+    methods = {line["method"]: line["cells"] for line in compared(6, runs)["ours"]}
     assert methods["E-ViLM + T_L_TOKEN"]["voc_rate"]["value"] == 90.0
     run(tmp_path / "px" / "tok", {"name": "reconstruction", "target": "pixels"}, validation={"voc_rate": 50.0})
     run(tmp_path / "px" / "pre", {"name": "pretrain", "mvm_weight": 1.0, "tokenizer": "x/tok"})
     evaluate(run(tmp_path / "px" / "probe", {"name": "linear_probe"}, "x/pre"), "linear_probe", "hmdb51", 1530)
     [line] = compared(6, tmp_path / "px")["ours"]
     assert line["method"] == "E-ViLM + T_DALL-E (pixels)"
-    assert line["values"]["voc_rate"]["value"] == 50.0
+    assert line["cells"]["voc_rate"]["value"] == 50.0
 
 
-def test_a_tokenizer_without_a_model_has_its_use_in_table_6(tmp_path: Path) -> None:
+def test_table_6_holds_tokenizers_without_a_model(tmp_path: Path) -> None:
     made = run(tmp_path / "features", {"name": "reconstruction", "target": "features"})
     evaluate(made, "reconstruction", "msrvtt_retrieval", 8, metrics={"voc_rate": 85.44, "perplexity": 280.0})
     [line] = compared(6, tmp_path)["ours"]
     assert line["method"] == "E-ViLM + T_BEVT/PeCo (features)"
     assert line["label"].endswith("/features, no model pre-trained with it")
-    assert line["values"]["voc_rate"]["value"] == 85.4
-    assert line["values"]["hmdb51"] is None
+    assert line["cells"]["voc_rate"]["value"] == 85.4
+    assert "hmdb51" not in line["cells"]
     assert compared(5, tmp_path)["ours"] == []
 
 
-def test_a_second_evaluation_of_one_cell_is_said(runs: Path) -> None:
+def test_a_second_evaluation_of_one_cell_is_reported(runs: Path) -> None:
     evaluate(runs / "retrieval", "retrieval", "msrvtt_retrieval", 200, "evaluation-validation", split="validation")
-    said = compared(2, runs)
-    assert said["ours"][0]["values"]["msrvtt"]["samples"] == 1000
-    assert any("MSRVTT of ours/with" in text and "is there already" in text for text in said["left_out"])
+    filled = compared(2, runs)
+    assert filled["ours"][0]["cells"]["msrvtt"]["evaluation"]["samples"] == 1000
+    assert any("MSRVTT of ours/with" in text and "already has a value" in text for text in filled["unused"])
 
 
-def test_markdown_numbers_its_sources(runs: Path) -> None:
-    evaluations, _ = measured.read([runs])
-    text = paper_tables.as_markdown(paper_tables.compare(2, evaluations))
+def test_markdown_has_numbered_sources(runs: Path) -> None:
+    evaluations, _ = read_evaluations([runs])
+    text = tables.as_markdown(tables.fill(2, evaluations))
     lines = text.splitlines()
     paper = next(i for i, line in enumerate(lines) if line.startswith("| E-ViLM |"))
     assert lines[paper] == "| E-ViLM | Web2.5M | 27.0 / 51.7 / 64.4 | 23.8 / 44.9 / 53.2 |"
     assert lines[paper + 1].startswith("| ours: ours/with")
     assert "30.0 / 60.5 / 80.0 [1] |" in lines[paper + 1]
-    assert "* [1] msrvtt_retrieval of world, test split, 1,000 rows; a rule" in lines
+    assert "* [1] msrvtt_retrieval of world, test split, 1,000 rows; a rule; 95 % interval of R@1 30.0 to 34.0" in lines
     assert "| all-in-one-T | HT100M+Web2.5M | 16.3 / 37.4 / 53.1* | 12.5 / 26.4 / 38.9* |" in lines
     assert "arXiv 2311.17267" in text
 
 
-def test_table_1_counts_our_own_model(tmp_path: Path, tiny: ModelConfig, vocabulary: Vocabulary) -> None:
+def test_table_1_counts_parameters_and_operations(tmp_path: Path, tiny: ModelConfig, vocabulary: Vocabulary) -> None:
     from evilm.report.cost import cost_of_shape
 
     shape = tiny.model_dump()
@@ -223,19 +224,19 @@ def test_table_1_counts_our_own_model(tmp_path: Path, tiny: ModelConfig, vocabul
     tuned = run(tmp_path / "qa", {"name": "question_answering"}, "pre", model=shape)
     vocabulary.save(tuned / "step-7" / "vocabulary.json")
     evaluate(tuned, "question_answering", "msrvtt_qa", 600)
-    evaluations, _ = measured.read([tmp_path])
-    [line] = paper_tables.compare(1, evaluations).lines
+    evaluations, _ = read_evaluations([tmp_path])
+    [line] = tables.fill(1, evaluations).lines
     cost = cost_of_shape("tiny", tiny, 2, 64, 30, vocabulary.size)
     assert line.cells["parameters"].value == round(cost.parameters / 1e6, 2)
     assert line.cells["flops"].value == round(2 * cost.macs / 1e9, 2)
     assert line.cells["frames"].value == 2
     # Figure 1: the paper's two models in six series each, and ours in the one that was measured.
-    _, found, said = paper_figures.points(1, evaluations)
-    assert said == []
-    assert len([point for point in found if point.paper]) == 12
-    [own] = [point for point in found if not point.paper]
+    filled = figures.fill(1, evaluations)
+    assert filled.unused == []
+    assert len([point for point in filled.points if point.paper]) == 12
+    [own] = [point for point in filled.points if not point.paper]
     assert (own.series, own.value, own.parameters) == ("MSRVTT QA", 32.0, line.cells["parameters"].value)
-    assert next(p for p in found if p.method == "all-in-one-B" and p.series == "MSRVTT R@10").value == 71.9
+    assert next(p for p in filled.points if p.method == "all-in-one-B" and p.series == "MSRVTT R@10").value == 71.9
 
 
 @pytest.fixture
@@ -254,51 +255,59 @@ def pair(tmp_path: Path, tiny: ModelConfig, vocabulary: Vocabulary) -> Path:
     return tmp_path
 
 
-def test_figure_2_is_the_gain_of_pairs_that_differ_in_mvm_alone(pair: Path) -> None:
-    evaluations, _ = measured.read([pair])
-    figure, [point], said = paper_figures.points(2, evaluations)
+def test_figure_2_is_the_gain_of_pairs_that_differ_only_in_mvm(pair: Path) -> None:
+    evaluations, _ = read_evaluations([pair])
+    filled = figures.fill(2, evaluations)
+    [point] = filled.points
     assert point.value == 5.5
     assert "46.0 against 40.5" in point.note
     assert not point.paper
-    assert len(said) == 1
-    assert "there is no run without MVM" in said[0]
-    assert "its numbers are printed nowhere" in paper_figures.as_markdown(figure, [point], said)
-    assert paper_figures.as_json(figure, [point], said)["points"][0]["value"] == 5.5
+    [unused] = filled.unused
+    assert "there is no run without MVM" in unused
+    assert "the text prints none" in figures.as_markdown(filled)
+    assert figures.as_json(filled)["points"][0]["value"] == 5.5
 
 
-def test_figures_are_drawn_whole_or_not_at_all(pair: Path, tmp_path: Path) -> None:
-    evaluations, _ = measured.read([pair])
-    figure, found, _ = paper_figures.points(2, evaluations)
+def test_figures_are_drawn_atomically(pair: Path, tmp_path: Path) -> None:
+    evaluations, _ = read_evaluations([pair])
+    filled = figures.fill(2, evaluations)
     out = tmp_path / "pictures" / "two.svg"
-    paper_figures.draw(figure, found, out)
+    figures.draw(filled, out)
     assert "</svg>" in out.read_text()
     assert [path.name for path in out.parent.iterdir()] == ["two.svg"]
-    with pytest.raises(OutputError, match=r"ends in \.png"):
-        paper_figures.draw(figure, found, tmp_path / "two.doc")
+    with pytest.raises(OutputError, match=r"use \.png"):
+        figures.draw(filled, tmp_path / "two.doc")
 
 
 def test_commands(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["report", "table", "5", str(runs)]) == 0
     assert "| VTM + MLM + MVM | 27.0 / 51.7 / 64.4 | 39.3 | 89.2 |" in capsys.readouterr().out
     assert cli.run(["report", "table", "6", str(runs), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["table"] == 6
+    assert json.loads(capsys.readouterr().out)["table"]["number"] == 6
     assert cli.run(["report", "figure", "1", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) == 12
 
 
-def test_what_cannot_be_reported(tmp_path: Path, runs: Path) -> None:
-    with pytest.raises(ConfigError, match="has no Table 7: its tables are 1 to 6"):
-        paper_tables.compare(7, [])
+def test_errors(tmp_path: Path, runs: Path) -> None:
+    with pytest.raises(ConfigError, match="has no Table 7 with numbers: its tables are 1 to 6"):
+        tables.fill(7, [])
     with pytest.raises(ConfigError, match="has no Figure 3"):
-        paper_figures.points(3, [])
+        figures.fill(3, [])
     with pytest.raises(DataError, match="no such file or folder"):
-        measured.read([tmp_path / "nothing"])
+        read_evaluations([tmp_path / "nothing"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no evaluation"):
-        measured.read([tmp_path / "empty"])
+        read_evaluations([tmp_path / "empty"])
     (runs / "retrieval" / "evaluation-test" / "metrics.json").write_text('{"task": ')
     (runs / "probe" / "evaluation-test" / "metrics.json").write_text("[1]")
-    found, said = measured.read([runs])
-    assert len(said) == 2
-    assert all("left out: not an evaluation of ours" in line for line in said)
-    assert len(found) == 6
+    evaluations, unusable = read_evaluations([runs])
+    assert len(unusable) == 2
+    assert all("not used: not an evaluation of evilm" in line for line in unusable)
+    assert len(evaluations) == 6
+
+
+def test_a_run_with_old_settings_is_not_used(tmp_path: Path) -> None:
+    evaluate(run(tmp_path / "old", {"name": "pretrain", "mvm": 1.0}), "retrieval", "msrvtt_retrieval", 9)
+    evaluations, [line] = read_evaluations([tmp_path])
+    assert evaluations == []
+    assert "task.mvm is now task.mvm_weight" in line

@@ -1,0 +1,283 @@
+"""A table of the paper with the results of our own runs: the paper's values, ours, and the data they are from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from evilm import config
+from evilm.report import paper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from evilm.report.evaluations import Evaluation, Provenance
+    from evilm.report.paper import Column, Row, Table, Value
+
+WORDS = 30  # word pieces of the text for which a model's operations are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value of ours.
+
+    Attributes:
+        value: as the column shows it.
+        note: data, rule, or how it was counted.
+        evaluation: where it is from; None for a property of the model.
+    """
+
+    value: Value
+    note: str = ""
+    evaluation: Evaluation | None = None
+
+
+@dataclass(slots=True)
+class Line:
+    """A row of ours.
+
+    Attributes:
+        label: the model.
+        method: the paper's row that it belongs to; None if the paper has no such row.
+        cells: by column key.
+    """
+
+    label: str
+    method: str | None
+    cells: dict[str, Cell] = field(default_factory=lambda: {})
+
+
+@dataclass(frozen=True, slots=True)
+class FilledTable:
+    """A table of the paper, our rows, and why evaluations were not used (one line each)."""
+
+    table: Table
+    lines: tuple[Line, ...]
+    unused: tuple[str, ...]
+
+
+def fill(
+    number: int, evaluations: Sequence[Evaluation], unusable: Sequence[str] = (), *, costs: bool = True
+) -> FilledTable:
+    """Put our evaluations into a table of the paper.
+
+    Args:
+        number: of the table.
+        evaluations: those at hand.
+        unusable: lines about others that could not be read.
+        costs: whether to count parameters and operations for Table 1 (needs torch, takes seconds for each model).
+
+    Raises:
+        ConfigError: the paper has no such table.
+    """
+    table = paper.table(number)
+    lines: dict[tuple[str, str | None], Line] = {}
+    models: dict[tuple[str, str | None], Provenance] = {}
+    unused = list(unusable)
+    # The test split comes first, so that it fills the cell.
+    for evaluation in sorted(evaluations, key=lambda each: (each.split != "test", str(each.file))):
+        wanted = (evaluation.task, evaluation.data.reader)
+        key, column = next(((k, c) for k, c in table.columns.items() if (c.task, c.reader) == wanted), (None, None))
+        if key is None or column is None:
+            continue
+        why = _excluded(table, evaluation)
+        if why:
+            unused.append(f"{evaluation.file}: {why}")
+            continue
+        method = next((row.method for row in table.rows if row.ours and _matches(row, evaluation.model)), None)
+        place = (_label(evaluation.model), method)
+        line = lines.setdefault(place, Line(*place))
+        models.setdefault(place, evaluation.model)
+        if key in line.cells:
+            unused.append(f"{evaluation.file}: {column.name} of {line.label} already has a value")
+        else:
+            line.cells[key] = _cell(evaluation, column)
+    for place, line in lines.items():
+        line.cells.update(_model_cells(table, models[place], evaluations, costs=costs))
+    tokenizers = _tokenizer_lines(table, list(models.values()), evaluations)
+    return FilledTable(table, (*lines.values(), *tokenizers), tuple(unused))
+
+
+def _excluded(table: Table, evaluation: Evaluation) -> str | None:
+    """Why an evaluation does not belong into a table; None if it does."""
+    if evaluation.control:
+        return f"a control experiment: {evaluation.control}"
+    if evaluation.zero_shot != table.zero_shot:
+        return "zero-shot: see Table 4" if evaluation.zero_shot else "fine-tuned, and Table 4 is zero-shot"
+    model, own = evaluation.model, [row for row in table.rows if row.ours]
+    if all(row.mvm is row.objectives is row.tokenizer is None for row in own):
+        return None
+    if model.objectives is None:
+        return f"its pre-training is unknown: {', '.join(model.all_missing)} does not exist"
+    if model.pretraining is None and all(row.objectives is None for row in own):
+        return "not pre-trained: only Table 5 has such a row"
+    if any(row.tokenizer for row in own) and _tokenizer(model) is None:
+        return "the video tokenizer of its pre-training does not exist any more"
+    return None
+
+
+def _matches(row: Row, model: Provenance) -> bool:
+    """Whether a row of the paper's own is of a model with these objectives and this tokenizer."""
+    if row.objectives is not None:
+        return row.objectives == model.objectives
+    if row.tokenizer is not None:
+        return row.tokenizer == _tokenizer(model)
+    return row.mvm is None or row.mvm == ("mvm" in (model.objectives or ()))
+
+
+def _tokenizer(model: Provenance) -> str | None:
+    """The row of Table 6: a tokenizer's kind, or ``none`` without MVM; None if the tokenizer is missing."""
+    pretraining = model.pretraining
+    if pretraining is None or not pretraining.settings.get("mvm_weight"):
+        return "none"
+    return None if pretraining.tokenizer is None else pretraining.tokenizer.tokenizer_kind
+
+
+def _label(model: Provenance) -> str:
+    """The pre-trained run behind a model, and its objectives."""
+    pretraining = model.pretraining
+    if pretraining is None:
+        return f"{model.run.parent.name}: " + ("pre-training missing" if model.all_missing else "no pre-training")
+    objectives = " + ".join(name.upper() for name in sorted(model.objectives or ()))
+    contrast = " + contrastive (not in the paper)" if pretraining.settings.get("contrastive_weight") else ""
+    return f"{pretraining.name}: {objectives}{contrast}"
+
+
+def _cell(evaluation: Evaluation, column: Column) -> Cell:
+    values = tuple(_rounded(evaluation.metrics.get(name)) for name in column.metrics)
+    note = evaluation.source
+    if column.samples is not None and evaluation.samples != column.samples:
+        note += f": not the published test split, which has {column.samples:,}"
+    note += f"; {evaluation.rule}"
+    if evaluation.interval:
+        note += "; 95 % interval of {} {:.1f} to {:.1f}".format(column.metrics[0], *evaluation.interval)
+    return Cell(values[0] if len(values) == 1 else values, note, evaluation)
+
+
+def _rounded(value: float | None) -> float | str:
+    return "-" if value is None else round(value, 1)
+
+
+def _model_cells(
+    table: Table, model: Provenance, evaluations: Iterable[Evaluation], *, costs: bool
+) -> Iterator[tuple[str, Cell]]:
+    """Values of the columns that describe the model."""
+    pretraining = model.pretraining
+    if "pretraining" in table.columns and pretraining is not None:
+        yield "pretraining", Cell(f"{pretraining.data['reader']} of {pretraining.data['annotations']}")
+    if "frames" in table.columns and model.model is not None:
+        yield "frames", Cell(int(model.model["num_frames"]))
+    if "parameters" in table.columns and model.model is not None and costs:
+        yield from cost_cells(model)
+    if "voc_rate" in table.columns and pretraining is not None and pretraining.tokenizer is not None:
+        yield from _voc_rate(pretraining.tokenizer, evaluations)
+
+
+def cost_cells(model: Provenance) -> Iterator[tuple[str, Cell]]:
+    """Parameters (millions) and operations (1e9 FLOP) of a model without heads, for its own clip shape."""
+    from evilm.data.vocabulary import Vocabulary
+    from evilm.model.presets import ModelConfig
+    from evilm.report.cost import cost_of_shape
+
+    shape = config.check(ModelConfig, model.model or {}, str(model.checkpoint / "config.json"))
+    vocabulary = Vocabulary.load(model.checkpoint / "vocabulary.json").size
+    words = min(WORDS, shape.max_text_len)
+    cost = cost_of_shape(model.run.name, shape, shape.num_frames, shape.image_size, words, vocabulary)
+    counted = f"{shape.num_frames} frames of {shape.image_size}x{shape.image_size} and {words} words, without heads"
+    yield "parameters", Cell(round(cost.parameters / 1e6, 2), counted)
+    yield "flops", Cell(round(cost.flops / 1e9, 2), f"{counted}: 2 x {cost.macs / 1e9:.2f} GMAC")
+
+
+def _voc_rate(tokenizer: Provenance, evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, Cell]]:
+    """VOC. RATE from an evaluation of the tokenizer, or else from the end of its training."""
+    for evaluation in evaluations:
+        if evaluation.model.run.resolve() == tokenizer.run.resolve() and "voc_rate" in evaluation.metrics:
+            yield "voc_rate", Cell(_rounded(evaluation.metrics["voc_rate"]), evaluation.source, evaluation)
+            return
+    if "voc_rate" in tokenizer.validation:
+        note = f"validation split, at the end of the training of {tokenizer.run}"
+        yield "voc_rate", Cell(_rounded(tokenizer.validation["voc_rate"]), note)
+
+
+def _tokenizer_lines(table: Table, models: Sequence[Provenance], evaluations: Iterable[Evaluation]) -> Iterator[Line]:
+    """Rows of Table 6 for evaluated tokenizers with which none of ``models`` was pre-trained."""
+    if "voc_rate" not in table.columns:
+        return
+    used = (model.pretraining.tokenizer for model in models if model.pretraining is not None)
+    seen = {tokenizer.run.resolve() for tokenizer in used if tokenizer is not None}
+    methods = {row.tokenizer: row.method for row in table.rows if row.tokenizer}
+    for evaluation in evaluations:
+        model, kind = evaluation.model, evaluation.model.tokenizer_kind
+        if kind in methods and model.run.resolve() not in seen and not evaluation.control:
+            seen.add(model.run.resolve())
+            cells = dict(_voc_rate(model, [evaluation]))
+            yield Line(f"{model.name}, no model pre-trained with it", methods[kind], cells)
+
+
+def as_json(filled: FilledTable) -> dict[str, Any]:
+    """The table as plain JSON values: the paper's, and ours with their evaluations."""
+
+    def cell(own: Cell) -> dict[str, Any]:
+        evaluation = None if own.evaluation is None else own.evaluation.model_dump(mode="json", exclude={"model"})
+        return {"value": own.value, "note": own.note, "evaluation": evaluation}
+
+    ours = [
+        {"label": line.label, "method": line.method, "cells": {key: cell(own) for key, own in line.cells.items()}}
+        for line in filled.lines
+    ]
+    paper_table = filled.table.model_dump(mode="json")
+    return {"source": paper.source(), "table": paper_table, "ours": ours, "unused": list(filled.unused)}
+
+
+def as_markdown(filled: FilledTable) -> str:
+    """The table as Markdown: each row of the paper, ours below the one that they belong to, and numbered sources."""
+    table, notes = filled.table, list[str]()
+
+    def own(line: Line) -> list[str]:
+        cells: list[str] = []
+        for key in table.columns:
+            cell = line.cells.get(key)
+            if cell is not None and cell.note and cell.note not in notes:
+                notes.append(cell.note)
+            mark = f" [{notes.index(cell.note) + 1}]" if cell is not None and cell.note else ""
+            cells.append("" if cell is None else _shown(cell.value) + mark)
+        return [f"ours: {line.label}", *cells]
+
+    rows: list[list[str]] = []
+    for row in table.rows:
+        cells = {key: _shown(value) + "*" * (key in row.starred) for key, value in row.values.items()}
+        rows.append([row.method, *(cells.get(key, "") for key in table.columns)])
+        if row.ours:
+            lines = [line for line in filled.lines if line.method == row.method]
+            rows += [own(line) for line in lines or [Line("none", row.method)]]
+    rows += [own(line) for line in filled.lines if line.method is None]
+    return document(
+        f"Table {table.number}: {table.title}",
+        f"Published values: {paper.source()}. `*`: reproduced by its authors from published weights.",
+        ["method", *(column.name for column in table.columns.values())],
+        rows,
+        {
+            "Sources of our values": [f"[{number}] {note}" for number, note in enumerate(notes, 1)],
+            "Contradictions in the paper": table.contradictions,
+            "Evaluations that do not belong here": filled.unused,
+        },
+    )
+
+
+def document(
+    title: str, lead: str, header: Sequence[str], rows: Iterable[Sequence[str]], lists: Mapping[str, Sequence[str]]
+) -> str:
+    """Markdown with a heading, a sentence, a table and lists; empty lists are left out."""
+    cells = ([text.replace("|", "\\|") for text in row] for row in (header, ["---"] * len(header), *rows))
+    lines = [f"## {title}", "", lead, "", *(f"| {' | '.join(row)} |" for row in cells)]
+    for name, entries in lists.items():
+        if entries:
+            lines += ["", f"{name}:", "", *(f"* {entry}" for entry in entries)]
+    return "\n".join(lines)
+
+
+def _shown(value: Value) -> str:
+    """A value as text: 39.3, or 27.0 / 51.7 / 64.4."""
+    if isinstance(value, tuple):
+        return " / ".join(_shown(part) for part in value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
