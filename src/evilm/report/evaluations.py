@@ -24,29 +24,17 @@ OBJECTIVES = ("vtm", "mlm", "mvm")  # of Table 5; the recipe's settings are thei
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How a checkpoint was trained.
+    """How a checkpoint was trained."""
 
-    Attributes:
-        run: folder of the run.
-        checkpoint: folder of the checkpoint.
-        model: settings of its E-ViLM; None for a video tokenizer.
-        settings: settings of its task.
-        validation: metrics on the validation split at the end of training; {} if unknown.
-        data: reader and annotations of the training split.
-        start: the checkpoint that it started from; None if it started from random weights or is missing.
-        tokenizer: the video tokenizer of a pre-trained model; None without MVM, or if it is missing.
-        missing: runs that its recipe names and that do not exist any more.
-    """
-
-    run: Path
-    checkpoint: Path
-    model: dict[str, Any] | None
-    settings: dict[str, Any]
-    validation: dict[str, float]
-    data: dict[str, Any]
-    start: Provenance | None = None
-    tokenizer: Provenance | None = None
-    missing: tuple[str, ...] = ()
+    run: Path  # folder of the run
+    checkpoint: Path  # folder of the checkpoint
+    model: dict[str, Any] | None  # settings of its E-ViLM; None for a video tokenizer
+    settings: dict[str, Any]  # settings of its task
+    validation: dict[str, float]  # metrics on the validation split at the end of training; {} if unknown
+    data: dict[str, Any]  # reader and annotations of the training split
+    start: Provenance | None  # the run that it started from; None for random weights, or if the run is missing
+    tokenizer: Provenance | None  # the video tokenizer of a pre-trained model; None without MVM, or if missing
+    missing: tuple[str, ...]  # runs that its recipe names and that do not exist any more
 
     @property
     def name(self) -> str:

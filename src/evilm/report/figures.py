@@ -20,25 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One mark of a figure.
-
-    Attributes:
-        method: the model.
-        paper: whether the paper prints it.
-        series: the benchmark.
-        parameters: millions.
-        flops: 1e9; as printed in the paper, 2 x MACs for ours; None where the figure does not show it.
-        value: accuracy, R@10 or the gain from MVM, in percent.
-        note: data and rule of our values.
-    """
+    """One mark of a figure."""
 
     method: str
-    paper: bool
-    series: str
-    parameters: float
-    flops: float | None
-    value: float
-    note: str = ""
+    paper: bool  # whether the paper prints it
+    series: str  # the benchmark
+    parameters: float  # millions
+    flops: float | None  # 1e9; as the paper prints it, 2 x MACs for ours; None where the figure does not show it
+    value: float  # accuracy, R@10 or the gain from MVM, in percent
+    note: str = ""  # data and rule of our values
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,28 +31,17 @@ class Baseline(BaseModel):
 
 
 class Metric(BaseModel):
-    """One number of ``results.json`` and what it is compared with.
-
-    Attributes:
-        group, name: its keys, such as ``retrieval`` and ``R@1``; nested keys are joined by dots.
-        title: title of the group.
-        value: in percent, except for ranks and perplexity.
-        chance: the value of random answers; None where it is not defined.
-        baselines: the models or inputs that this one is compared with, by name.
-        interval: bootstrap 95 % interval of the value.
-        target: a number, a condition in words, or None.
-        met: whether the target is met; None where there is no target. ``demo.results`` holds the rule.
-    """
+    """One number of ``results.json`` and what it is compared with."""
 
     group: str
-    title: str
-    name: str
-    value: float
-    chance: float | None = None
+    title: str  # of the group
+    name: str  # its key, such as R@1; nested keys are joined by dots
+    value: float  # in percent, except for ranks and perplexity
+    chance: float | None = None  # the value of random answers, where it is defined
     baselines: dict[str, Baseline] = {}
-    interval: tuple[float, float] | None = None
-    target: float | str | None = None
-    met: bool | None = None
+    interval: tuple[float, float] | None = None  # bootstrap 95 %
+    target: float | str | None = None  # a number or a condition in words
+    met: bool | None = None  # whether the target is met, by the rule in demo.results
 
     @property
     def id(self) -> str:

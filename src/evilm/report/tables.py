@@ -19,32 +19,21 @@ WORDS = 30  # word pieces of the text for which a model's operations are counted
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A value of ours.
-
-    Attributes:
-        value: as the column shows it.
-        note: data, rule, or how it was counted.
-        evaluation: where it is from; None for a property of the model.
-    """
+    """A value of ours, with its data and rule as ``note``."""
 
     value: Value
     note: str = ""
-    evaluation: Evaluation | None = None
+    evaluation: Evaluation | None = None  # None for a property of the model
 
 
 @dataclass(slots=True)
 class Line:
-    """A row of ours.
-
-    Attributes:
-        label: the model.
-        method: the paper's row that it belongs to; None if the paper has no such row.
-        cells: by column key.
-    """
+    """A row of ours."""
 
     label: str
-    method: str | None
-    cells: dict[str, Cell] = field(default_factory=lambda: {})
+    method: str | None  # the paper's row that it belongs to; None if the paper has no such row
+    model: Provenance | None = None
+    cells: dict[str, Cell] = field(default_factory=lambda: {})  # by column key
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +41,8 @@ class FilledTable:
     """A table of the paper, our rows, and why evaluations were not used (one line each)."""
 
     table: Table
-    lines: tuple[Line, ...]
-    unused: tuple[str, ...]
+    lines: list[Line]
+    unused: list[str]
 
 
 def fill(
@@ -72,7 +61,6 @@ def fill(
     """
     table = paper.table(number)
     lines: dict[tuple[str, str | None], Line] = {}
-    models: dict[tuple[str, str | None], Provenance] = {}
     unused = list(unusable)
     # The test split comes first, so that it fills the cell.
     for evaluation in sorted(evaluations, key=lambda each: (each.split != "test", str(each.file))):
@@ -80,22 +68,20 @@ def fill(
         key, column = next(((k, c) for k, c in table.columns.items() if (c.task, c.reader) == wanted), (None, None))
         if key is None or column is None:
             continue
-        why = _excluded(table, evaluation)
-        if why:
+        if why := _excluded(table, evaluation):
             unused.append(f"{evaluation.file}: {why}")
             continue
-        method = next((row.method for row in table.rows if row.ours and _matches(row, evaluation.model)), None)
-        place = (_label(evaluation.model), method)
-        line = lines.setdefault(place, Line(*place))
-        models.setdefault(place, evaluation.model)
+        model = evaluation.model
+        place = (_label(model), next((row.method for row in table.rows if row.ours and _matches(row, model)), None))
+        line = lines.setdefault(place, Line(*place, model))
         if key in line.cells:
             unused.append(f"{evaluation.file}: {column.name} of {line.label} already has a value")
         else:
             line.cells[key] = _cell(evaluation, column)
-    for place, line in lines.items():
-        line.cells.update(_model_cells(table, models[place], evaluations, costs=costs))
-    tokenizers = _tokenizer_lines(table, list(models.values()), evaluations)
-    return FilledTable(table, (*lines.values(), *tokenizers), tuple(unused))
+    models = [line.model for line in lines.values() if line.model is not None]
+    for line, model in zip(lines.values(), models, strict=True):
+        line.cells |= dict(_model_cells(table, model, evaluations, costs=costs))
+    return FilledTable(table, [*lines.values(), *_tokenizer_lines(table, models, evaluations)], unused)
 
 
 def _excluded(table: Table, evaluation: Evaluation) -> str | None:
@@ -144,7 +130,7 @@ def _label(model: Provenance) -> str:
 
 
 def _cell(evaluation: Evaluation, column: Column) -> Cell:
-    values = tuple(_rounded(evaluation.metrics.get(name)) for name in column.metrics)
+    values = tuple(round(evaluation.metrics[name], 1) for name in column.metrics)
     note = evaluation.source
     if column.samples is not None and evaluation.samples != column.samples:
         note += f": not the published test split, which has {column.samples:,}"
@@ -152,10 +138,6 @@ def _cell(evaluation: Evaluation, column: Column) -> Cell:
     if evaluation.interval:
         note += "; 95 % interval of {} {:.1f} to {:.1f}".format(column.metrics[0], *evaluation.interval)
     return Cell(values[0] if len(values) == 1 else values, note, evaluation)
-
-
-def _rounded(value: float | None) -> float | str:
-    return "-" if value is None else round(value, 1)
 
 
 def _model_cells(
@@ -192,11 +174,11 @@ def _voc_rate(tokenizer: Provenance, evaluations: Iterable[Evaluation]) -> Itera
     """VOC. RATE from an evaluation of the tokenizer, or else from the end of its training."""
     for evaluation in evaluations:
         if evaluation.model.run.resolve() == tokenizer.run.resolve() and "voc_rate" in evaluation.metrics:
-            yield "voc_rate", Cell(_rounded(evaluation.metrics["voc_rate"]), evaluation.source, evaluation)
+            yield "voc_rate", Cell(round(evaluation.metrics["voc_rate"], 1), evaluation.source, evaluation)
             return
     if "voc_rate" in tokenizer.validation:
         note = f"validation split, at the end of the training of {tokenizer.run}"
-        yield "voc_rate", Cell(_rounded(tokenizer.validation["voc_rate"]), note)
+        yield "voc_rate", Cell(round(tokenizer.validation["voc_rate"], 1), note)
 
 
 def _tokenizer_lines(table: Table, models: Sequence[Provenance], evaluations: Iterable[Evaluation]) -> Iterator[Line]:
@@ -211,7 +193,7 @@ def _tokenizer_lines(table: Table, models: Sequence[Provenance], evaluations: It
         if kind in methods and model.run.resolve() not in seen and not evaluation.control:
             seen.add(model.run.resolve())
             cells = dict(_voc_rate(model, [evaluation]))
-            yield Line(f"{model.name}, no model pre-trained with it", methods[kind], cells)
+            yield Line(f"{model.name}, no model pre-trained with it", methods[kind], model, cells)
 
 
 def as_json(filled: FilledTable) -> dict[str, Any]:
@@ -226,7 +208,7 @@ def as_json(filled: FilledTable) -> dict[str, Any]:
         for line in filled.lines
     ]
     paper_table = filled.table.model_dump(mode="json")
-    return {"source": paper.source(), "table": paper_table, "ours": ours, "unused": list(filled.unused)}
+    return {"source": paper.source(), "table": paper_table, "ours": ours, "unused": filled.unused}
 
 
 def as_markdown(filled: FilledTable) -> str:
