@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from evilm.data.frames import segments
+from evilm.data.sampling import frame_times
 from evilm.data.video import DecoderPool, VideoReader, read_clip
 from evilm.types import Clip
 
@@ -168,13 +168,13 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         short = film(folder / "short.mp4", SECONDS, 720, 1280)
         ways = {"linear": linear, "exact": ours("exact"), "fast": ours("fast"), **others(short)}
-        result["20 s of 1280x720"] = measure(short, segments(FRAMES, SECONDS), ways, chosen.rounds)
+        result["20 s of 1280x720"] = measure(short, frame_times(FRAMES, SECONDS), ways, chosen.rounds)
         if chosen.hour:
             seeking = {name: way for name, way in ways.items() if name != "linear"}
             for title, seconds in (("20 s of 320x180", SECONDS), ("20 s at 0:58:20 of an hour of 320x180", HOUR)):
                 path = film(folder / f"small-{seconds}.mp4", seconds, 180, 320)
                 start = 3500.0 if seconds == HOUR else 0.0
-                result[title] = measure(path, segments(FRAMES, SECONDS, start=start), seeking, chosen.rounds)
+                result[title] = measure(path, frame_times(FRAMES, SECONDS, start=start), seeking, chosen.rounds)
     for title, spent in result.items():
         print(f"\n{title}, {FRAMES} frames, milliseconds of processor time")  # noqa: T201
         for name, milliseconds in spent.items():

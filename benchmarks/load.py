@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evilm.data import readers, transforms
-from evilm.data.frame_cache import FrameStore
+from evilm.data.frame_cache import FrameCache
 from evilm.data.pack import pack
-from evilm.data.packed import PackConfig, PackedFrames
+from evilm.data.packed_frames import PackConfig, PackedFrames
 from evilm.data.pixels import FilePixels, Job, StoredPixels
 from evilm.data.transforms import AugmentConfig
 
@@ -90,7 +90,7 @@ def make(rows: list[Example], folder: Path, options: argparse.Namespace) -> tupl
     once: dict[str, float] = {"files": 0.0}
     size, candidates = options.size, options.candidates
     began = time.process_time()
-    store = FrameStore(folder, [row.clip for row in rows], size=size, candidates=candidates)
+    store = FrameCache(folder, [row.clip for row in rows], size=size, cached_frames=candidates)
     store.fill()
     once["cache"] = time.process_time() - began
     sources: dict[str, Any] = {"files": FilePixels(size), "cache": StoredPixels(store)}

@@ -142,7 +142,7 @@ def waiting(arguments: argparse.Namespace) -> dict[str, Any]:
     """The parts of a run's wall time, waiting for its loader among them, from raw and from JPEG packs."""
     from evilm.data import readers
     from evilm.data.pack import pack
-    from evilm.data.packed import PackConfig, packed_for
+    from evilm.data.packed_frames import PackConfig, packed_for
 
     rows = readers.read("msrvtt_retrieval", arguments.world, None, "train")
     found: dict[str, Any] = {}

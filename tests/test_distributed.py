@@ -29,7 +29,7 @@ class Blank(FilePixels):
 
 def loader(rank: int, ranks: int, *, train: bool, batch: int = 4, rows: int = 10) -> Loader:
     examples = [Example(str(i), f"v{i}", Clip(Path(f"{i}.mp4"))) for i in range(rows)]
-    return Loader(examples, Blank(8), 2, 8, batch, seed=3, train=train, rank=rank, ranks=ranks)
+    return Loader(examples, Blank(8), 2, 8, batch, seed=3, train=train, rank=rank, world_size=ranks)
 
 
 def keys(made: Loader, epoch: int = 0, first: int = 0) -> list[list[str]]:

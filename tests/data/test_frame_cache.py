@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from evilm.data import frame_cache
-from evilm.data.frame_cache import FrameStore
+from evilm.data.frame_cache import FrameCache
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def clips(tmp_path: Path) -> list[Clip]:
     return made
 
 
-def store(folder: Path, clips: Sequence[Clip], candidates: int = 2) -> FrameStore:
-    return FrameStore(folder / "cache", clips, size=16, candidates=candidates)
+def store(folder: Path, clips: Sequence[Clip], candidates: int = 2) -> FrameCache:
+    return FrameCache(folder / "cache", clips, size=16, cached_frames=candidates)
 
 
 def test_a_finished_store_serves_those_who_ask_for_fewer(
@@ -38,7 +38,7 @@ def test_a_finished_store_serves_those_who_ask_for_fewer(
 ) -> None:
     whole = store(tmp_path, clips)
     assert len(whole.fill()) == 1
-    monkeypatch.setattr(frame_cache, "decoded", lambda jobs, *_: iter(list(jobs)))  # whoever decodes now, fails
+    monkeypatch.setattr(frame_cache, "decode_all", lambda jobs, *_: iter(list(jobs)))  # whoever decodes now, fails
     some = store(tmp_path, [clips[4], clips[1]])
     assert some.folder == whole.folder
     assert some.fill() == []  # what others cannot read is not theirs

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from evilm.data import seeds
+from evilm.data import sampling
 from evilm.data.loader import Loader
 from evilm.data.transforms import AugmentConfig
 from evilm.data.workers import Background
@@ -56,21 +56,21 @@ def shown(loader: Loader, epoch: int = 0, first: int = 0) -> list[tuple[list[str
 
 def test_workers_and_prefetching_change_nothing(make: Callable[..., Loader]) -> None:
     examples = rows(22, _3="bad", _9="slow")
-    plain = make(examples, augment=AUGMENT, bad_share=0.2)
+    plain = make(examples, augment=AUGMENT, max_bad_ratio=0.2)
     expected = [shown(plain, epoch) for epoch in (0, 1)]
     assert expected[0] != expected[1]
     for workers, prefetch in ((0, 2), (1, 0), (3, 2)):
-        loader = make(examples, augment=AUGMENT, workers=workers, prefetch=prefetch, bad_share=0.2)
+        loader = make(examples, augment=AUGMENT, workers=workers, prefetch=prefetch, max_bad_ratio=0.2)
         assert [shown(loader, epoch) for epoch in (0, 1)] == expected
-        assert loader.bad == plain.bad
+        assert loader.unreadable == plain.unreadable
 
 
 def test_a_run_goes_on_in_the_middle_of_an_epoch(make: Callable[..., Loader]) -> None:
     examples = rows(21, _2="bad")
-    whole = make(examples, augment=AUGMENT, bad_share=0.2)
+    whole = make(examples, augment=AUGMENT, max_bad_ratio=0.2)
     expected = shown(whole, 3)
     for first in (0, 1, 4, 5):
-        again = make(examples, augment=AUGMENT, prefetch=2, bad_share=0.2)
+        again = make(examples, augment=AUGMENT, prefetch=2, max_bad_ratio=0.2)
         again.restore(whole.state())
         assert shown(again, 3, first) == expected[first:]
 
@@ -85,14 +85,14 @@ def test_an_epoch_through_shards_goes_on_in_its_middle_and_is_shared_by_ranks(ma
         again = make(examples, 6, augment=AUGMENT, prefetch=2, shards=numbers, workers=workers)
         again.restore(whole.state())
         assert shown(again, 3, first) == expected[first:]
-    halves = [shown(make(examples, 6, augment=AUGMENT, shards=numbers, rank=rank, ranks=2), 3) for rank in (0, 1)]
+    halves = [shown(make(examples, 6, augment=AUGMENT, shards=numbers, rank=rank, world_size=2), 3) for rank in (0, 1)]
     assert [[*a[0], *b[0]] for a, b in zip(*halves, strict=True)] == [batch[0] for batch in expected]
 
 
 def test_a_bad_sample_is_skipped_and_counted_and_its_place_is_taken(make: Callable[..., Loader]) -> None:
     examples = rows(20, _5="bad")
-    loader = make(examples, bad_share=0.1)
-    plain = [str(row) for row in seeds.permutation(7, 0, 20)]
+    loader = make(examples, max_bad_ratio=0.1)
+    plain = [str(row) for row in sampling.epoch_order(7, 0, 20)]
     found = list(loader.epoch(0))
     keys = [example.key for batch in found for example in batch.examples]
     assert "5" not in keys
@@ -100,19 +100,19 @@ def test_a_bad_sample_is_skipped_and_counted_and_its_place_is_taken(make: Callab
     assert all(bool(batch.readable.all()) for batch in found)
     for batch in found:  # no black frame among them, and each row has its own pixels
         assert [int(f[0, 1, 1, 1]) for f in batch.frames] == [int(example.key) for example in batch.examples]
-        assert batch.own_seeds == [seeds.derive(7, "sample", 0, int(example.key)) for example in batch.examples]
-    assert loader.bad == {"bad5.mp4": "bad5.mp4: encrypted: is locked"}
+        assert batch.own_seeds == [sampling.derive_seed(7, "sample", 0, int(example.key)) for example in batch.examples]
+    assert loader.unreadable == {"bad5.mp4": "bad5.mp4: encrypted: is locked"}
 
 
 def test_what_was_prefetched_is_not_yet_counted(make: Callable[..., Loader]) -> None:
-    order = seeds.permutation(7, 0, 40)
+    order = sampling.epoch_order(7, 0, 40)
     loader = make(rows(40, **{f"_{order[6]}": "bad"}), prefetch=3)
     source = loader.epoch(0)
     next(source)
     time.sleep(0.2)
     assert loader.state() == {"bad": {}}
     next(source)
-    assert len(loader.bad) == 1
+    assert len(loader.unreadable) == 1
     source.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "evilm-prefetch"]
 
@@ -125,7 +125,7 @@ def test_the_run_stops_past_the_share(make: Callable[..., Loader], workers: int)
         TooManyBadSamplesError, match=r"3 of 40 videos cannot be read, more than data\.max_bad_ratio = 0\.05"
     ):
         list(loader.epoch(0))
-    assert len(list(make(examples, workers=workers, bad_share=0.1).epoch(0))) == 10
+    assert len(list(make(examples, workers=workers, max_bad_ratio=0.1).epoch(0))) == 10
 
 
 def test_millions_of_bad_samples_are_not_waited_for(make: Callable[..., Loader]) -> None:
@@ -135,7 +135,7 @@ def test_millions_of_bad_samples_are_not_waited_for(make: Callable[..., Loader])
 
 
 def test_nothing_but_bad_samples(make: Callable[..., Loader]) -> None:
-    loader = make(rows(30, **{f"_{i}": "bad" for i in range(30)}), bad_share=1)
+    loader = make(rows(30, **{f"_{i}": "bad" for i in range(30)}), max_bad_ratio=1)
     with pytest.raises(TooManyBadSamplesError, match="20 videos in a row cannot be read"):
         next(loader.epoch(0))
 
@@ -146,13 +146,13 @@ def test_in_evaluation_a_bad_video_is_listed_and_stays(make: Callable[..., Loade
         batches: list[Batch] = list(loader)
         assert [e.key for batch in batches for e in batch.examples] == [str(i) for i in range(10)]
         assert torch.cat([batch.readable for batch in batches]).tolist() == [i != 4 for i in range(10)]
-        assert loader.bad == {"bad4.mp4": "bad4.mp4: encrypted: is locked"}
+        assert loader.unreadable == {"bad4.mp4": "bad4.mp4: encrypted: is locked"}
 
 
 def test_a_hanging_decoder_and_a_killed_worker_cost_a_sample_each_within_ten_seconds(
     make: Callable[..., Loader],
 ) -> None:
-    loader = make(rows(40, _7="hang", _11="die"), workers=2, prefetch=1, timeout=1.0, bad_share=0.1)
+    loader = make(rows(40, _7="hang", _11="die"), workers=2, prefetch=1, timeout=1.0, max_bad_ratio=0.1)
     waits, began = [], time.monotonic()
     for batch in loader.epoch(0):
         waits.append(time.monotonic() - began)
@@ -160,7 +160,7 @@ def test_a_hanging_decoder_and_a_killed_worker_cost_a_sample_each_within_ten_sec
         began = time.monotonic()
     assert len(waits) == 10
     assert max(waits) < 10
-    assert {key: text.split(": ")[1] for key, text in loader.bad.items()} == {
+    assert {key: text.split(": ")[1] for key, text in loader.unreadable.items()} == {
         "hang7.mp4": "timeout",
         "die11.mp4": "crashed",
     }
@@ -170,7 +170,7 @@ def test_a_hanging_decoder_and_a_killed_worker_cost_a_sample_each_within_ten_sec
 
 
 def test_a_task_that_remembers_clips_sees_the_same_frames_in_every_epoch(make: Callable[..., Loader]) -> None:
-    loader = make(rows(8), fixed=True, augment=AUGMENT)
+    loader = make(rows(8), fixed_frames=True, augment=AUGMENT)
     for epoch in (0, 1):
         for batch in loader.epoch(epoch):
             for frame, example in zip(batch.frames, batch.examples, strict=True):

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from evilm.data import readers, shards
-from evilm.data.frame_cache import FrameStore
+from evilm.data import readers
+from evilm.data.frame_cache import FrameCache
 from evilm.data.loader import Loader
-from evilm.data.pack import Packed, jpeg, pack
-from evilm.data.packed import PackConfig, PackedFrames, packed_for
+from evilm.data.pack import PackResult, jpeg, pack, write_shard
+from evilm.data.packed_frames import PackConfig, PackedFrames, packed_for
 from evilm.data.pixels import FilePixels, Job, StoredPixels
+from evilm.data.video.container import tar_members
+from evilm.data.video.pictures import read_members
 from evilm.errors import ConfigError, DataError, OutputError, TooManyBadSamplesError, VideoError
 from evilm.types import Clip, Example
 
@@ -35,7 +37,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
         for i in range(10)
         for t in range(6)
     }
-    shards.write(path, [(str(i), {f"{t:02d}.jpg": frames[f"{i}.{t:02d}"] for t in range(6)}) for i in range(10)])
+    write_shard(path, [(str(i), {f"{t:02d}.jpg": frames[f"{i}.{t:02d}"] for t in range(6)}) for i in range(10)])
     rows = []
     for i in range(10):
         name = {7: 3, 5: "gone"}.get(i, i)
@@ -44,7 +46,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     return rows
 
 
-def packed(clips: list[Example], out: Path, frames: str = "raw", **rest: Any) -> Packed:
+def packed(clips: list[Example], out: Path, frames: str = "raw", **rest: Any) -> PackResult:
     config = PackConfig(size=SIZE, cached_frames=4, frames=frames, per_shard=4)
     return pack(clips, out, "train", config, **rest)
 
@@ -71,9 +73,9 @@ def test_packed_frames_are_the_frames(clips: list[Example], tmp_path: Path) -> N
 def test_what_could_not_be_read_says_so_from_every_store(clips: list[Example], tmp_path: Path) -> None:
     said = []
     fresh = FilePixels(SIZE)
-    store = FrameStore(tmp_path, [row.clip for row in clips], size=SIZE, candidates=4)
+    store = FrameCache(tmp_path, [row.clip for row in clips], size=SIZE, cached_frames=4)
     assert len(store.fill()) == 1
-    again = FrameStore(tmp_path, [row.clip for row in clips], size=SIZE, candidates=4)
+    again = FrameCache(tmp_path, [row.clip for row in clips], size=SIZE, cached_frames=4)
     folder = packed(clips, tmp_path / "packed").folder
     for pixels in (fresh, StoredPixels(store), StoredPixels(again), StoredPixels(PackedFrames(folder))):
         with pytest.raises(VideoError) as caught:
@@ -81,7 +83,7 @@ def test_what_could_not_be_read_says_so_from_every_store(clips: list[Example], t
         said.append((caught.value.status, str(caught.value)))
         loader = Loader(clips, pixels, 4, SIZE, 5)
         assert [bool(ok) for batch in loader for ok in batch.readable] == [i != 5 for i in range(10)]
-        assert loader.bad == {clips[5].clip.id: said[0][1]}
+        assert loader.unreadable == {clips[5].clip.id: said[0][1]}
     assert set(said) == {("not_a_file", said[0][1])}
     assert "holds no frame 'gone.00.jpg'" in said[0][1]
 
@@ -100,7 +102,7 @@ def test_a_stopped_pack_ends_in_the_same_bytes(clips: list[Example], tmp_path: P
 
     with pytest.raises(PowerCutError):
         packed(clips, tmp_path / "cut", "jpeg", progress=blow)
-    with pytest.raises(DataError, match=r"holds no finished pack of frames"):
+    with pytest.raises(DataError, match=r"is not a finished pack of frames"):
         PackedFrames(tmp_path / "cut" / "train")
     done = packed(clips, tmp_path / "cut", "jpeg")
     assert done.written == 3 - (at - 1) // 4
@@ -139,9 +141,10 @@ def test_packs_are_web_data_sets_and_rows_of_the_frames_reader(clips: list[Examp
     assert [row.captions for row in found[3:5]] == [("caption 3", "caption 7"), ("caption 4",)]
     assert [row.label for row in found[:3]] == [0, 1, 0]
     assert len(found) == 8
-    for sample in shards.samples(sorted(folder.glob("*.tar"))):
-        assert set(sample.members) == {"json", "00.jpg", "01.jpg", "02.jpg", "03.jpg"}
-        assert json.loads(sample.members["json"])["clip"]
+    for path in sorted(folder.glob("*.tar")):
+        names = list(tar_members(path))
+        assert {name.partition(".")[2] for name in names} == {"json", "00.jpg", "01.jpg", "02.jpg", "03.jpg"}
+        assert all(json.loads(data)["clip"] for data in read_members(path, names[::5]))
 
 
 def test_the_pack_that_fits_is_found(clips: list[Example], tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_the_pack_that_fits_is_found(clips: list[Example], tmp_path: Path) -> No
     for place, clip, size, fit, error, complaint in (
         (tmp_path, clips[6].clip, SIZE, "crop", DataError, r"has no frames of .*all\.tar.* \(in train, val\)"),
         (tmp_path, clips[0].clip, 32, "crop", ConfigError, r"this run needs 32x32, crop: pack with --size 32"),
-        (tmp_path, clips[0].clip, SIZE, "squash", ConfigError, "--fit squash"),
+        (tmp_path, clips[0].clip, SIZE, "squash", ConfigError, "--resize-mode squash"),
         (tmp_path / "none", clips[0].clip, SIZE, "crop", DataError, "`evilm data pack` writes one"),
     ):
         with pytest.raises(error, match=complaint):
@@ -165,11 +168,11 @@ def test_the_pack_that_fits_is_found(clips: list[Example], tmp_path: Path) -> No
 def test_what_lies_in_the_way(clips: list[Example], tmp_path: Path) -> None:
     packed(clips, tmp_path)
     for change in (lambda: packed(clips[:5], tmp_path), lambda: packed(clips, tmp_path, "jpeg")):
-        with pytest.raises(OutputError, match="holds frames of other clips, or packed otherwise"):
+        with pytest.raises(OutputError, match="holds frames of other clips, or packed with other settings"):
             change()
     (tmp_path / "photos" / "train").mkdir(parents=True)
     (tmp_path / "photos" / "train" / "cat.jpg").touch()
-    with pytest.raises(OutputError, match=r"holds something else \(cat\.jpg\)"):
+    with pytest.raises(OutputError, match=r"holds other files \(cat\.jpg\)"):
         packed(clips, tmp_path / "photos")
 
 
@@ -177,9 +180,9 @@ def test_a_damaged_shard_costs_its_samples(clips: list[Example], tmp_path: Path)
     folder = packed(clips, tmp_path).folder
     shard = folder / "train-000001.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
-    loader = Loader(clips, StoredPixels(PackedFrames(folder)), 2, SIZE, 2, train=True, bad_share=0.9)
+    loader = Loader(clips, StoredPixels(PackedFrames(folder)), 2, SIZE, 2, train=True, max_bad_ratio=0.9)
     assert all(bool(batch.readable.all()) for batch in loader.epoch(0))
-    assert any("ends too soon: pack it anew" in reason for reason in loader.bad.values())
+    assert any("the shard is shorter than its index says" in reason for reason in loader.unreadable.values())
     with pytest.raises(TooManyBadSamplesError):
         list(Loader(clips, StoredPixels(PackedFrames(folder)), 2, SIZE, 2, train=True).epoch(0))
 

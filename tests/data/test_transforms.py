@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evilm.data import rand_augment, transforms
-from evilm.data.transforms import IDENTITY, AugmentConfig, Plan, apply, draw, sided, view
+from evilm.data import transforms
+from evilm.data.transforms import IDENTITY, AugmentConfig, Plan, apply, crop_plan, draw, names_side
 from evilm.types import Clip, Example
 
 ALL = AugmentConfig(crop_scale=0.4, shift=3, hflip=True)
@@ -73,8 +73,8 @@ def test_nothing_asked_for_is_nothing_done() -> None:
 def test_views_are_few_and_the_clips_own() -> None:
     config = AugmentConfig(crop_scale=0.4, shift=2, hflip=True, cached_crops=3)
     plans = {draw(config, example("a cat"), 64, 5, seed) for seed in range(200)}
-    expected = {view(config, "0.mp4", 64, 5, number) for number in range(3)}
-    assert {(p.box, p.shift, p.view) for p in plans} == {(p.box, p.shift, p.view) for p in expected}
+    expected = {crop_plan(config, "0.mp4", 64, 5, number) for number in range(3)}
+    assert {(p.box, p.shift, p.crop) for p in plans} == {(p.box, p.shift, p.crop) for p in expected}
     assert len(plans) == 6  # each mirrored as well
     other = {draw(config, example("a cat", number=1), 64, 5, seed) for seed in range(50)}
     assert not {p.box for p in plans} & {p.box for p in other}
@@ -95,9 +95,9 @@ def test_views_are_few_and_the_clips_own() -> None:
     ],
 )
 def test_texts_that_tell_left_from_right(text: str, found: bool) -> None:
-    assert sided(example("a cat", text)) is found
-    assert sided(Example("0", "v", Clip(Path("v")), question=text)) is found
-    assert sided(Example("0", "v", Clip(Path("v")), choices=("up", text))) is found
+    assert names_side(example("a cat", text)) is found
+    assert names_side(Example("0", "v", Clip(Path("v")), question=text)) is found
+    assert names_side(Example("0", "v", Clip(Path("v")), choices=("up", text))) is found
 
 
 def test_clips_whose_texts_say_left_or_right_are_not_mirrored() -> None:
@@ -122,10 +122,10 @@ def test_rand_augment_is_drawn_by_the_sample_and_leaves_what_else_is_drawn_alone
     plans = [draw(RAND, example(), 64, 0, seed) for seed in range(300)]
     assert plans == [draw(RAND, example(), 64, 9, seed) for seed in range(300)]
     assert {len(plan.changes) for plan in plans} == {3}
-    assert {name for plan in plans for name, _ in plan.changes} == set(rand_augment.RANGES)
+    assert {name for plan in plans for name, _ in plan.changes} == set(transforms.RANGES)
     shears = sorted({amount for plan in plans for name, amount in plan.changes if name == "shear_x"})
     assert shears == pytest.approx([-0.17, 0.17])
-    both = RAND.model_copy(update={"scale": 0.4, "shift": 3, "flip": True})
+    both = RAND.model_copy(update={"crop_scale": 0.4, "shift": 3, "hflip": True})
     for seed in range(20):
         plan, plain = draw(both, example(), 64, 0, seed), draw(ALL, example(), 64, 0, seed)
         assert (plan.box, plan.shift, plan.flip) == (plain.box, plain.shift, plain.flip)
@@ -154,14 +154,14 @@ def test_every_operation_is_torchvisions(name: str) -> None:
     magnitudes, signed = theirs._AUGMENTATION_SPACE[OPERATIONS[name]]
     found = magnitudes(31, 20, 20)
     amount = 0.0 if found is None else float(found[9])
-    most, both = rand_augment.RANGES[name]
+    most, both = transforms.RANGES[name]
     pixels = frames(2, 20)
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     expected = theirs._apply_image_or_video_transform(
         pictures, OPERATIONS[name], amount, interpolation=v2.InterpolationMode.NEAREST, fill={}
     )
-    own = most * 9 / rand_augment.STEPS
+    own = most * 9 / transforms.STEPS
     assert both == signed
-    ours = rand_augment.apply(pixels, [(name, own)]).astype(int)
+    ours = transforms.apply_randaugment(pixels, [(name, own)]).astype(int)
     assert np.abs(ours - expected.permute(0, 2, 3, 1).numpy()).max() <= 1  # 0.27 of theirs is a float32
     assert name in ("identity", "auto_contrast") or (ours != pixels).any()  # noise has all contrast already

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from evilm.data.labels import LabelStore
+from evilm.data.feature_cache import FeatureCache
 from evilm.errors import ConfigError, DataError
 from evilm.tasks import VideoTextTask
 from evilm.tasks.pretrain import Pretrain
@@ -40,7 +40,7 @@ def test_cached_labels_are_those_of_the_frames_that_are_shown(
     assert isinstance(built, Pretrain)
     assert built.tokenizer is not None
     loader = feed.loader(made, built, rows, train=True, label=True)
-    assert isinstance(loader.labels, LabelStore)
+    assert isinstance(loader.label_cache, FeatureCache)
     for epoch in (0, 1):
         for batch in loader.epoch(epoch):
             assert batch.labels is not None

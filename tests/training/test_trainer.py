@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from evilm import config, progress
-from evilm.data import seeds
+from evilm.data import sampling
 from evilm.errors import CheckpointError, OutputError, TrainingError
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.training import build as building
@@ -252,7 +252,7 @@ def test_every_sample_is_seen_once_an_epoch_in_the_order_of_its_seed(
     loader = feed.loader(made, task, rows, train=True)
     for epoch in (0, 1):
         order = [example.key for batch in loader.epoch(epoch) for example in batch.examples]
-        assert order == [rows[i].key for i in seeds.permutation(0, epoch, 72)]
+        assert order == [rows[i].key for i in sampling.epoch_order(0, epoch, 72)]
     tail = [example.key for batch in loader.epoch(1, first=2) for example in batch.examples]
     assert tail == order[36:]
 
@@ -303,10 +303,10 @@ class Drawn:
         return len(self.examples) // self.batch_size
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        order = seeds.permutation(0, epoch, len(self.examples))
+        order = sampling.epoch_order(0, epoch, len(self.examples))
         for start in range(first, len(self)):
             rows = order[start * self.batch_size : (start + 1) * self.batch_size]
-            own = torch.tensor([seeds.derive(0, "sample", epoch, int(row)) for row in rows])
+            own = torch.tensor([sampling.derive_seed(0, "sample", epoch, int(row)) for row in rows])
             yield Batch(
                 tuple(self.examples[row] for row in rows), self.pixels[rows], own,
                 torch.ones(len(rows), dtype=torch.bool), self.labels[rows],

@@ -109,17 +109,17 @@ def pack(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one clip may take.")] = 9.0,
 ) -> None:
     """Decode the videos of a split once and store small frames in shards."""
-    from evilm.data import packed, readers, table
+    from evilm.data import packed_frames, readers, table
     from evilm.data.pack import pack as run_pack
     from evilm.progress import Meter
 
     rows = table.collect(readers.stream(reader, annotations, videos, split))
-    config = packed.PackConfig(
+    config = packed_frames.PackConfig(
         size=size, cached_frames=cached_frames, resize_mode=resize_mode.value, frames="raw" if raw else "jpeg",
         per_shard=per_shard,
     )  # fmt: skip
     try:
-        with Meter("packing", table.distinct_clips(rows), "clips") as meter:
+        with Meter("packing", table.count_clips(rows), "clips") as meter:
             done = run_pack(
                 rows, out, split, config, workers=workers, timeout=timeout, progress=lambda n, _: meter.update(n)
             )
@@ -130,11 +130,11 @@ def pack(
         given += [*(["--raw"] if raw else []), "--workers", str(workers), "--timeout", f"{timeout:g}"]
         say_how_to_resume("stopped; complete shards are kept", given)
         raise typer.Exit(130) from None
-    problems = packed.read_problems(done.folder / packed.PROBLEMS)
+    problems = packed_frames.read_problems(done.folder / packed_frames.PROBLEMS)
     for clip, (status, reason) in list(problems.items())[:_LISTED]:
         say(f"unreadable: {clip}: {status}: {reason}")
     if len(problems) > _LISTED:
-        say(f"and {len(problems) - _LISTED} more: {done.folder / packed.PROBLEMS}")
+        say(f"and {len(problems) - _LISTED} more: {done.folder / packed_frames.PROBLEMS}")
     typer.echo(
         f"{done.folder}: {done.clips} clips in {done.shards} shards ({done.written} written now), {done.unreadable} "
         f"unreadable; train on them with data.packed={out}"

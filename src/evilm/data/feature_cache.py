@@ -1,8 +1,8 @@
-"""What a network that no longer changes says of every kept frame, computed once and kept on disk.
+"""Disk cache of a frozen network's outputs: token labels of the video tokenizer, or features of a video backbone.
 
-Two bytes a number, found by video, frame time (which of the kept frames) and crop (which of the views that
-``augment.views`` allows, mirrored or not). A store says what decided its content - the network's fingerprint and all
-that decides the crops - and is refused where any of it differs.
+A network that is not trained gives the same output for a frame in every epoch, for every caption and in every task, so
+its output is computed once for each cached frame and each of its crops (``augment.cached_crops``, mirrored or not). The
+cache records the network's fingerprint and the augmentation settings, and refuses to be used with others.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import hashlib
 import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
 from evilm.data import transforms
-from evilm.data.frame_cache import alone, replace_text
+from evilm.data.frame_cache import folder_lock
 from evilm.errors import ConfigError, DataError, OutputError
+from evilm.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,152 +29,162 @@ if TYPE_CHECKING:
 
     from evilm.data.pixels import Store
     from evilm.data.transforms import AugmentConfig, Plan
-    from evilm.types import Clip
+    from evilm.types import Clip, Grid
 
-BLANK = np.iinfo(np.uint16).max  # no label, and as float16 no number
+BLANK = np.iinfo(np.uint16).max  # not computed yet: no label has this value, and as float16 it is NaN
 
 
-class Kept:
-    """Answers about a store of frames, (clips, views, candidates, ...) of two bytes each, on disk.
+class FeatureCache:
+    """Outputs for the frames of a store, (clips, crops, cached_frames, ...) of two bytes each, memory-mapped.
 
     Args:
-        frames: the frames they are about.
-        name: of the file, with the fingerprint of the network.
-        shape: of the answer about one frame.
-        about: what decided the content, beside the frames and their crops; JSON-able.
-        setting: the key of the recipe that asked for this store, for complaints.
-        augment: the crops and flips of training; without any there is one view.
-        seed: of the run, from which views are drawn.
+        frames: the cached frames that the network sees.
+        name: of the file, with the network's fingerprint.
+        shape: of the output for one frame.
+        dtype: uint16 for labels, float16 for features.
+        settings: JSON-able values that decide the content, in addition to the frames and their crops.
+        option: the recipe's setting that asked for this cache, for error messages.
+        augment: crops and flips of training; None for none.
+        seed: of the run; the crops are drawn from it.
 
     Raises:
-        ConfigError: crops without a limit.
-        DataError: the file is of another network, other frames or other crops.
-        OutputError: it cannot be written.
+        ConfigError: the number of different crops is unlimited.
+        DataError: the file was computed by another network, or for other frames or crops.
+        OutputError: the file cannot be written.
     """
-
-    dtype: type[np.uint16 | np.float16] = np.uint16
 
     def __init__(
         self,
         frames: Store,
         name: str,
         shape: tuple[int, ...],
-        about: dict[str, Any],
-        setting: str,
+        dtype: type[np.uint16 | np.float16],
+        settings: dict[str, Any],
+        option: str,
         augment: AugmentConfig | None = None,
         seed: int = 0,
     ) -> None:
-        self.frames, self.augment, self.seed = frames, augment or transforms.AugmentConfig(), seed
-        crops = self.augment.crops
-        if crops is None:
+        self.frames, self.dtype, self.seed = frames, dtype, seed
+        self.augment = augment or transforms.AugmentConfig()
+        if self.augment.crops is None:
             raise ConfigError(
-                f"{setting} cannot follow random crops without end: set data.augment.cached_crops to how many each "
-                "clip may have (scale=1 and shift=0 for none), or do without it"
+                f"{option} needs a limited number of crops: set data.augment.cached_crops to the number of crops of "
+                f"each clip (or crop_scale=1 and shift=0 for none), or do without {option}"
             )
-        self.crops = crops
-        self.views = self.crops * (2 if self.augment.hflip else 1)
-        about = {**about, "clips": len(frames)}
+        self.crops = self.augment.crops
+        settings = {**settings, "clips": len(frames)}
         if self.augment.active:
-            changes = self.augment.model_dump(mode="json", exclude={"flip_sided"})
-            about |= {"augment": changes, "seed": seed if self.augment.moves else 0}
-            name += "-" + hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-        self.path = frames.folder / f"{name}.{'u16' if self.dtype is np.uint16 else 'f16'}"
-        self.raw = _opened(self.path, (len(frames), self.views, frames.candidates, *shape), about)
+            changes = self.augment.model_dump(mode="json", exclude={"hflip_sided"})
+            settings |= {"augment": changes, "seed": seed if self.augment.moves else 0}
+            name += "-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        self.path = frames.folder / f"{name}.{'u16' if dtype is np.uint16 else 'f16'}"
+        views = self.crops * (2 if self.augment.hflip else 1)
+        self.raw = _open(self.path, (len(frames), views, frames.cached_frames, *shape), settings)
+
+    @classmethod
+    def labels(
+        cls, frames: Store, fingerprint: str, grid: Grid, augment: AugmentConfig | None = None, seed: int = 0
+    ) -> Self:
+        """Token labels (h, w) uint16 of each frame, by the tokenizer with this fingerprint."""
+        shape = (grid.height, grid.width)
+        settings = {"tokenizer": fingerprint, "grid": [grid.height, grid.width]}
+        option = "task.labels = 'cached'"
+        return cls(frames, f"labels-{fingerprint}", shape, np.uint16, settings, option, augment, seed)
+
+    @classmethod
+    def features(
+        cls,
+        frames: Store,
+        fingerprint: str,
+        grid: Grid,
+        channels: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Features (h, w, C) float16 of each frame; the fingerprint covers backbone, normalisation and precision."""
+        shape = (grid.height, grid.width, channels)
+        settings = {"backbone": fingerprint, "grid": [grid.height, grid.width], "channels": channels}
+        return cls(frames, f"features-{fingerprint}", shape, np.float16, settings, "data.features", augment, seed)
 
     def fill(
         self,
-        answer: Callable[[torch.Tensor], torch.Tensor],
+        network: Callable[[torch.Tensor], torch.Tensor],
         batch: int = 64,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Compute what is not there yet.
+        """Compute what is missing.
 
-        Clips are always computed in the same company, so that a store that was interrupted ends up the same to the bit.
+        Clips are always computed in the same batches, so that an interrupted cache ends with the same bytes.
 
         Args:
-            answer: (B, T, 3, H, W) uint8 to (B, T, ...).
-            batch: clips at a time.
-            progress: called with clips done and clips in all.
+            network: (B, T, 3, H, W) uint8 to (B, T, ...).
+            batch: clips of a batch.
+            progress: called with the number of clips done and of all clips.
         """
-        with alone(self.frames.folder):
-            todo = sorted({row // batch for row in self._blank().tolist()})
-            for done, block in enumerate(todo, 1):
+        with folder_lock(self.frames.folder):
+            # The last crop and frame of a clip are written last.
+            blank = (self.raw[:, -1, -1].reshape(len(self.raw), -1) == BLANK).any(axis=1)
+            blocks = sorted({row // batch for row in np.flatnonzero(blank).tolist()})
+            for done, block in enumerate(blocks, 1):
                 rows = np.arange(block * batch, min(len(self.raw), (block + 1) * batch), dtype=np.int64)
-                for number in range(self.views):
-                    self._compute(rows, number, answer)
+                for view in range(self.raw.shape[1]):
+                    self._compute(rows, view, network)
                 if progress is not None:
-                    progress(min(len(self.raw), len(self.raw) - (len(todo) - done) * batch), len(self.raw))
+                    progress(len(self.raw) - (len(blocks) - done) * batch, len(self.raw))
             self.raw.flush()  # pyright: ignore[reportAttributeAccessIssue], a memmap
 
-    def of(
+    def read(
         self, clip: Clip, chosen: NDArray[np.int64], plan: Plan = transforms.IDENTITY
     ) -> NDArray[np.uint16 | np.float16]:
-        """(T, ...) answers about the candidates ``chosen`` of a clip, in the view that ``plan`` is."""
-        number = plan.view + (self.crops if plan.flip else 0)
-        return self.raw[self.frames.row(clip), number, chosen].view(self.dtype)
+        """Outputs (T, ...) for the frames ``chosen`` of a clip, cropped and mirrored as in ``plan``."""
+        view = plan.crop + (self.crops if plan.flip else 0)
+        return self.raw[self.frames.row(clip), view, chosen].view(self.dtype)
 
-    def _blank(self) -> NDArray[np.int64]:
-        """Rows of which something lacks; the last view and frame are written last, so they tell."""
-        return np.flatnonzero((self.raw[:, -1, -1].reshape(len(self.raw), -1) == BLANK).any(axis=1))
-
-    def _compute(self, rows: NDArray[np.int64], number: int, answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """One view of some rows; a clip that could not be read has zeros, which nobody asks for."""
-        pictures = list(self._viewed(rows, number))
-        readable = [i for i, frames in enumerate(pictures) if frames is not None]
-        found = np.zeros((len(rows), *self.raw.shape[2:]), dtype=self.dtype)
+    def _compute(self, rows: NDArray[np.int64], view: int, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Fill one view of some rows; unreadable clips get zeros, which are never read."""
+        frames = list(self._frames(rows, view))
+        readable = [i for i, each in enumerate(frames) if each is not None]
+        outputs = np.zeros((len(rows), *self.raw.shape[2:]), dtype=self.dtype)
         if readable:
-            frames = torch.from_numpy(np.stack([picture for picture in pictures if picture is not None]))
-            found[readable] = answer(frames.permute(0, 1, 4, 2, 3)).cpu().numpy()
-        self.raw[rows, number] = found.view(np.uint16)
+            pixels = torch.from_numpy(np.stack([each for each in frames if each is not None]))
+            outputs[readable] = network(pixels.permute(0, 1, 4, 2, 3)).cpu().numpy()
+        self.raw[rows, view] = outputs.view(np.uint16)
 
-    def _viewed(self, rows: NDArray[np.int64], number: int) -> Iterator[NDArray[np.uint8] | None]:
-        """Each row's frames as training shows them in a view."""
+    def _frames(self, rows: NDArray[np.int64], view: int) -> Iterator[NDArray[np.uint8] | None]:
+        """The frames of each row, cropped and mirrored as training does in this view."""
         for row in rows.tolist():
             frames = self.frames.frames_of(row)
             if frames is not None and self.augment.active:
-                crop, flip = number % self.crops, number >= self.crops
-                plan = transforms.view(self.augment, self.frames.clip_id(row), self.frames.size, self.seed, crop)
+                crop, flip = view % self.crops, view >= self.crops
+                plan = transforms.crop_plan(self.augment, self.frames.clip_id(row), self.frames.size, self.seed, crop)
                 frames = transforms.apply(frames, replace(plan, flip=flip))
             yield frames
 
 
-def _opened(path: Path, shape: tuple[int, ...], about: dict[str, Any]) -> NDArray[np.uint16]:
-    """The memory-mapped answers, new or as they are.
-
-    Raises:
-        DataError: the file there says that it is of something else.
-        OutputError: it cannot be written.
-    """
-    note = path.with_suffix(".json")
+def _open(path: Path, shape: tuple[int, ...], settings: dict[str, Any]) -> NDArray[np.uint16]:
+    """The memory-mapped file, created if needed; raises DataError and OutputError as ``FeatureCache`` does."""
+    record = path.with_suffix(".json")
     try:
-        with alone(path.parent):  # two runs may begin at once
-            if path.exists() and note.exists():
-                _check(path, json.loads(note.read_text(encoding="utf-8")), about)
+        with folder_lock(path.parent):  # two runs may start at the same time
+            if path.exists() and record.exists():
+                found = json.loads(record.read_text(encoding="utf-8"))
+                for key, value in settings.items():
+                    if found.get(key) != value:
+                        raise DataError(
+                            f"{path}: was computed for another {key} ({found.get(key)}, and {value} is needed): delete "
+                            "it to compute it again, or use the run that it was made with"
+                        )
             if not path.exists() or path.stat().st_size != 2 * int(np.prod(shape)):
-                _write_blank(path, shape)
-            if not note.exists():
-                replace_text(note, json.dumps(about, sort_keys=True))
+                temporary = path.with_name(path.name + ".tmp")
+                row = np.full(shape[1:], BLANK, dtype=np.uint16).tobytes()
+                with temporary.open("wb") as file:  # a row at a time: the file may be larger than memory
+                    for _ in range(shape[0]):
+                        file.write(row)
+                os.replace(temporary, path)
+            if not record.exists():
+                write_atomic(record, json.dumps(settings, sort_keys=True))
         return np.memmap(path, dtype=np.uint16, mode="r+", shape=shape)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be kept: {error.strerror}") from None
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
     except ValueError:
-        raise DataError(f"{note}: is damaged; delete it and {path.name} to compute them anew") from None
-
-
-def _check(path: Path, found: dict[str, Any], about: dict[str, Any]) -> None:
-    for name, wanted in about.items():
-        if found.get(name) != wanted:
-            raise DataError(
-                f"{path}: was computed for another {name} ({found.get(name)}, and {wanted} is needed): delete it to "
-                "compute it anew, or take the run that it was made with"
-            )
-
-
-def _write_blank(path: Path, shape: tuple[int, ...]) -> None:
-    """A file of ``BLANK``, written in pieces: it may be larger than memory."""
-    temporary = path.with_name(path.name + ".tmp")
-    row = np.full(shape[1:], BLANK, dtype=np.uint16).tobytes()
-    with temporary.open("wb") as file:
-        for _ in range(shape[0]):
-            file.write(row)
-    os.replace(temporary, path)
+        raise DataError(f"{record}: is damaged; delete it and {path.name} to compute them again") from None

@@ -1,10 +1,10 @@
-"""Frames decoded once: a memory-mapped array of small pictures, shared by every epoch and every task.
+"""Disk cache of decoded frames: one memory-mapped array of small pictures for all epochs and tasks.
 
-A store holds ``candidates`` evenly spaced frames of each clip, so that training can still draw a moment at random
-from each segment. It is named by what decides its content (clips, their sizes and times of change, frame size,
-candidates), so a changed video is decoded again, and an interrupted store goes on where it stopped. Where a finished
-store has all the clips of a smaller one, it serves in its place, with all that is kept about its frames. Why a clip
-could not be read is kept too, so that an evaluation from the store says the same as one from the files.
+The cache stores ``cached_frames`` evenly spaced frames of each clip, so that training can still draw a random frame
+from each segment. Its name is a hash of its content (clips, their file sizes and modification times, frame size, number
+of frames): a changed video is decoded again, and an interrupted cache continues where it stopped. A finished cache that
+contains all clips of a smaller one is used in its place, with all outputs cached for its frames. The reason why a clip
+cannot be read is stored too, so that evaluation from the cache and from the files gives the same result.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from evilm.data.pixels import Decoding, Job
 from evilm.data.workers import TIMEOUT, Workers
 from evilm.errors import DataError, OutputError, VideoError, VideoStatus
+from evilm.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -33,58 +34,61 @@ if TYPE_CHECKING:
 
 TODO, DONE, BAD = 0, 1, 2
 
-_CLIPS = "clips.json"  # which clips a store has, and how old their files were
+_CLIPS, _STATE, _PROBLEMS = "clips.json", "state.u8", "problems.json"
 
-# What may be otherwise the next time, though the file has not changed: such a clip is tried again.
-PASSING: frozenset[VideoStatus] = frozenset({"timeout", "crashed", "not_a_file"})
+# Failures that may be temporary although the file has not changed: such a clip is tried again.
+TRANSIENT: frozenset[VideoStatus] = frozenset({"timeout", "crashed", "not_a_file"})
 
 
-class FrameStore:
-    """Frames of a list of clips, (clips, candidates, size, size, 3) uint8, on disk.
+class FrameCache:
+    """Frames of a list of clips, (clips, cached_frames, size, size, 3) uint8, memory-mapped.
 
     Args:
-        folder: where stores lie; this one gets a folder of its own below, unless a finished one has all its clips.
+        folder: holds all caches; this one gets a subfolder, unless a finished cache has all its clips.
         clips: in any order.
-        size: pixels of a frame's side.
-        candidates: frames kept of each clip.
-        fit: ``crop`` or ``squash``, see ``pictures.to_rgb``.
+        size: frame height and width in pixels.
+        cached_frames: frames stored of each clip.
+        resize_mode: ``crop`` or ``squash``, see ``pictures.to_rgb``.
 
     Attributes:
-        clips: those that were asked for, by their ids.
-        ids: of every row, those of clips that only others ask for among them.
+        clips: the requested clips by id.
+        ids: the clip id of each row, including clips that only other users of the cache requested.
+        problems: status and reason of each clip that cannot be read, by id.
     """
 
-    def __init__(self, folder: Path, clips: Iterable[Clip], *, size: int, candidates: int, fit: Fit = "crop") -> None:
+    def __init__(
+        self, folder: Path, clips: Iterable[Clip], *, size: int, cached_frames: int, resize_mode: Fit = "crop"
+    ) -> None:
         self.clips = {clip.id: clip for clip in clips}
-        self.size, self.candidates = size, candidates
-        self.fit: Fit = fit
-        ages = {key: age(self.clips[key].path) for key in sorted(self.clips)}
+        self.size, self.cached_frames = size, cached_frames
+        self.resize_mode: Fit = resize_mode
         try:
-            self.folder, self.ids = self._place(folder, ages)
+            self.folder, self.ids = self._locate(folder)
             self.index = {key: row for row, key in enumerate(self.ids)}
-            shape = (len(self.ids), candidates, size, size, 3)
-            self.frames: NDArray[np.uint8] = _array(self.folder / "frames.u8", shape)
-            self.state: NDArray[np.uint8] = _array(self.folder / "state.u8", (len(self.ids),))
-            self.problems = _read_problems(self.folder / "problems.json")
+            shape = (len(self.ids), cached_frames, size, size, 3)
+            self.frames: NDArray[np.uint8] = _map_array(self.folder / "frames.u8", shape)
+            self.state: NDArray[np.uint8] = _map_array(self.folder / _STATE, (len(self.ids),))
+            self.problems = _read_problems(self.folder / _PROBLEMS)
         except OSError as error:
-            raise OutputError(f"{folder}: cannot keep decoded frames: {error.strerror}; set data.cache") from None
+            raise OutputError(f"{folder}: cannot cache decoded frames: {error.strerror}; set data.cache") from None
 
-    def _place(self, folder: Path, ages: dict[str, str]) -> tuple[Path, list[str]]:
-        """The folder of these clips, and the ids of its rows: its own, or that of a finished store of more clips."""
-        about = f"{self.size} {self.candidates} {self.fit}"
-        digest = hashlib.sha256(about.encode())
-        for key, changed in ages.items():
-            digest.update(f"\n{key} {changed}".encode())
+    def _locate(self, folder: Path) -> tuple[Path, list[str]]:
+        """The folder of the cache and the clip id of each row; a finished cache that has all clips is preferred."""
+        stamps = {key: file_stamp(self.clips[key].path) for key in sorted(self.clips)}
+        settings = f"{self.size} {self.cached_frames} {self.resize_mode}"
+        digest = hashlib.sha256(settings.encode())
+        for key, stamp in stamps.items():
+            digest.update(f"\n{key} {stamp}".encode())
         own = folder / f"frames-{digest.hexdigest()[:16]}"
         if not own.exists():
             for other in sorted(folder.glob("frames-*")):
-                known = _read_list(other / _CLIPS, about)
-                if ages.items() <= known.items() and _finished(other / "state.u8", len(known)):
+                known = _read_clips(other / _CLIPS, settings)
+                if stamps.items() <= known.items() and _finished(other / _STATE, len(known)):
                     return other, list(known)
         own.mkdir(parents=True, exist_ok=True)
         if not (own / _CLIPS).exists():
-            replace_text(own / _CLIPS, json.dumps({"about": about, "clips": ages}))
-        return own, list(ages)
+            write_atomic(own / _CLIPS, json.dumps({"about": settings, "clips": stamps}))
+        return own, list(stamps)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -92,50 +96,47 @@ class FrameStore:
     def fill(
         self, workers: int = 0, progress: Callable[[int, int], None] | None = None, timeout: float = TIMEOUT
     ) -> list[str]:
-        """Decode what is not there yet, and try once more what may have been bad luck.
+        """Decode the missing clips, and try those with a ``TRANSIENT`` failure again.
 
         Args:
-            workers: processes; 0 decodes in this one.
-            progress: called with clips done and clips in all.
-            timeout: seconds that one clip may take, where processes decode.
+            workers: decoding processes; 0 decodes in this process.
+            progress: called with the number of clips done and of all clips.
+            timeout: maximum seconds for one clip, if ``workers`` decode.
 
         Returns:
-            one line for each clip that was asked for and cannot be read.
+            one line for each requested clip that cannot be read.
         """
-        with alone(self.folder):  # of several ranks the first decodes, and the others find it done
-            self.problems = _read_problems(self.folder / "problems.json")
-            todo = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._worth_trying(self.ids[row])]
-            # A process takes longer to start than a few clips to decode.
-            processes = min(workers, -(-len(todo) // 4))
-            results = decoded((Job(self.clips[self.ids[row]]) for row in todo), self._decoding, processes, timeout)
+        with folder_lock(self.folder):  # the first of several processes decodes; the others find it done
+            self.problems = _read_problems(self.folder / _PROBLEMS)
+            missing = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._should_decode(self.ids[row])]
+            # Starting a process takes longer than decoding a few clips.
+            processes = min(workers, -(-len(missing) // 4))
+            decoding = Decoding(self.cached_frames, self.size, self.resize_mode)
+            results = decode_all((Job(self.clips[self.ids[row]]) for row in missing), decoding, processes, timeout)
             try:
-                for done, (row, found) in enumerate(zip(todo, results, strict=True), 1):
-                    self._keep(row, found)
+                for done, (row, result) in enumerate(zip(missing, results, strict=True), 1):
+                    self._store(row, result)
                     if progress is not None:
-                        progress(len(self.ids) - len(todo) + done, len(self.ids))
+                        progress(len(self.ids) - len(missing) + done, len(self.ids))
             finally:
-                if todo:
-                    _write_problems(self.folder / "problems.json", self.problems)
+                if missing:
+                    write_atomic(self.folder / _PROBLEMS, json.dumps(self.problems, ensure_ascii=False, indent=0))
             self.frames.flush()  # pyright: ignore[reportAttributeAccessIssue], a memmap
             self.state.flush()  # pyright: ignore[reportAttributeAccessIssue]
         return [str(self._problem(clip)) for key, clip in self.clips.items() if key in self.problems]
 
-    @property
-    def _decoding(self) -> Decoding:
-        return Decoding(self.candidates, self.size, self.fit)
+    def _should_decode(self, key: str) -> bool:
+        problem = self.problems.get(key)
+        return key in self.clips and (problem is None or problem[0] in TRANSIENT)
 
-    def _worth_trying(self, key: str) -> bool:
-        known = self.problems.get(key)
-        return key in self.clips and (known is None or known[0] in PASSING)
-
-    def _keep(self, row: int, found: NDArray[np.uint8] | VideoError) -> None:
+    def _store(self, row: int, result: NDArray[np.uint8] | VideoError) -> None:
         key = self.ids[row]
-        if isinstance(found, VideoError):
-            self.problems[key] = (found.status, found.reason)
+        if isinstance(result, VideoError):
+            self.problems[key] = (result.status, result.reason)
             self.state[row] = BAD
         else:
             self.problems.pop(key, None)
-            self.frames[row] = found
+            self.frames[row] = result
             self.state[row] = DONE
 
     def _problem(self, clip: Clip) -> VideoError:
@@ -146,16 +147,16 @@ class FrameStore:
         try:
             return self.index[clip.id]
         except KeyError:
-            raise DataError(f"{clip.id}: is not in the frames kept in {self.folder}") from None
+            raise DataError(f"{clip.id}: is not in the frame cache {self.folder}") from None
 
     def clip_id(self, row: int) -> str:
         return self.ids[row]
 
     def read(self, clip: Clip, chosen: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        """The candidates ``chosen`` (None: all) of a clip, (T, size, size, 3).
+        """The frames ``chosen`` (None: all) of a clip, (T, size, size, 3).
 
         Raises:
-            VideoError: it could not be decoded; as it was said then.
+            VideoError: it could not be decoded, with the original status and reason.
         """
         row = self.row(clip)
         if self.state[row] != DONE:
@@ -170,10 +171,10 @@ class FrameStore:
         return self.frames[row] if self.state[row] == DONE else None
 
 
-def decoded(
+def decode_all(
     jobs: Iterable[Job], decoding: Decoding, workers: int, timeout: float = TIMEOUT
 ) -> Iterator[NDArray[np.uint8] | VideoError]:
-    """The frames of each job or why there are none, in order, by other processes or by this one."""
+    """The frames of each job, or its error, in order; ``workers`` 0 decodes in this process."""
     if not workers:
         for job in jobs:
             try:
@@ -189,62 +190,49 @@ def decoded(
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """Hold the lock of a folder, so that processes that would fill it take turns; a dead one's lock is free."""
+def folder_lock(folder: Path) -> Generator[None]:
+    """Wait for the lock of a folder and hold it; the system releases the lock of a process that dies."""
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _read_problems(path: Path) -> dict[str, tuple[VideoStatus, str]]:
-    try:
-        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:  # damaged: the clips are tried again
-        return {}
-    return {key: (status, reason) for key, (status, reason) in table.items()}
-
-
-def _write_problems(path: Path, problems: dict[str, tuple[VideoStatus, str]]) -> None:
-    replace_text(path, json.dumps(problems, ensure_ascii=False, indent=0))
-
-
-def _read_list(path: Path, about: str) -> dict[str, str]:
-    """Id and age of the clips that a store of this kind has; none where it is of another kind or does not say."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found["clips"] if found.get("about") == about else {}
-
-
-def _finished(path: Path, count: int) -> bool:
-    """Whether every clip of a store was tried."""
-    state = np.fromfile(path, dtype=np.uint8) if path.exists() else np.zeros(0, dtype=np.uint8)
-    return len(state) == count and bool((state != TODO).all())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file beside itself first, so that it is never half there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A memory-mapped file of zeros, or the one that is there already."""
-    count = int(np.prod(shape))
-    if not path.exists() or path.stat().st_size != count:
-        with path.open("wb") as file:
-            os.truncate(file.fileno(), count)
-    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
-
-
-def age(path: Path) -> str:
-    """Size and time of change; nothing for a file that is not there."""
+def file_stamp(path: Path) -> str:
+    """Size and modification time of a file, or ``missing``."""
     try:
         status = path.stat()
     except OSError:
         return "missing"
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _read_problems(path: Path) -> dict[str, tuple[VideoStatus, str]]:
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # missing or damaged: the clips are tried again
+        return {}
+    return {key: (status, reason) for key, (status, reason) in table.items()}
+
+
+def _read_clips(path: Path, settings: str) -> dict[str, str]:
+    """Id and file stamp of the clips of another cache; empty if its settings differ or the list is damaged."""
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return table["clips"] if table.get("about") == settings else {}
+
+
+def _finished(path: Path, count: int) -> bool:
+    """Whether decoding was tried for all ``count`` clips of a cache."""
+    state = np.fromfile(path, dtype=np.uint8) if path.exists() else np.zeros(0, dtype=np.uint8)
+    return len(state) == count and bool((state != TODO).all())
+
+
+def _map_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A memory-mapped file; new ones hold zeros."""
+    count = int(np.prod(shape))
+    if not path.exists() or path.stat().st_size != count:
+        with path.open("wb") as file:
+            os.truncate(file.fileno(), count)
+    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)

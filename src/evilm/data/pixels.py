@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from evilm.data import seeds, transforms
-from evilm.data.frames import pick
+from evilm.data import sampling, transforms
+from evilm.data.sampling import pick_frames
 from evilm.data.video import Fit, read_clip
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Job:
 
     @property
     def rng(self) -> np.random.Generator | None:
-        return None if self.moments is None else seeds.generator(self.moments, "moments")
+        return None if self.moments is None else sampling.generator(self.moments, "moments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ class Store(Protocol):
 
     Attributes:
         folder: where it lies.
-        candidates: evenly spaced frames kept of each clip.
+        cached_frames: evenly spaced frames kept of each clip.
         size: pixels of a frame's side.
     """
 
     folder: Path
-    candidates: int
+    cached_frames: int
     size: int
 
     def __len__(self) -> int:
@@ -159,7 +159,7 @@ class StoredPixels:
         return transforms.apply(self.store.read(job.clip, self.choose(job, count)), job.plan)
 
     def choose(self, job: Job, count: int) -> NDArray[np.int64]:
-        return pick(self.store.candidates, count, job.rng)
+        return pick_frames(self.store.cached_frames, count, job.rng)
 
 
 @dataclass(frozen=True, slots=True)

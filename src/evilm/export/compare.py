@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.data.sources import SourceConfig
+    from evilm.data.config import SourceConfig
     from evilm.inference.runtime_torch import TorchRuntime
     from evilm.tasks import Metrics, VideoTextTask
     from evilm.types import Example

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from evilm import __version__, files
-from evilm.data import seeds
+from evilm.data import sampling
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, OutputError, VideoError
 from evilm.export import card, compare, latency, quantize, trace
@@ -258,7 +258,7 @@ def _feeds(graph: str, frames: NDArray[np.uint8]) -> list[Feed]:
     """What a graph's convolutions are calibrated on; only the video graph has any."""
     if graph != "video":
         return []
-    order = seeds.generator(0, "calibration").permutation(len(frames))[: _CLIPS // 2]
+    order = sampling.generator(0, "calibration").permutation(len(frames))[: _CLIPS // 2]
     return [{"frames": frames[rows]} for rows in np.array_split(order, max(1, len(order) // 4))]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evilm.data import frames as sampling
+from evilm.data import sampling
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def frame_times(clip: Clip, count: int, decoders: DecoderPool) -> tuple[float, .
         VideoError: the video cannot be opened.
     """
     if clip.frames:
-        return tuple(float(i) for i in sampling.pick(len(clip.frames), count))
+        return tuple(float(i) for i in sampling.pick_frames(len(clip.frames), count))
     whole = decoders.duration(clip.path)
     end = whole if clip.end is None else min(clip.end, whole)
-    return tuple(float(t) for t in sampling.segments(count, max(end - clip.start, 0.0), None, clip.start))
+    return tuple(float(t) for t in sampling.frame_times(count, max(end - clip.start, 0.0), None, clip.start))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from evilm.config import Config
-from evilm.data.frames import segments
+from evilm.data.sampling import frame_times
 from evilm.data.video import DecoderPool, Fit, Limits, Mode
 from evilm.errors import VideoError
 from evilm.search.segments import CutConfig, cut
@@ -96,7 +96,7 @@ def _decoded(
 
 
 def _piece(reader: _Pooled, spans: list[tuple[float, float]], config: DecodeConfig) -> Piece:
-    times = np.concatenate([segments(config.frames, end - start, None, start) for start, end in spans])
+    times = np.concatenate([frame_times(config.frames, end - start, None, start) for start, end in spans])
     pixels = reader.frames_at(times, config.mode, config.size, config.fit)
     return Piece(spans, pixels.reshape(len(spans), config.frames, *pixels.shape[1:]))
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
-from evilm.data.targets import FrameEncoder
+from evilm.data.teacher_targets import FrameEncoder
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.heads import EmbeddingHead
 from evilm.tasks.task import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evilm.data.targets import TargetStore
+    from evilm.data.teacher_targets import TeacherTargets
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
     from evilm.types import Batch, Example
@@ -103,7 +103,7 @@ class Distill(VideoTextTask):
             model.decoder.type_text.requires_grad_(False)
         # No modules of ours, so neither trained nor kept in checkpoints.
         self.teacher = teacher
-        self.targets: TargetStore | None = None
+        self.targets: TeacherTargets | None = None
         self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
         self._heard: dict[str, NDArray[np.float32]] = {}
 
@@ -151,7 +151,7 @@ class Distill(VideoTextTask):
         """The teacher's embeddings (B, d), and for which rows there are some (B,)."""
         if self.targets is None:
             raise CheckpointError(f"{self.config.teacher}: the teacher is not at hand: name its place in task.teacher")
-        vectors, known = self.targets.of([example.clip for example in batch.examples])
+        vectors, known = self.targets.read([example.clip for example in batch.examples])
         device = batch.frames.device
         return torch.from_numpy(vectors).to(device), torch.from_numpy(known).to(device)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from evilm.data.seeds import generator
+from evilm.data.sampling import generator
 from evilm.losses import IGNORE
 from evilm.types import Grid, Text
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from evilm import distributed, losses, metrics
 from evilm.config import Config
-from evilm.data import seeds
+from evilm.data import sampling
 from evilm.errors import ConfigError
 from evilm.losses import IGNORE
 from evilm.types import Encoded
@@ -137,7 +137,7 @@ def caption_of(example: Example, seed: int | None) -> str:
     """A caption of the row; an empty text where it has none."""
     if not example.captions:
         return ""
-    return example.captions[0 if seed is None else seeds.derive(seed, "caption") % len(example.captions)]
+    return example.captions[0 if seed is None else sampling.derive_seed(seed, "caption") % len(example.captions)]
 
 
 def captions_of(example: Example, seed: int | None, count: int) -> list[str]:
@@ -147,7 +147,7 @@ def captions_of(example: Example, seed: int | None, count: int) -> list[str]:
         return [first] * count
     start = example.captions.index(first)
     rest = np.delete(np.arange(len(example.captions)), start)
-    order = [start, *(rest if seed is None else seeds.generator(seed, "captions").permutation(rest)).tolist()]
+    order = [start, *(rest if seed is None else sampling.generator(seed, "captions").permutation(rest)).tolist()]
     return [example.captions[order[i % len(order)]] for i in range(count)]
 
 
@@ -161,7 +161,7 @@ def predicted(logits: Tensor, labels: Tensor, focus: float = 0.0) -> Tensor:
 
 def same_video(batch: Batch) -> Tensor:
     """(B, B) bool over the global batch: rows of the same video, whose captions are true of each other."""
-    names = [seeds.derive("video", example.video) for example in batch.examples]
+    names = [sampling.derive_seed("video", example.video) for example in batch.examples]
     rows = distributed.all_gather(torch.tensor(names, device=batch.frames.device))
     return rows[:, None] == rows[None]
 

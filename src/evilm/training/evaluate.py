@@ -95,8 +95,8 @@ def evaluate(
                     own.append(task.predict(batch.to(device)))
             meter.update(min(first + share, len(loader)))
     each = distributed.all_gather_objects(own)
-    for found in distributed.all_gather_objects(loader.bad):
-        loader.bad.update(found)
+    for found in distributed.all_gather_objects(loader.unreadable):
+        loader.unreadable.update(found)
     return task.compute_metrics([row for n in range(len(loader)) for row in each[n % share][n // share]])
 
 
@@ -264,7 +264,7 @@ def report(summary: Metrics, loader: Loader, about: dict[str, Any]) -> dict[str,
         "chance": summary.chance,
         "rule": summary.rule,
         "samples": len(summary.rows),
-        "unreadable": dict(sorted(loader.bad.items())),
+        "unreadable": dict(sorted(loader.unreadable.items())),
         **about,
     }
 

@@ -8,13 +8,11 @@ import torch
 
 from evilm import distributed
 from evilm.data import readers
-from evilm.data.features import FeatureStore
-from evilm.data.frame_cache import FrameStore
-from evilm.data.labels import LabelStore
-from evilm.data.loader import Loader
-from evilm.data.packed import packed_for
+from evilm.data.feature_cache import FeatureCache
+from evilm.data.frame_cache import FrameCache
+from evilm.data.loader import Loader, row_shards
+from evilm.data.packed_frames import packed_for
 from evilm.data.pixels import FilePixels, NoPixels, StoredPixels
-from evilm.data.sources import shards
 from evilm.data.table import collect
 from evilm.data.workers import check_bad
 from evilm.errors import ConfigError
@@ -31,8 +29,8 @@ from evilm.training import teacher
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from evilm.data.config import DataConfig, SourceConfig
     from evilm.data.pixels import Store
-    from evilm.data.sources import DataConfig, SourceConfig
     from evilm.tasks import Task
     from evilm.training.recipe import Recipe
     from evilm.types import Example
@@ -83,23 +81,23 @@ def loader(recipe: Recipe, task: Task, rows: Sequence[Example], *, train: bool, 
     return Loader(
         examples=rows,
         pixels=pixels,
-        frames=count,
+        num_frames=count,
         size=size,
         batch_size=recipe.optim.batch_size,
         seed=recipe.seed,
         train=train,
         augment=data.augment,
-        labels=_cached_labels(recipe, task, store) if label else None,
-        features=_cached_features(recipe, task, store) if label else None,
-        bad_share=data.max_bad_ratio,
-        shards=shards(data, rows, store) if train and rows and not blind else None,
-        fixed=isinstance(recipe.task, LinearProbeConfig) and recipe.task.cache_encodings,
+        label_cache=_cached_labels(recipe, task, store) if label else None,
+        feature_cache=_cached_features(recipe, task, store) if label else None,
+        max_bad_ratio=data.max_bad_ratio,
+        shards=row_shards(data, rows, store) if train and rows and not blind else None,
+        fixed_frames=isinstance(recipe.task, LinearProbeConfig) and recipe.task.cache_encodings,
         workers=data.workers,
         prefetch=data.prefetch,
         timeout=data.timeout,
         pin=distributed.device(recipe.run.device).type == "cuda",
         rank=distributed.rank(),
-        ranks=distributed.world_size(),
+        world_size=distributed.world_size(),
     )
 
 
@@ -114,8 +112,12 @@ def _store(recipe: Recipe, rows: Sequence[Example], size: int, *, train: bool) -
         return pack
     if data.cache is None:
         return None
-    store = FrameStore(
-        data.cache, (row.clip for row in rows), size=size, candidates=data.cached_frames, fit=data.resize_mode
+    store = FrameCache(
+        data.cache,
+        (row.clip for row in rows),
+        size=size,
+        cached_frames=data.cached_frames,
+        resize_mode=data.resize_mode,
     )
     with Meter("decoding", len(store), "clips") as meter:
         problems = store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
@@ -126,7 +128,7 @@ def _store(recipe: Recipe, rows: Sequence[Example], size: int, *, train: bool) -
     return store
 
 
-def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> LabelStore | None:
+def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> FeatureCache | None:
     """Token labels of a store, made now where they lack."""
     if not isinstance(recipe.task, PretrainConfig) or not recipe.task.mvm_weight or recipe.task.labels == "online":
         return None
@@ -139,13 +141,13 @@ def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> LabelStor
     if tokenizer.config.encoder == "swin3d_t":
         raise ConfigError("task.labels: Video Swin labels depend on the frames beside them; take task.labels=online")
     grid = tokenizer.grid(1, store.size, store.size)
-    labels = LabelStore(store, tokenizer.fingerprint(), grid, recipe.data.augment, recipe.seed)
+    labels = FeatureCache.labels(store, tokenizer.fingerprint(), grid, recipe.data.augment, recipe.seed)
     with Meter("labelling", len(store), "clips") as meter:
         labels.fill(tokenizer.labels, progress=lambda done, _: meter.update(done))
     return labels
 
 
-def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> FeatureStore | None:
+def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> FeatureCache | None:
     """What the frozen backbone sees in a store, computed now where it lacks."""
     if not recipe.data.features:
         return None
@@ -163,12 +165,12 @@ def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> Feature
     encoder = task.model.video_encoder.to(device).eval()
     grid = encoder.grid(1, store.size, store.size)
     name = encoder.fingerprint("bf16" if bf16 else "fp32")
-    kept = FeatureStore(store, name, grid, encoder.channels, recipe.data.augment, recipe.seed)
+    kept = FeatureCache.features(store, name, grid, encoder.channels, recipe.data.augment, recipe.seed)
 
     def see(frames: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return encoder.features(encoder.normalise(frames.to(device))).half()
 
     with Meter("encoding", len(store), "clips") as meter:
-        kept.fill(see, max(1, 512 // store.candidates), lambda done, _: meter.update(done))
+        kept.fill(see, max(1, 512 // store.cached_frames), lambda done, _: meter.update(done))
     return kept

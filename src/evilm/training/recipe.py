@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from evilm import config
 from evilm.config import Config
-from evilm.data.sources import DataConfig
+from evilm.data.config import DataConfig
 from evilm.distributed import DeviceName, Precision
 from evilm.errors import ConfigError
 from evilm.model.presets import ModelConfig, preset

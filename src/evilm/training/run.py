@@ -95,7 +95,7 @@ class Run:
                 self.journal.close(curves=False)
             self._save()
         self.journal.close(curves=self.recipe.run.curves)
-        if bad := self.loader.bad:
+        if bad := self.loader.unreadable:
             say(f"skipped: {len(bad)} clips could not be read and were not trained on: {self.out / SKIPPED}")
 
     def _train(self, meter: Meter) -> None:
@@ -107,7 +107,7 @@ class Run:
                 self._log(reading)
                 trail.append(reading.loss)
             rate = self.optimizer.param_groups[0]["lr"]
-            skipped = f", {len(self.loader.bad)} skipped" if self.loader.bad else ""
+            skipped = f", {len(self.loader.unreadable)} skipped" if self.loader.unreadable else ""
             meter.update(self.step, f"{reading}, lr {rate:.2g}, gradient {reading.norm:.2g}{skipped} {spark(trail)}")
             if self.step >= self.total:
                 return  # what follows is short, and makes the last checkpoint that of an unbroken run
@@ -150,15 +150,15 @@ class Run:
             "gradient": reading.norm,
             "loss": reading.loss,
             **reading.parts,
-            "skipped": len(self.loader.bad),
+            "skipped": len(self.loader.unreadable),
         }
         self.journal.add(METRICS, row)
 
     def _agree_on_bad(self) -> None:
         """Let every process know of the videos that another could not read."""
         if distributed.world_size() > 1:
-            for found in distributed.all_gather_objects(self.loader.bad):
-                self.loader.bad.update(found)
+            for found in distributed.all_gather_objects(self.loader.unreadable):
+                self.loader.unreadable.update(found)
 
     def _validates(self) -> bool:
         each = self.recipe.run.validate_every
@@ -200,7 +200,7 @@ class Run:
             checkpoint.point(self.out, folder)
 
         distributed.run_on_rank0(save)
-        self.journal.skip(self.loader.bad)
+        self.journal.skip(self.loader.unreadable)
         self.saved = time.monotonic()
 
     def _fill(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from evilm import distributed
-from evilm.data import seeds
+from evilm.data import sampling
 from evilm.errors import TrainingError
 from evilm.training import checkpoint, optim
 
@@ -82,7 +82,7 @@ class Stepper:
         config = self.recipe.optim
         # Dropout and the like derive from the step, so that a resumed run draws the same; each process has its own.
         other = ("rank", distributed.rank()) if distributed.rank() else ()
-        torch.manual_seed(seeds.derive(self.recipe.seed, "step", step, *other))
+        torch.manual_seed(sampling.derive_seed(self.recipe.seed, "step", step, *other))
         optim.set_rate(self.optimizer, config, optim.rate(config, step, self.total))
         self.task.train()
         self.optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evilm import distributed
-from evilm.data.targets import TargetStore
+from evilm.data.teacher_targets import TeacherTargets
 from evilm.encoders import names
 from evilm.errors import CheckpointError, DependencyError
 from evilm.model.heads import EmbeddingHead
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evilm.data.sources import DataConfig
+    from evilm.data.config import DataConfig
     from evilm.data.video import Fit
     from evilm.tasks import Distill, Task
     from evilm.tasks.distill import Teacher
@@ -136,9 +136,9 @@ def look(task: Distill, rows: Sequence[Example], data: DataConfig) -> None:
         return
     if task.targets is None:
         kept = data.cache if task.config.targets is None else Path(task.config.targets)
-        task.targets = TargetStore(task.teacher, kept)
+        task.targets = TeacherTargets(task.teacher, kept)
     clips = [row.clip for row in rows]
-    with Meter("teacher looks at", len(task.targets.lacking(clips)), "clips") as meter:
+    with Meter("teacher looks at", len(task.targets.missing(clips)), "clips") as meter:
         for problem in task.targets.fill(clips, data.workers, meter.update)[:5]:
             meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
 

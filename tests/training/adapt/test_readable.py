@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evilm.data.frame_cache import FrameStore
-from evilm.data.sources import DataConfig, SourceConfig
+from evilm.data.config import DataConfig, SourceConfig
+from evilm.data.frame_cache import FrameCache
 from evilm.data.video import DecoderPool
 from evilm.data.video.check import Finding
 from evilm.errors import DataError, VideoError
@@ -70,6 +70,6 @@ def test_frames_that_were_not_decoded_in_time_are_decoded_once_more(
     [line] = lost
     assert (line["path"].rpartition("/")[2], line["status"]) == ("video1.mp4", "timeout")
     assert asked == {"video0.mp4": 2, "video1.mp4": 2, "video2.mp4": 1}
-    store = FrameStore(tmp_path / "cache", [row.clip for row in given], size=32, candidates=2)
+    store = FrameCache(tmp_path / "cache", [row.clip for row in given], size=32, cached_frames=2)
     assert store.frames_of(store.row(given[0].clip)) is not None
     assert decodable(given, data.model_copy(update={"cache": None}), 32) == (tuple(given), [])

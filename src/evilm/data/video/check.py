@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from evilm.data import frames as sampling
+from evilm.data import sampling
 from evilm.data.video.limits import LIMITS
 from evilm.data.video.reader import VideoReader
 from evilm.errors import VideoError, VideoStatus
@@ -59,7 +59,7 @@ def check(path: Path, limits: Limits = LIMITS) -> Finding:
     try:
         with VideoReader(path, limits) as reader:
             duration = reader.duration
-            reader.frames_at([*sampling.segments(_SEGMENTS, duration), duration], size=_SIDE)
+            reader.frames_at([*sampling.frame_times(_SEGMENTS, duration), duration], size=_SIDE)
             if reader.damaged:
                 return Finding("partial", f"{reader.damaged} damaged packets or frames on the way")
             # Sound may be a little longer than the video, and the length of the last frame is often a guess.

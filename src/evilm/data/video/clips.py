@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from evilm.data import frames as sampling
+from evilm.data import sampling
 from evilm.data.video import container
 from evilm.data.video.limits import FFMPEG_ERRORS, LIMITS
 from evilm.data.video.pictures import read_still
@@ -64,7 +64,7 @@ def read_clip(
     Raises:
         VideoError: the clip gives no frames.
     """
-    return frames_of(clip, sampling.draw(count, rng), size, mode, fit, limits)
+    return frames_of(clip, sampling.draw_positions(count, rng), size, mode, fit, limits)
 
 
 def frames_of(
@@ -73,7 +73,7 @@ def frames_of(
     """``read_clip`` with the random part of the rule given: ``within`` (T,) is the result of ``frames.draw``."""
     names = clip.frames
     if names and names[0].lower().endswith(PICTURE_SUFFIXES):
-        chosen = [int(i) for i in sampling.chosen(len(names), within)]
+        chosen = [int(i) for i in sampling.frames_at(len(names), within)]
         pixels = {i: read_still(clip.path, names[i], size, fit, limits) for i in sorted(set(chosen))}
         return np.stack([pixels[i] for i in chosen])
     with VideoReader(clip.path, limits, names[0] if names else None) as reader:
@@ -81,7 +81,7 @@ def frames_of(
         if clip.start and clip.start >= duration:
             raise VideoError(clip.path, "zero_frames", f"nothing from {clip.start:g} s on: it lasts {duration:g} s")
         end = duration if clip.end is None else min(clip.end, duration)
-        times = sampling.moments(within, max(end - clip.start, 0.0), clip.start)
+        times = sampling.times_at(within, max(end - clip.start, 0.0), clip.start)
         return reader.frames_at(times, mode, size, fit)
 
 

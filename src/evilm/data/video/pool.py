@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from evilm.data import frames as sampling
+from evilm.data import sampling
 from evilm.data.video.check import STATUSES, Finding
 from evilm.data.video.limits import LIMITS
 from evilm.data.video.process import PROGRAM, DecoderProcess, OutOfTimeError, ProcessDiedError
@@ -103,7 +103,7 @@ class DecoderPool:
         Raises:
             VideoError: as ``read_clip``, and ``timeout`` and ``crashed``; so do the other functions.
         """
-        within = sampling.draw(count, rng).tolist()
+        within = sampling.draw_positions(count, rng).tolist()
         question = {"ask": "clip", "start": clip.start, "end": clip.end, "frames": clip.frames, "within": within}
         return self._pixels(clip.path, question | {"size": size, "mode": mode, "fit": fit})
 

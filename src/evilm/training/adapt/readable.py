@@ -9,7 +9,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from evilm.data.frame_cache import PASSING, FrameStore
+from evilm.data.frame_cache import TRANSIENT, FrameCache
 from evilm.data.video import DecoderPool
 from evilm.errors import DataError
 from evilm.progress import Meter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from evilm.data.sources import DataConfig
+    from evilm.data.config import DataConfig
     from evilm.types import Example
 
 
@@ -37,7 +37,7 @@ def readable(examples: Sequence[Example]) -> tuple[list[Example], list[dict[str,
     ):  # fmt: skip
         try:
             for done, (path, found) in enumerate(zip(paths, threads.map(pool.check, paths), strict=True), 1):
-                if not found.readable and found.status in PASSING:
+                if not found.readable and found.status in TRANSIENT:
                     found = pool.check(path)  # noqa: PLW2901
                 if not found.readable:
                     bad[path] = {"path": str(path), "status": found.status, "reason": found.reason}
@@ -65,10 +65,10 @@ def decodable(
     if data.cache is None or data.packed is not None:
         return tuple(examples), []
     clips = [row.clip for row in examples]
-    store = FrameStore(data.cache, clips, size=size, candidates=data.cached_frames, fit=data.resize_mode)
+    store = FrameCache(data.cache, clips, size=size, cached_frames=data.cached_frames, resize_mode=data.resize_mode)
     with Meter("decoding", len(store), "clips") as meter:
         store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
-        if any(status in PASSING for key, (status, _) in store.problems.items() if key in store.clips):
+        if any(status in TRANSIENT for key, (status, _) in store.problems.items() if key in store.clips):
             store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
     lost = [
         {"path": str(clip.path), "status": store.problems[clip.id][0], "reason": store.problems[clip.id][1]}

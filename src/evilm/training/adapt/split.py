@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from evilm.data import seeds
+from evilm.data import sampling
 from evilm.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def divide(
             f"{len(names)} different videos are too few to hold some out and learn from the rest: at least {FEWEST} "
             "are needed, and some dozens to learn anything"
         )
-    chosen = {names[int(i)] for i in seeds.generator(seed, "held-out").permutation(len(names))[:held]}
+    chosen = {names[int(i)] for i in sampling.generator(seed, "held-out").permutation(len(names))[:held]}
     train = tuple(row for row, name in zip(examples, of, strict=True) if name not in chosen)
     return train, tuple(row for row, name in zip(examples, of, strict=True) if name in chosen)
 

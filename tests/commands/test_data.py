@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from evilm import cli
-from evilm.data import shards
-from evilm.data.pack import jpeg
-from evilm.data.packed import PackedFrames
+from evilm.data.pack import jpeg, write_shard
+from evilm.data.packed_frames import PackedFrames
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +26,7 @@ def annotations(tmp_path: Path) -> Path:
     ]
     contents[2][1]["0.jpg"] = b"no picture"
     (tmp_path / "data").mkdir()
-    shards.write(tmp_path / "data" / "train.tar", contents)
+    write_shard(tmp_path / "data" / "train.tar", contents)
     return tmp_path / "data"
 
 
@@ -49,7 +48,7 @@ def test_a_split_is_packed_once(annotations: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        (("--size", "24"), "holds frames of other clips, or packed otherwise"),
+        (("--size", "24"), "holds frames of other clips, or packed with other settings"),
         (("--split", "test"), "test.tar"),
         (("--resize-mode", "stretch"), "--resize-mode"),
         (("--cached-frames", "0"), "--cached-frames"),

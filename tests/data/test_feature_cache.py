@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from evilm.data import shards
-from evilm.data.features import FeatureStore
-from evilm.data.frame_cache import FrameStore
-from evilm.data.pack import jpeg
+from evilm.data.feature_cache import FeatureCache
+from evilm.data.frame_cache import FrameCache
+from evilm.data.pack import jpeg, write_shard
 from evilm.errors import DataError
 from evilm.types import Clip, Grid
 
@@ -23,16 +22,16 @@ GRID, CHANNELS = Grid(1, 2, 2), 3
 
 
 @pytest.fixture
-def frames(tmp_path: Path) -> FrameStore:
+def frames(tmp_path: Path) -> FrameCache:
     """Seven clips of two frames; the third cannot be read."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (7, 2, 16, 16, 3), dtype=np.uint8)
-    shards.write(
+    write_shard(
         tmp_path / "all.tar", [(str(i), {f"{t}.jpg": jpeg(pictures[i, t]) for t in range(2)}) for i in range(7)]
     )
     names = ["2gone" if i == 2 else str(i) for i in range(7)]
     clips = [Clip(tmp_path / "all.tar", frames=(f"{name}.0.jpg", f"{name}.1.jpg")) for name in names]
-    store = FrameStore(tmp_path / "cache", clips, size=16, candidates=2)
+    store = FrameCache(tmp_path / "cache", clips, size=16, cached_frames=2)
     store.fill()
     return store
 
@@ -52,11 +51,11 @@ class Backbone:
         return cells.permute(0, 1, 3, 4, 2) / 255 + 1e-3 * len(frames)
 
 
-def store(frames: FrameStore, name: str = "abc") -> FeatureStore:
-    return FeatureStore(frames, name, GRID, CHANNELS)
+def store(frames: FrameCache, name: str = "abc") -> FeatureCache:
+    return FeatureCache.features(frames, name, GRID, CHANNELS)
 
 
-def test_an_interrupted_store_ends_as_an_unbroken_one(frames: FrameStore) -> None:
+def test_an_interrupted_store_ends_as_an_unbroken_one(frames: FrameCache) -> None:
     whole, unbroken = store(frames, "def"), Backbone()
     whole.fill(unbroken, batch=3)
     assert sorted(unbroken.calls) == [1, 2, 3]  # one clip of seven cannot be read
@@ -73,11 +72,11 @@ def test_an_interrupted_store_ends_as_an_unbroken_one(frames: FrameStore) -> Non
     assert not done.calls
 
 
-def test_the_features_of_a_frame(frames: FrameStore) -> None:
+def test_the_features_of_a_frame(frames: FrameCache) -> None:
     made = store(frames)
     made.fill(Backbone(), batch=100)
     clip = frames.clips[frames.ids[0]]
-    found = made.of(clip, np.array([1, 1, 0]))
+    found = made.read(clip, np.array([1, 1, 0]))
     assert found.shape == (3, 2, 2, CHANNELS)
     assert found.dtype == np.float16
     pixels = frames.read(clip)[1].astype(float) / 255
@@ -85,7 +84,7 @@ def test_the_features_of_a_frame(frames: FrameStore) -> None:
     assert made.path.stat().st_size == 2 * 7 * 2 * 4 * CHANNELS
 
 
-def test_features_of_another_backbone_are_refused(frames: FrameStore) -> None:
+def test_features_of_another_backbone_are_refused(frames: FrameCache) -> None:
     made = store(frames)
     made.path.rename(frames.folder / "features-0123.f16")
     made.path.with_suffix(".json").rename(frames.folder / "features-0123.json")

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from evilm.data import shards
-from evilm.data.frame_cache import FrameStore
-from evilm.data.labels import LabelStore
+from evilm.data.feature_cache import FeatureCache
+from evilm.data.frame_cache import FrameCache
 from evilm.data.loader import Loader
-from evilm.data.pack import jpeg, pack
-from evilm.data.packed import PackConfig, PackedFrames
+from evilm.data.pack import jpeg, pack, write_shard
+from evilm.data.packed_frames import PackConfig, PackedFrames
 from evilm.data.pixels import StoredPixels
 from evilm.data.transforms import AugmentConfig
 from evilm.errors import ConfigError, DataError
@@ -41,7 +40,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     path = tmp_path_factory.mktemp("clips") / "all.tar"
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (8, 4, 8, 8, 3), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
-    shards.write(path, [(str(i), {f"{t}.jpg": jpeg(pictures[i, t]) for t in range(4)}) for i in range(8)])
+    write_shard(path, [(str(i), {f"{t}.jpg": jpeg(pictures[i, t]) for t in range(4)}) for i in range(8)])
     names = ["gone" if i == 3 else str(i) for i in range(8)]
     told = ["moves left" if i in (1, 6) else "moves" for i in range(8)]
     return [
@@ -63,7 +62,7 @@ def tokenizer(tiny_tokenizer: TokenizerConfig) -> Tokenizer:
 def store(request: Any, rows: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("store")
     if request.param == "cache":
-        made = FrameStore(folder, [row.clip for row in rows], size=64, candidates=4)
+        made = FrameCache(folder, [row.clip for row in rows], size=64, cached_frames=4)
         made.fill()
         return made
     config = PackConfig(size=64, cached_frames=4, frames=request.param.split()[1], per_shard=3)
@@ -79,11 +78,11 @@ def test_cached_labels_equal_online_ones(store: Store, rows: list[Example], toke
         return tokenizer.labels(frames)
 
     grid = tokenizer.grid(1, 64, 64)
-    cached = LabelStore(store, tokenizer.fingerprint(), grid, augment, seed=7)
+    cached = FeatureCache.labels(store, tokenizer.fingerprint(), grid, augment, seed=7)
     cached.fill(label, batch=3)
     seen: set[bytes] = set()
     loader = Loader(
-        rows, StoredPixels(store), 2, 64, 4, seed=7, train=True, augment=augment, labels=cached, bad_share=0.5
+        rows, StoredPixels(store), 2, 64, 4, seed=7, train=True, augment=augment, label_cache=cached, max_bad_ratio=0.5
     )
     for epoch in range(3):
         for batch in loader.epoch(epoch):
@@ -95,38 +94,42 @@ def test_cached_labels_equal_online_ones(store: Store, rows: list[Example], toke
         plain = {frame.transpose(2, 0, 1).tobytes() for frames in kept if frames is not None for frame in frames}
         assert seen - plain, "nothing was changed at random"
     done = calls[0]
-    LabelStore(store, tokenizer.fingerprint(), grid, augment, seed=7).fill(label)
+    FeatureCache.labels(store, tokenizer.fingerprint(), grid, augment, seed=7).fill(label)
     assert calls[0] == done, "what is labelled is not labelled again"
 
 
 def test_labels_of_another_tokenizer_or_crop_are_refused(
     rows: list[Example], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    store = FrameStore(tmp_path, [row.clip for row in rows], size=64, candidates=4)
+    store = FrameCache(tmp_path, [row.clip for row in rows], size=64, cached_frames=4)
     store.fill()
     grid, own = tokenizer.grid(1, 64, 64), tokenizer.fingerprint()
-    mine = LabelStore(store, own, grid)
+    mine = FeatureCache.labels(store, own, grid)
     mine.fill(tokenizer.labels)
     mine.path.rename(store.folder / "labels-0123.u16")
     mine.path.with_suffix(".json").rename(store.folder / "labels-0123.json")
     with pytest.raises(DataError, match=rf"labels-0123\.u16: was computed for another tokenizer \({own}, and 0123"):
-        LabelStore(store, "0123", grid)
+        FeatureCache.labels(store, "0123", grid)
     (store.folder / "labels-0123.json").write_text("{")
     with pytest.raises(DataError, match="is damaged; delete it"):
-        LabelStore(store, "0123", grid)
-    names = {LabelStore(store, own, grid, augment, seed).path.name for augment in AUGMENTS.values() for seed in (0, 1)}
+        FeatureCache.labels(store, "0123", grid)
+    names = {
+        FeatureCache.labels(store, own, grid, augment, seed).path.name
+        for augment in AUGMENTS.values()
+        for seed in (0, 1)
+    }
     assert len(names) == 1 + 1 + 2 + 2  # flips need no seed
-    about = json.loads(LabelStore(store, own, grid).path.with_suffix(".json").read_text())
+    about = json.loads(FeatureCache.labels(store, own, grid).path.with_suffix(".json").read_text())
     assert about == {"tokenizer": own, "grid": [4, 4], "clips": 8}
 
 
 def test_crops_without_end_are_refused(rows: list[Example], tmp_path: Path, tokenizer: Tokenizer) -> None:
-    store = FrameStore(tmp_path, [row.clip for row in rows], size=64, candidates=4)
-    with pytest.raises(ConfigError, match=r"cannot follow random crops without end: set data\.augment\.views"):
-        LabelStore(store, "f", tokenizer.grid(1, 64, 64), AugmentConfig(shift=1))
+    store = FrameCache(tmp_path, [row.clip for row in rows], size=64, cached_frames=4)
+    with pytest.raises(ConfigError, match=r"needs a limited number of crops: set data\.augment\.cached_crops"):
+        FeatureCache.labels(store, "f", tokenizer.grid(1, 64, 64), AugmentConfig(shift=1))
 
 
 def test_two_bytes_a_region(rows: list[Example], tmp_path: Path, tokenizer: Tokenizer) -> None:
-    store = FrameStore(tmp_path, [row.clip for row in rows], size=64, candidates=4)
-    made = LabelStore(store, "f", tokenizer.grid(1, 64, 64), AUGMENTS["all"])
+    store = FrameCache(tmp_path, [row.clip for row in rows], size=64, cached_frames=4)
+    made = FeatureCache.labels(store, "f", tokenizer.grid(1, 64, 64), AUGMENTS["all"])
     assert made.path.stat().st_size == 2 * 8 * 4 * (2 * 2) * 16

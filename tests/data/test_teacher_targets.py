@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pytest
 
-from evilm.data.targets import TargetStore
+from evilm.data.teacher_targets import TeacherTargets
 from evilm.data.video import read_clip
 from evilm.errors import DataError, OutputError
 from evilm.types import Clip
@@ -41,15 +41,15 @@ def clips(small_world: Path) -> list[Clip]:
 def test_each_clip_is_looked_at_once(clips: list[Clip], tmp_path: Path) -> None:
     first = Colours()
     told: list[int] = []
-    assert TargetStore(first, tmp_path).fill([*clips[:33], clips[0]], 2, told.append) == []
+    assert TeacherTargets(first, tmp_path).fill([*clips[:33], clips[0]], 2, told.append) == []
     assert first.seen == 33
     assert told == [32, 33]
     again = Colours()
-    store = TargetStore(again, tmp_path)
-    assert [clip.id for clip in store.lacking(clips)] == [clip.id for clip in clips[33:]]
+    store = TeacherTargets(again, tmp_path)
+    assert [clip.id for clip in store.missing(clips)] == [clip.id for clip in clips[33:]]
     store.fill(clips)
     assert again.seen == 7
-    vectors, known = store.of([clips[5], clips[39]])
+    vectors, known = store.read([clips[5], clips[39]])
     assert known.all()
     for vector, clip in zip(vectors, (clips[5], clips[39]), strict=True):
         np.testing.assert_allclose(vector, read_clip(clip, 2, 16, fit="squash").mean((0, 1, 2)), atol=1e-4)
@@ -57,29 +57,29 @@ def test_each_clip_is_looked_at_once(clips: list[Clip], tmp_path: Path) -> None:
 
 
 def test_another_teacher_or_another_look_starts_anew(clips: list[Clip], tmp_path: Path) -> None:
-    TargetStore(Colours(), tmp_path).fill(clips[:3])
+    TeacherTargets(Colours(), tmp_path).fill(clips[:3])
     longer = Colours()
     longer.frames = 4
     for other in (Colours("two"), longer):
-        assert len(TargetStore(other, tmp_path).lacking(clips[:3])) == 3
+        assert len(TeacherTargets(other, tmp_path).missing(clips[:3])) == 3
 
 
 def test_parts_of_a_file_are_clips_of_their_own(clips: list[Clip]) -> None:
-    store = TargetStore(Colours(), None)
+    store = TeacherTargets(Colours(), None)
     part = Clip(clips[0].path, 0.5, 1.0)
     store.fill(clips[:1])
-    assert store.lacking([clips[0], part]) == [part]
-    assert store.of([part])[1].all()  # looked at now
-    assert store.lacking([part]) == []
+    assert store.missing([clips[0], part]) == [part]
+    assert store.read([part])[1].all()  # looked at now
+    assert store.missing([part]) == []
 
 
 def test_what_cannot_be_read_is_told_once(clips: list[Clip], tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
-    store = TargetStore(Colours(), tmp_path / "kept")
+    store = TeacherTargets(Colours(), tmp_path / "kept")
     [problem] = store.fill([clips[0], Clip(bad)])
     assert "bad.mp4" in problem
-    vectors, known = store.of([Clip(bad), clips[0]])
+    vectors, known = store.read([Clip(bad), clips[0]])
     assert known.tolist() == [False, True]
     assert not vectors[0].any()
     assert store.fill([clips[0], Clip(bad)]) == []
@@ -87,11 +87,11 @@ def test_what_cannot_be_read_is_told_once(clips: list[Clip], tmp_path: Path) -> 
 
 def test_a_place_that_cannot_hold_them_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="cannot keep a teacher's vectors"):
-        TargetStore(Colours(), tmp_path / "file")
-    store = TargetStore(Colours(), tmp_path)
+    with pytest.raises(OutputError, match="cannot store the teacher's embeddings"):
+        TeacherTargets(Colours(), tmp_path / "file")
+    store = TeacherTargets(Colours(), tmp_path)
     assert store.path is not None
     store.close()
     store.path.write_bytes(b"something else, longer than a header of sqlite would be" * 20)
     with pytest.raises(DataError, match="is damaged"):
-        TargetStore(Colours(), tmp_path)
+        TeacherTargets(Colours(), tmp_path)
