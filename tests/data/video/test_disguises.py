@@ -82,13 +82,20 @@ def disguises(folder: Path, canary: Path) -> dict[str, str]:
     (folder / "nowhere.mp4").symlink_to("nothing there")
     for name in ("fifo", "loop", "zero", "terminal", "nowhere"):
         expected[f"{name}.mp4"] = "not_a_file"
+    # Formats without an index of their own files, with the path where a reference would be.
+    for name, codec in (("a.264", "libx264"), ("a.265", "libx265"), ("a.ivf", "libvpx"), ("a.mxf", "mpeg2video"),
+                        ("a.rm", "rv20")):  # fmt: skip
+        film = write(folder / name, range(10), codec, second=25)
+        film.write_bytes(film.read_bytes() + f"\nfile://{canary}\n{canary}\n".encode())
+        film.rename(folder / f"{name}.mp4")
+        expected[f"{name}.mp4"] = "readable"
     return expected | {"picture%03d.png": "refused", "picture001.png": "refused", "external.mp4": "ok"}
 
 
 def test_disguises_are_refused_by_name(tmp_path: Path, canary: Path, pool: DecoderPool) -> None:
     for name, status in disguises(tmp_path, canary).items():
         found = pool.check(tmp_path / name)
-        assert found.status == status, (name, found)
+        assert found.readable if status == "readable" else found.status == status, (name, found)
 
 
 ADDRESSES = ("{url}", "concat:{path}|{path}", "subfile,,start,0,end,9,,:{path}", "data:video/mp4;base64,AAAA", "pipe:0",

@@ -27,7 +27,11 @@ REFRESH = {"x264-params": "intra-refresh=1:keyint=10:bframes=0"}  # no keyframes
      ("pyramid.mkv", "libx264", PYRAMID), ("refresh.mp4", "libx264", REFRESH), ("a.flv", "libx264", {}),
      ("open.mov", "libx265", {"x265-params": "log-level=none:open-gop=1:keyint=10:bframes=4"}),
      ("a.webm", "libvpx-vp9", {}), ("8.webm", "libvpx", {}), ("b.avi", "mpeg4", {"bf": "2"}), ("a.avi", "mpeg4", {}),
-     ("b.ts", "mpeg2video", {"bf": "2"}), ("a.gif", "gif", {}), ("a.mov", "mjpeg", {}), ("a.wmv", "wmv2", {})],
+     ("b.ts", "mpeg2video", {"bf": "2"}), ("a.gif", "gif", {}), ("a.mov", "mjpeg", {}), ("a.wmv", "wmv2", {}),
+     ("a.ivf", "libvpx", {}),
+     ("b.264", "libx264", B_FRAMES), ("a.h264", "libx264", {"sc_threshold": "0"}), ("a.mxf", "mpeg2video", {}),
+     ("b.mxf", "mpeg2video", {"bf": "2"}), ("a.rm", "rv20", {}),
+     ("a.265", "libx265", {"x265-params": "log-level=none:bframes=3"})],
 )  # fmt: skip
 def test_every_picture_alone_and_in_a_row(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
     count = 48

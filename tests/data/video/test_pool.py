@@ -107,6 +107,37 @@ def test_what_happens_in_a_process_costs_one_file(film: Path, tmp_path: Path) ->
     assert not any(Path(f"/proc/{pid}").exists() for pid in left)
 
 
+def test_large_frames_get_more_time_and_memory(tmp_path: Path) -> None:
+    """A request for frames of 3840x2160 may take four times as long, and their decoder more memory."""
+    slow = """
+import time
+from evilm.data.video import child, clips
+def check(path, question, limits):
+    with child.VideoReader(path, limits): time.sleep(1.5)
+    return {"status": "ok"}, None
+child.ANSWERS["check"] = check
+child.main()
+"""
+    large = write(tmp_path / "large.mp4", range(2), second=25, size=(2160, 3840), preset="ultrafast")
+    small = write(tmp_path / "small.mp4", range(2), second=25)
+    with DecoderPool(limits=Limits(timeout=0.9), program=("-P", "-c", slow)) as pool:
+        assert pool.check(large).status == "ok"
+        found = pool.check(small)
+        assert (found.status, found.reason.partition(";")[0]) == ("timeout", "not decoded within 0.9 s")
+    limits = Limits()
+    assert limits.timeout_factor(7680 * 4320) == 16
+    assert limits.timeout_factor(10**9) == 16  # a decoder cannot claim more
+    assert limits.memory_for(3840 * 2160) == limits.memory
+    assert limits.memory_for(7680 * 4320) == pytest.approx(1.98 * limits.memory, rel=0.01)
+
+
+def test_8k_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "8k.mp4", range(2), second=25, size=(4320, 7680), preset="ultrafast", threads="1")
+    with DecoderPool(limits=Limits(timeout=60)) as pool:
+        assert pool.check(path).status == "ok"
+        assert number_of(pool.frames_at(path, [0.05], size=64, fit="squash")[0]) == 1
+
+
 def test_a_process_that_is_killed_or_stopped_from_outside(film: Path) -> None:
     with DecoderPool(limits=Limits(timeout=1.5)) as pool:
         pool.check(film)

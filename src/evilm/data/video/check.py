@@ -103,7 +103,8 @@ class FolderReport:
             if finding.status != "ok"
         ]
         counts = ", ".join(f"{status} {count}" for status, count in self.counts.items() if count)
-        return "\n".join([*lines, f"{len(self.findings) - self.unlisted} files: {counts or 'none'}"])
+        folders = f" and {self.unlisted} folders that cannot be listed" if self.unlisted else ""
+        return "\n".join([*lines, f"{len(self.findings) - self.unlisted} files{folders}: {counts or 'none'}"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,8 @@ def thumbnail(path: Path, time: float, height: int, limits: Limits = LIMITS) -> 
     context.options = {"qscale": "4"}
     # The JPEG encoder needs full-range colours.
     frame = VideoReformatter().reformat(frame, width, height, "yuvj420p", interpolation=Interpolation.AREA)
-    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+    packets: list[Packet[Any]] = [*context.encode(frame), *context.encode(None)]
+    return b"".join(map(bytes, packets))
 
 
 def cut(path: Path, start: float, end: float | None, height: int | None, limits: Limits = LIMITS) -> bytes:

@@ -247,10 +247,11 @@ class VideoReader:
         """Frames in order of time, from the current position to the end; damaged packets are counted."""
         context = self._stream.codec_context
         latest, step = None, 0
-        for packet in self._packets() if self._mode == "exact" else self._keyframes():
+        fast = self._mode == "fast" and not self.raw  # a raw stream has to be decoded to count its frames
+        for packet in self._keyframes() if fast else self._packets():
             stamp = None if packet is None else packet.pts
             spare = stamp is not None and latest is not None and stamp < latest
-            context.skip_frame = "NONKEY" if self._mode == "fast" else "NONREF" if spare else "DEFAULT"
+            context.skip_frame = "NONKEY" if fast else "NONREF" if spare else "DEFAULT"
             if stamp is not None and stamp <= self._target:
                 latest = stamp if latest is None else max(latest, stamp)
             try:
@@ -265,21 +266,20 @@ class VideoReader:
                 self._oversized |= isinstance(error, av.error.ArgumentError) and not context.width
                 continue
             for frame in frames:
-                if self.raw and self._mode == "exact":
-                    frame.pts = step  # frames are counted
+                if self.raw:
+                    frame.pts = step
                 elif frame.pts is None:
                     frame.pts = frame.dts if frame.dts is not None else step
                 step = frame.pts + (frame.duration if frame.duration and not self.raw else self._length)
                 self.damaged += frame.is_corrupt
                 self.reached = max(self.reached, float((step - self._first) * self._base))
-                yield frame
+                if fast or self._mode == "exact" or frame.key_frame:
+                    yield frame
 
     def _keyframes(self) -> Generator[Packet[VideoStream] | None]:
         """Packets from the first keyframe on, without all that are no keyframes: not every decoder can skip them."""
         keyframe_seen = False
-        for number, packet in enumerate(self._packets()):
-            if packet is not None and self.raw:
-                packet.pts = packet.dts = number * self._length
+        for packet in self._packets():
             if packet is None or packet.is_keyframe or not keyframe_seen:
                 yield packet
             keyframe_seen |= packet is not None and packet.is_keyframe
