@@ -60,8 +60,8 @@ PANELS: dict[str, dict[str, Callable[..., None] | tuple[str, dict[str, Callable[
     "Reports": {
         "cost": report.cost,
         "report": (
-            "Print the tables and figures of the paper beside your own runs.",
-            {"table": report.table, "figure": report.figure},
+            "Print the tables and figures of the paper beside your own runs, or compare two evaluations.",
+            {"table": report.table, "figure": report.figure, "compare": report.compare},
         ),
         "env": report.env,
     },

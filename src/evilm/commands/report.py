@@ -11,7 +11,9 @@ import typer
 
 from evilm.commands.console import AsJson
 
-Runs = Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain evaluated runs.")]
+Runs = Annotated[
+    list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain evaluated runs. [default: none]")
+]
 
 
 def table(
@@ -43,6 +45,18 @@ def figure(
     if out is not None:
         figures.draw(filled, out)
     typer.echo(json.dumps(figures.as_json(filled), indent=2) if as_json else figures.as_markdown(filled))
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="Folder of an evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Folder of another evaluation of the same samples.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two evaluations: the difference with a paired bootstrap 95 % interval."""
+    from evilm.report import compare as comparison
+
+    result = comparison.compare(first, second)
+    typer.echo(json.dumps(result, indent=2) if as_json else comparison.as_text(result))
 
 
 def cost(
