@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from evilm.errors import DataError
 from evilm.report.run import read_predictions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 
@@ -24,8 +25,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         first, second: folders of evaluations, with ``predictions.jsonl``, or runs with exactly one evaluation.
 
     Returns:
-        ``samples``; mean ``scores`` in percent; their ``difference`` in points, with a paired bootstrap 95 % ``interval``;
-        ``better`` and ``worse``: numbers of samples on which the second scores higher or lower.
+        ``samples``; mean ``scores`` in percent; their ``difference`` in points with its bootstrap 95 % ``interval``;
+        ``better`` and ``worse``, the numbers of samples on which the second scores higher or lower.
 
     Raises:
         DataError: an evaluation is missing, or the two are not of the same samples.

@@ -47,8 +47,8 @@ def _torch() -> str:
     except (ImportError, RuntimeError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return (
-            f"{installed}; torchvision cannot be imported because it was built for another version of torch ({reason}): "
-            "pip install --force-reinstall torch torchvision"
+            f"{installed}; torchvision cannot be imported because it was built for another version of torch "
+            f"({reason}): pip install --force-reinstall torch torchvision"
         )
     return installed
 
