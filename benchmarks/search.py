@@ -1,10 +1,10 @@
-"""How fast search is: a text query over an index, exact ranking alone, and indexing beside its two stages alone.
+"""Measure search: a text query over an index, nearest neighbours alone, and indexing beside its two stages alone.
 
-    python benchmarks/search.py query --moments 100000      # p50 with the text encoder included
-    python benchmarks/search.py exact --moments 1000000 --width 512 [--alike 0.1]
-    python benchmarks/search.py indexing --clips 64         # of 20 s at 1280x720
+    python benchmarks/search.py query --segments 100000      # p50 with the text encoder included
+    python benchmarks/search.py nearest --segments 1000000 --width 512 [--noise 0.1]
+    python benchmarks/search.py indexing --clips 64          # of 20 s at 1280x720
 
-Each prints one JSON object. ``--model`` is an export or a checkpoint; without one, an untrained ``evilm-small``.
+Each prints one JSON object. ``--model`` is an export or a checkpoint; without it, an untrained ``evilm-small``.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evilm.search.binding import IndexConfig, bind, remembered
+from evilm.search import vectors
 from evilm.search.calibration import UNRELATED
-from evilm.search.database import Database
-from evilm.search.index import KIND, VideoIndex
-from evilm.search.nearest import Exact
-from evilm.search.nearest_codes import Coded
-from evilm.search.nearest_faiss import Faiss, trained
+from evilm.search.database import Database, NewFile
+from evilm.search.index import VideoIndex
+from evilm.search.model import IndexConfig, bind_model
+from evilm.search.nearest import Exact, Faiss
 from evilm.search.pipeline import Pipeline
-from evilm.search.records import Entry
 from evilm.search.scan import walk
-from evilm.search.update import save_caches
+from evilm.search.update import KIND
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,27 +42,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def unit_rows(rows: int, width: int, seed: int = 0, alike: float | None = None) -> NDArray[np.float32]:
-    """Random directions; with ``alike``, a thousand of them and noise about each, as videos have kinds."""
+def unit_rows(rows: int, width: int, seed: int = 0, noise: float | None = None) -> NDArray[np.float32]:
+    """Random unit vectors; with ``noise``, a thousand random directions with so much noise around each."""
     random = np.random.default_rng(seed)
-    vectors = random.standard_normal((rows, width), dtype=np.float32)
-    if alike is not None:
+    matrix = random.standard_normal((rows, width), dtype=np.float32)
+    if noise is not None:
         kinds = np.random.default_rng(1).standard_normal((1000, width), dtype=np.float32)
-        vectors *= alike
+        matrix *= noise
         for i in range(0, rows, 65536):
-            vectors[i : i + 65536] += kinds[random.integers(0, 1000, len(vectors[i : i + 65536]))]
+            matrix[i : i + 65536] += kinds[random.integers(0, 1000, len(matrix[i : i + 65536]))]
     for i in range(0, rows, 65536):
-        vectors[i : i + 65536] /= np.linalg.norm(vectors[i : i + 65536], axis=1, keepdims=True)
-    return vectors
+        matrix[i : i + 65536] /= np.linalg.norm(matrix[i : i + 65536], axis=1, keepdims=True)
+    return matrix
 
 
 def timed(act: Callable[[], Any], times: int) -> dict[str, float]:
-    """Milliseconds of repeated calls, after three that warm up."""
+    """Milliseconds of repeated calls, after three to warm up."""
     return in_turns({"it": act}, times)["it"]
 
 
 def in_turns(acts: dict[str, Callable[[], Any]], times: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of several calls that take turns, after three rounds that warm up."""
+    """Milliseconds of several calls that take turns, after three rounds to warm up."""
     spent: dict[str, list[float]] = {name: [] for name in acts}
     for i in range(times + 3):
         for name, act in acts.items():
@@ -80,70 +78,69 @@ def in_turns(acts: dict[str, Callable[[], Any]], times: int) -> dict[str, dict[s
 
 
 def resident() -> dict[str, int]:
-    """MiB of this process in memory now: its own, and pages of files, which the system takes back at need."""
+    """MiB of this process in memory: its own, and mapped files, which the system takes back when needed."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {what: int(lines[name].split()[0]) >> 10 for what, name in (("own", "RssAnon"), ("of files", "RssFile"))}
 
 
-def query(home: Path, model: Any, moments: int, store: str) -> dict[str, Any]:
-    """A real index with ``moments`` vectors at random directions, opened cold and asked in sentences."""
+def query(home: Path, model: Any, segments: int, backend: str) -> dict[str, Any]:
+    """Open an index with ``segments`` random vectors and search it with sentences."""
     place, width = home / "index", int(model.embed_texts(["a"]).shape[1])
     place.mkdir()
     (place / ".evilm").write_text(KIND + "\n")
     each = 20
-    with Database(place, write=True) as catalogue:
-        bind(catalogue, model, None)
-        vectors = unit_rows(moments, width)
+    with Database(place, write=True) as database:
+        bind_model(database, model, None)
+        matrix = unit_rows(segments, width)
         spans = [(8.0 * i, 8.0 * i + 8) for i in range(each)]
         began = time.perf_counter()
-        with catalogue.transaction():
-            for start in range(0, moments, each):
-                some = vectors[start : start + each]
+        with database.transaction():
+            for start in range(0, segments, each):
+                some = matrix[start : start + each]
                 path = f"/videos/{start // each:07}.mp4".encode()
-                catalogue.put(Entry(path, 1, 1, start, b"", "ok", "", 160.0, spans[: len(some)], some))
+                database.put(NewFile(path, 1, 1, start, b"", "ok", "", 160.0, spans[: len(some)], some))
         written = time.perf_counter() - began
-        save_caches(catalogue, vectors.load(catalogue, width))
-    del vectors, some  # which is a view of them
+        vectors.save(place, database.metadata("identity"), vectors.load(database, width))
+    del matrix, some  # which is a view of it
     began = time.perf_counter()
-    index = VideoIndex.open(place, model, store)
+    index = VideoIndex.open(place, model, backend)
     index.search(UNRELATED[0])
     first = time.perf_counter() - began
     texts = iter(UNRELATED * 10)
     whole = timed(lambda: index.search(next(texts)), 40)
     again = iter(UNRELATED * 10)
     return {
-        "moments": moments, "width": width, "store": store, "query_ms": whole,
+        "segments": segments, "width": width, "backend": backend, "query_ms": whole,
         "of_which_text_encoder_ms": timed(lambda: model.embed_texts([next(again)]), 40),
-        "open_and_first_search_s": round(first, 3), "written_moments_per_s": round(moments / written),
+        "open_and_first_search_s": round(first, 3), "written_segments_per_s": round(segments / written),
         "caches_mib": {path.name: path.stat().st_size >> 20 for path in sorted(place.glob("*.cache"))},
         "resident_mib": resident(),
     }  # fmt: skip
 
 
-def exact(moments: int, width: int, alike: float | None) -> dict[str, Any]:
-    """The nearest of so many vectors, in memory, without a text encoder: each way in turns, on the same queries."""
-    vectors = unit_rows(moments, width, 0, alike)
-    queries = unit_rows(64, width, 2, alike)
-    began = time.perf_counter()
-    coded = Coded.of(vectors)
-    made = {"codes": time.perf_counter() - began}
-    ways: dict[str, Any] = {"every vector": Exact(vectors), "codes": coded}
+def nearest(segments: int, width: int, noise: float | None) -> dict[str, Any]:
+    """Search random vectors in memory, without a text encoder: each backend in turns, with the same queries."""
+    matrix = unit_rows(segments, width, 0, noise)
+    queries = unit_rows(64, width, 2, noise)
+    backends: dict[str, Any] = {"exact": Exact(matrix)}
+    made: dict[str, float] = {}
     if importlib.util.find_spec("faiss") is not None:
         began = time.perf_counter()
-        ways["faiss"] = Faiss(vectors, trained(vectors))
-        made["faiss"] = time.perf_counter() - began
-    differ = dict.fromkeys(ways, 0)
+        backends["faiss"] = Faiss(matrix, Faiss.train(matrix))
+        made["faiss"] = round(time.perf_counter() - began, 1)
+    differ = dict.fromkeys(backends, 0)
     for query in queries[:16]:
-        wanted = ways["every vector"].nearest(query, 10)[0]
-        for name, way in ways.items():
-            differ[name] += int((way.nearest(query, 10)[0] != wanted).any())
-    turns = {name: itertools.cycle(queries) for name in ways}
-    acts = {name: lambda way=way, name=name: way.nearest(next(turns[name]), 10) for name, way in ways.items()}
+        expected = backends["exact"].nearest(query, 10)[0]
+        for name, backend in backends.items():
+            differ[name] += int((backend.nearest(query, 10)[0] != expected).any())
+    turns = {name: itertools.cycle(queries) for name in backends}
+    acts = {
+        name: lambda backend=backend, name=name: backend.nearest(next(turns[name]), 10)
+        for name, backend in backends.items()
+    }
     return {
-        "moments": moments, "width": width, "alike": alike, "ms": in_turns(acts, 30),
-        "of 16 queries answered otherwise": differ, "seconds_to_make": {name: round(s, 1) for name, s in made.items()},
-        "looked_at_again": round(statistics.median(len(coded.candidates(query, 10)) for query in queries[:16])),
-        "mib": {"vectors": vectors.nbytes >> 20, "codes": moments * (width + 8) >> 20},
+        "segments": segments, "width": width, "noise": noise, "ms": in_turns(acts, 30),
+        "of 16 queries with other hits": differ, "seconds_to_build": made, "mib": matrix.nbytes >> 20,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
 
@@ -166,50 +163,42 @@ def render(path: Path, seconds: int, side: tuple[int, int]) -> None:
         container.mux(stream.encode(None))
 
 
-class Still:
-    """A model whose encoding costs nothing: what is left is decoding."""
+class FreeModel:
+    """A model whose encoding costs nothing, so that only decoding is measured."""
 
     def __init__(self, model: Any) -> None:
-        self.fingerprint, self.num_frames, self.image_size, self.resize_mode = (
-            "still",
-            model.num_frames,
-            model.image_size,
-            model.resize_mode,
-        )
+        self.fingerprint, self.num_frames, self.image_size = "free", model.num_frames, model.image_size
+        self.resize_mode = model.resize_mode
 
     def embed_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.ones((len(frames), 4), np.float32)
 
-    def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        return np.ones((len(texts), 4), np.float32)
-
 
 def indexing(home: Path, model: Any, clips: int, seconds: int, side: tuple[int, int], workers: int) -> dict[str, Any]:
-    """Indexing, beside decoding alone and encoding alone, each as the index does it and in one run."""
+    """Index clips; and decode alone and encode alone, each as the index does it, in the same run."""
     videos = home / "videos"
     videos.mkdir()
     render(videos / "0.mp4", seconds, side)
     for i in range(1, clips):
         shutil.copyfile(videos / "0.mp4", videos / f"{i}.mp4")
-    config = IndexConfig()
-    with Database(home, write=True) as catalogue:
-        decode = remembered(catalogue, model, config)
+    config, free = IndexConfig(), FreeModel(model)
     began = time.perf_counter()
-    moments = sum(len(entry.spans) for entry in Pipeline(Still(model), decode, workers).run(walk(videos).files))
+    groups = Pipeline(free, config, workers).run(walk(videos).files)  # pyright: ignore[reportArgumentType]
+    segments = sum(len(file.spans) for group in groups for file in group)
     decoding = time.perf_counter() - began
     pixels = np.random.default_rng(0).integers(
         0, 256, (16, model.num_frames, model.image_size, model.image_size, 3), dtype=np.uint8
     )
     model.embed_frames(pixels)
     began = time.perf_counter()
-    for start in range(0, moments, 16):
-        model.embed_frames(pixels[: min(16, moments - start)])
+    for start in range(0, segments, 16):
+        model.embed_frames(pixels[: min(16, segments - start)])
     encoding = time.perf_counter() - began
     began = time.perf_counter()
     VideoIndex.build(videos, model, home / "index", config=config, workers=workers).close()
     whole = time.perf_counter() - began
     return {
-        "clips": clips, "moments": moments, "seconds_each": seconds, "pixels": side, "workers": workers,
+        "clips": clips, "segments": segments, "seconds_each": seconds, "pixels": side, "workers": workers,
         "decoding_alone_s": round(decoding, 2), "encoding_alone_s": round(encoding, 2), "indexing_s": round(whole, 2),
         "share_of_own_sum": round((decoding + encoding) / whole, 3),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -219,32 +208,32 @@ def indexing(home: Path, model: Any, clips: int, seconds: int, side: tuple[int, 
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["query", "exact", "indexing"])
-    parser.add_argument("--model", help="an export or a checkpoint")
-    parser.add_argument("--preset", default="evilm-small", help="of the untrained model where none is named")
-    parser.add_argument("--store", default="exact", help="what answers a query")
-    parser.add_argument("--moments", type=int, default=100_000)
+    parser.add_argument("what", choices=["query", "nearest", "indexing"])
+    parser.add_argument("--model", help="export or checkpoint")
+    parser.add_argument("--preset", default="evilm-small", help="of the untrained model that is used without --model")
+    parser.add_argument("--backend", default="exact", help="nearest-neighbour search of a query")
+    parser.add_argument("--segments", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--alike", type=float, metavar="NOISE", help="vectors in a thousand heaps")
+    parser.add_argument("--noise", type=float, help="vectors around a thousand directions")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--pixels", type=int, nargs=2, default=(720, 1280), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--workers", type=int, default=2)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        if chosen.what == "exact":
-            found = exact(chosen.moments, chosen.width, chosen.alike)
+        if options.what == "nearest":
+            found = nearest(options.segments, options.width, options.noise)
         else:
             import untrained
 
             from evilm.inference import load
 
-            model = load(chosen.model or untrained.write(home / "model", chosen.preset))
-            if chosen.what == "query":
-                found = query(home, model, chosen.moments, chosen.store)
+            model = load(options.model or untrained.write(home / "model", options.preset))
+            if options.what == "query":
+                found = query(home, model, options.segments, options.backend)
             else:
-                found = indexing(home, model, chosen.clips, chosen.seconds, tuple(chosen.pixels), chosen.workers)
+                found = indexing(home, model, options.clips, options.seconds, tuple(options.pixels), options.workers)
             found["model"] = repr(model)
     json.dump(found | {"load": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}, sys.stdout, indent=2)
     sys.stdout.write("\n")

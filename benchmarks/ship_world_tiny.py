@@ -44,7 +44,7 @@ def ship(demo: Path, out: Path = HOME) -> None:
     with tempfile.TemporaryDirectory(prefix="evilm-ship-") as name:
         draft = Path(name) / TINY
         made = writer.export(run, draft, int8=True, say=say)
-        tried = quickstart.trial(Path(name) / "try", str(draft), say=say)
+        tried = quickstart.run(Path(name) / "try", str(draft), say=say)
         about = made.metadata.model_copy(update={"source": _public(made.metadata.source, demo.resolve())})
         shown = made.model_copy(update={"about": about})
         text = "\n".join([card.text(shown), *_numbers(shown, found, tried)]) + "\n"
@@ -79,7 +79,7 @@ def _public(value: Any, demo: Path) -> Any:
     return value
 
 
-def _numbers(made: export_format.ExportDescription, found: dict[str, Any], tried: quickstart.Trial) -> list[str]:
+def _numbers(made: export_format.ExportDescription, found: dict[str, Any], tried: quickstart.Quickstart) -> list[str]:
     """What the run and the try measured, as Markdown."""
     recipe, clips = made.metadata.source["recipe"], quickstart.CLIPS
     stages = "recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`"
@@ -95,8 +95,8 @@ def _numbers(made: export_format.ExportDescription, found: dict[str, Any], tried
         lines.append(f"| {name} | {value:.1f} | {'' if chance is None else format(chance, '.1f')} |")
     tried_it = (
         f"As shipped, in `evilm quickstart` ({clips} clips of another world, seed {quickstart.SEED}, each with a "
-        f"combination training never showed): the first hit is right in {tried.first['percent']:.0f} % of "
-        f"{tried.first['count']:.0f} sentences (chance {tried.first['chance']:.1f} %); of\n"
+        f"combination training never showed): the first hit is right in {tried.first_hit['percent']:.0f} % of "
+        f"{tried.first_hit['count']:.0f} sentences (chance {tried.first_hit['chance']:.1f} %); of\n"
         f"{tried.questions['count']:.0f} questions for a colour, answered by choosing among eight, "
         f"{tried.questions['percent']:.0f} % are right (chance {tried.questions['chance']:.1f} %)."
     )

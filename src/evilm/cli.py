@@ -73,6 +73,13 @@ RENAMED = {
     "world": "data synthetic", "vocabulary": "data vocabulary", "check-videos": "data check-videos",
 }  # fmt: skip
 
+# Options of earlier versions and what replaced them.
+RENAMED_OPTIONS = {
+    "--forget": "--allow-empty", "--fast": "--keyframes-only", "--longer": "--min-duration",
+    "--shorter": "--max-duration", "--like": "--query-video", "--store": "--backend", "--held-out": "--val-ratio",
+    "--old-words": "--no-extend-vocab",
+}  # fmt: skip
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -169,6 +176,9 @@ def _explain(error: Exception) -> int:
 def _usage(error: typer.TyperException) -> str:
     """The message of a usage error and the command that prints the help."""
     context = getattr(error, "ctx", None)
+    option = getattr(error, "option_name", "")
+    if option in RENAMED_OPTIONS:
+        return f"{option} is now {RENAMED_OPTIONS[option]}; see `{getattr(context, 'command_path', 'evilm')} --help`"
     text = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
     return f"{text.rstrip('.')}; see `{getattr(context, 'command_path', 'evilm')} --help`"
 

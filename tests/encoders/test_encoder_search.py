@@ -71,7 +71,7 @@ def test_the_seam_holds_without_any_library(videos: Path, tmp_path: Path) -> Non
         hits = index.search("blue", k=3)
         assert len(hits) == 3
         assert hits[0].cosine == pytest.approx(best, abs=1e-5)
-        like = index.search_like(hits[1].path, k=1)
+        like = index.search(hits[1].path, k=1)
         assert like[0].path == hits[1].path
         with pytest.raises(QueryError, match="no fusion decoder"):
             index.search("blue", rerank=2)
@@ -103,7 +103,7 @@ def test_the_commands_take_them_by_name(
     monkeypatch.chdir(open_clip_folder.parent)
     own, at = "open_clip:tiny@2", str(tmp_path / "index")
     report: dict[str, Any] = json.loads(run("index", str(videos), at, "--model", own, "--json"))
-    assert (report["new"], report["moments"]) == (12, 12)
+    assert (report["new"], report["segments"]) == (12, 12)
     monkeypatch.chdir(tmp_path)  # the index knows the folder of its model, wherever it is searched from
     found: dict[str, Any] = json.loads(run("search", at, "a red disc", "-k", "3", "--json"))
     model = evilm.load(f"open_clip:{open_clip_folder}@2")

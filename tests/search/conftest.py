@@ -58,7 +58,7 @@ def painted() -> Callable[..., Path]:
 
 @pytest.fixture
 def model() -> Any:
-    """The model; ``model.encoded`` counts moments."""
+    """The model; ``model.encoded`` counts segments."""
     return fake.Fake()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,11 +22,12 @@ WIDTH = 32
 
 
 class Fake:
-    """What search needs of a model, by arithmetic. Equal seeds are equal models."""
+    """The part of ``evilm.inference.Embedder`` that search uses. Equal seeds are equal models."""
 
     def __init__(self, seed: int = 0, frames: int = 2, size: int = 32) -> None:
         self.seed, self.num_frames, self.image_size = seed, frames, size
         self.resize_mode: Literal["crop", "squash"] = "crop"
+        self.metadata = SimpleNamespace(heads=("embed_video", "embed_text", "match"))
         self._turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((WIDTH, WIDTH)))[0]
         self.encoded = 0
 
@@ -45,7 +47,7 @@ class Fake:
         return self._space(np.stack([self._meaning(text) for text in texts]))
 
     def match(self, videos: Sequence[tuple[Path, float, float]], texts: Sequence[str]) -> NDArray[np.float32]:
-        """Earlier moments fit better, whatever the text: an order that cosines would not give."""
+        """Earlier segments fit better, whatever the text: an order that cosines would not give."""
         return np.array([[-start for _ in texts] for _, start, _ in videos], dtype=np.float32)
 
     def unknown_share(self, texts: Sequence[str]) -> float:

@@ -1,16 +1,15 @@
-"""`evilm index` and `evilm search` with the model that comes with the package."""
+"""`evilm index` and `evilm search` with the bundled model."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
 
 from evilm import cli
-from evilm.data.readers.msrvtt import msrvtt_retrieval
-
-if TYPE_CHECKING:
-    import pytest
+from evilm.inference.loading import BUNDLED, DEFAULT_MODEL
 
 
 def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,13 +22,13 @@ def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: p
 
     (clips / "broken.mp4").write_bytes(b"no video")
     report: dict[str, Any] = json.loads(run("index", str(clips), at, "--model", "world-tiny", "--json"))
-    assert (report["files"], report["new"], report["moments"]) == (4, 5, 4)
+    assert (report["files"], report["new"], report["segments"]) == (4, 5, 4)
     assert "0 new, 5 same" in run("index", str(clips), at, "--compact")  # it remembers its model
     found: dict[str, Any] = json.loads(run("search", at, "a red disc", "-k", "3", "--json"))
     assert list(found) == ["query", "hits", "no_good_match"]
     assert [list(hit) for hit in found["hits"]] == [["path", "start", "end", "score"]] * 3
     assert all(Path(hit["path"]).is_file() for hit in found["hits"])
-    like: dict[str, Any] = json.loads(run("search", at, "--like", str(clips / "red.mp4"), "--json"))
+    like: dict[str, Any] = json.loads(run("search", at, "--query-video", str(clips / "red.mp4"), "--json"))
     assert Path(like["hits"][0]["path"]).name == "red.mp4"
     assert len(run("search", at, "a red disc", "--in", str(clips / "deep")).splitlines()) in (1, 2)
     labels = tmp_path / "said.csv"
@@ -37,17 +36,26 @@ def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: p
     assert "of 2 captions" in run("index", str(clips), at, "--calibrate", str(labels))
     calibrated = json.loads(run("index", str(clips), at, "--calibrate", str(labels), "--json"))["calibration"]
     assert (calibrated["origin"], calibrated["samples"]) == ("labels", 2)
+    (clips / "bad.jpg").write_bytes(b"no picture")
     for arguments, said in (
         (("search", at, ""), "the query is empty"),
         (("search", at, "собака ловит мяч"), "does not know the words"),
         (("search", at, "word " * 10_000), "10,000 words"),
-        (("search", at), "say what to search for"),
-        (("search", at, "a red disc", "--rerank", "4"), "no fusion decoder to re-rank with"),
+        (("search", at), "name what to search for"),
+        (("search", at, "a red disc", "--rerank", "4"), "no fusion decoder"),
         (("search", at, "x", "--after", "soon"), "write it as 2026-01-31"),
         (("search", str(clips), "x"), "holds no index"),
         (("index", str(clips), str(clips), "--model", "world-tiny"), "holds something else"),
-        (("index", str(clips), str(tmp_path / "new")), "name one with --model"),
-        (("index", str(clips), at, "--fast"), "leave these settings out"),
+        (("index", str(clips), at, "--keyframes-only"), "leave these options out"),
+        (("search", at, "--query-video", str(clips / "nope.jpg")), "nope.jpg: not_a_file: there is no such file"),
+        (("search", at, "--query-video", str(clips / "bad.jpg")), "bad.jpg: unsupported: "),
+        (("search", at, "a red disc", "--in", "/nope"), "/nope: no indexed file lies under this folder"),
+        (("index", str(clips), at, "--forget"), "--forget is now --allow-empty"),
+        (("index", str(clips), at, "--fast"), "--fast is now --keyframes-only"),
+        (("search", at, "--like", "x.mp4"), "--like is now --query-video"),
+        (("search", at, "x", "--longer", "3"), "--longer is now --min-duration"),
+        (("search", at, "x", "--shorter", "3"), "--shorter is now --max-duration"),
+        (("search", at, "x", "--store", "faiss"), "--store is now --backend"),
         (("index", str(clips), at, "--calibrate", str(tmp_path / "none.csv")), "none.csv"),
     ):
         line = run(*arguments, code=2)
@@ -56,13 +64,49 @@ def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: p
         assert line.count("\n") == 1
 
 
-def test_the_held_out_clips_of_a_world(small_world: Path, tmp_path: Path) -> None:
-    from evilm.search.held_out import index_held_out
+def test_a_new_index_without_a_model_uses_a_bundled_one(
+    clips: Path, small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name and its training data are printed; world-tiny warns once about videos of anything else."""
+    at = str(tmp_path / "index")
+    warning = "trained only on moving shapes of the synthetic world"
+    assert cli.run(["index", str(clips), at, "--model", "world-tiny"]) == 0
+    assert capsys.readouterr().err.count(warning) == 1
+    assert cli.run(["index", str(clips), at]) == 0
+    assert warning not in capsys.readouterr().err, "nothing new was indexed"
+    assert cli.run(["index", str(small_world / "videos"), str(tmp_path / "world"), "--workers", "1"]) == 0
+    stderr = capsys.readouterr().err
+    assert warning not in stderr
+    assert f"no model named: using {DEFAULT_MODEL}" in stderr
+    assert all(f"{name} ({trained_on})" in stderr for name, trained_on in BUNDLED.items())
 
-    with index_held_out(small_world, "world-tiny", tmp_path) as index:
-        assert index.files == 16
-        assert index.search("a red disc").calibration.origin == "labels"
-        examples = list(msrvtt_retrieval(small_world, None, "test"))
-        ranks = [[hit.path.stem for hit in index.search(each.captions[0], 4)] for each in examples]
-        found = sum(each.video in rank for each, rank in zip(examples, ranks, strict=True))
-        assert found >= 12, "of 16 captions; by chance four bring their own clip among the first four"
+
+def test_a_link_that_leads_back_to_itself_is_one_unreadable_file(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clips / "loop.mp4").symlink_to("loop.mp4")
+    (clips / "loop").symlink_to("loop")
+    assert cli.run(["index", str(clips), str(tmp_path / "index"), "--model", "world-tiny", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["files"] == 4
+    assert [(Path(each["path"]).name, each["status"]) for each in report["unreadable"]] == [("loop.mp4", "not_a_file")]
+
+
+def test_limits_reach_the_decoder(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = str(tmp_path / "index")
+    assert cli.run(["index", str(clips), at, "--model", "world-tiny", "--max-pixels", "100", "--timeout", "9"]) == 2
+    assert "4 too_large" in capsys.readouterr().err
+
+
+def test_a_file_searched_by_itself_scores_one(
+    small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = str(tmp_path / "index")
+    assert cli.run(["index", str(small_world / "videos"), at, "--model", "world-tiny"]) == 0
+    video = sorted((small_world / "videos").glob("*.mp4"))[3]
+    capsys.readouterr()
+    assert cli.run(["search", at, "--query-video", str(video), "--json", "-k", "2"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["hits"]
+    assert first["path"] == str(video.resolve())
+    assert first["score"] == pytest.approx(1.0, abs=1e-3)
+    assert second["score"] < first["score"]

@@ -9,6 +9,9 @@ import os
 import resource
 import shutil
 import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +21,13 @@ import pytest
 
 from evilm.data.video import Limits
 from evilm.errors import OutputError, QueryError, VideoIndexError
-from evilm.search import update, vectors
-from evilm.search.binding import IndexConfig
+from evilm.search import pipeline, update, vectors
 from evilm.search.database import Database
 from evilm.search.index import VideoIndex
+from evilm.search.model import IndexConfig, stored_config
 from evilm.search.query import Filter
-from evilm.search.segments import CutConfig
+from evilm.search.segments import SegmentConfig
+from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,8 +36,9 @@ if TYPE_CHECKING:
 
 
 def build(folder: Path, model: Any, at: Path, **options: Any) -> tuple[VideoIndex, Report]:
-    reports: list[Report] = []
-    return VideoIndex.build(folder, model, at, reported=reports.append, **options), reports[0]
+    index = VideoIndex.build(folder, model, at, **options)
+    assert index.report is not None
+    return index, index.report
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def library(tmp_path_factory: pytest.TempPathFactory, painted: Callable[..., Pat
 @pytest.fixture(scope="module")
 def indexed(library: Path, make_model: Callable[..., Any]) -> Iterator[VideoIndex]:
     index, report = build(library / "videos", make_model(0), library / "index")
-    assert (report.new, report.files, report.moments) == (10, 9, 11)
+    assert (report.new, report.files, report.segments) == (10, 9, 11)
     assert [each["status"] for each in report.unreadable] == ["corrupt"]
     with index:
         yield index
@@ -80,8 +85,8 @@ def test_what_is_not_there_is_no_good_match(indexed: VideoIndex) -> None:
 
 
 def test_a_video_or_a_picture_finds_what_looks_like_it(indexed: VideoIndex, library: Path) -> None:
-    assert {hit.path.name for hit in indexed.search_like(library / "green.png", k=2)} == {"green.mp4", "long.mp4"}
-    found = indexed.search_like(library / "videos" / "long.mp4", k=2, start=12, end=18)
+    assert {hit.path.name for hit in indexed.search(library / "green.png", k=2)} == {"green.mp4", "long.mp4"}
+    found = indexed.search(Clip(library / "videos" / "long.mp4", 12, 18), k=2)
     assert {(hit.path.name, round(hit.start)) for hit in found} == {("blue.mp4", 0), ("long.mp4", 12)}
 
 
@@ -90,8 +95,8 @@ def test_filters(indexed: VideoIndex, library: Path) -> None:
         return {hit.path.name for hit in indexed.search("red", k=20, where=Filter(**options))}
 
     assert names(folder=library / "videos" / "dark") == {"black.mp4", "blue.mp4"}
-    assert names(longer=5) == {"long.mp4"}
-    assert "long.mp4" not in names(shorter=5)
+    assert names(min_duration=5) == {"long.mp4"}
+    assert "long.mp4" not in names(max_duration=5)
     changed = (library / "videos" / "long.mp4").stat().st_mtime
     today = dt.datetime.fromtimestamp(changed).astimezone().date()
     assert len(names(after=today, before=today + dt.timedelta(days=1))) == 9
@@ -124,6 +129,82 @@ def test_labels_set_the_line(indexed: VideoIndex, library: Path, tmp_path: Path,
         assert index.search("red").calibration == made
         with pytest.raises(VideoIndexError, match="at least two texts"):
             index.calibrate([("red", "nowhere.mp4")])
+
+
+def test_pages_of_hits_follow_one_another(indexed: VideoIndex) -> None:
+    every = indexed.search("red", k=11)
+    pages = [hit for offset in (0, 4, 8, 12) for hit in indexed.search("red", k=4, offset=offset)]
+    assert pages == list(every)
+    with pytest.raises(QueryError, match="at least one hit"):
+        indexed.search("red", k=0)
+
+
+def test_a_segment_finds_itself_first_with_score_one(indexed: VideoIndex) -> None:
+    hit = indexed.search("something red", k=1)[0]
+    found = indexed.search(hit.segment_id, k=3)
+    assert (found[0].segment_id, found[0].score) == (hit.segment_id, 1.0)
+    assert found.query == f"segment {hit.segment_id}"
+    with pytest.raises(QueryError, match="segment 999: the index has no such segment"):
+        indexed.search(999)
+    with pytest.raises(QueryError, match="only a text can be re-ranked"):
+        indexed.search(hit.segment_id, rerank=2)
+
+
+def test_scores_of_one_video_come_in_order_of_time(indexed: VideoIndex) -> None:
+    [long] = indexed.videos(Filter(name="LONG.*"))
+    assert (long.path.name, long.num_segments, round(long.duration)) == ("long.mp4", 3, 18)
+    hits = indexed.scores_of(long.id, "something green")
+    assert [round(hit.start) for hit in hits] == [0, 6, 12]
+    assert max(hits, key=lambda hit: hit.score).start == pytest.approx(6, abs=0.2)
+    best = next(hit for hit in indexed.search("something green", k=11) if hit.video_id == long.id)
+    assert best in hits
+    with pytest.raises(QueryError, match="video 999"):
+        indexed.scores_of(999, "something green")
+
+
+def test_videos_segments_and_statuses_are_listed(indexed: VideoIndex, library: Path) -> None:
+    videos = indexed.videos()
+    assert [video.path for video in videos] == sorted(video.path for video in videos)
+    assert indexed.videos(limit=3, offset=2) == videos[2:5]
+    assert [video.path.name for video in indexed.videos(Filter(folder=library / "videos" / "dark"))] == [
+        "black.mp4", "blue.mp4",
+    ]  # fmt: skip
+    assert sum(video.num_segments for video in videos) == len(indexed) == 11
+    segments = indexed.segments_of(indexed.videos(Filter(name="long*"))[0].id)
+    assert [round(segment.end) for segment in segments] == [6, 12, 18]
+    assert indexed.status_counts() == {"ok": 9, "corrupt": 1}
+    assert [(video.path.name, video.status, bool(video.reason)) for video in indexed.unreadable()] == [
+        ("broken.mp4", "corrupt", True)
+    ]
+
+
+def test_threads_search_while_another_process_updates(
+    clips: Path, tmp_path: Path, model: Any, painted: Callable[..., Path]
+) -> None:
+    """Each search sees the state before or after a commit."""
+    at, driver = tmp_path / "index", Path(__file__).with_name("driver.py")
+    build(clips, model, at)[0].close()
+    one = painted(tmp_path / "one.mp4", ["cyan"])
+    for i in range(20):
+        shutil.copy(one, clips / f"{i}.mp4")
+    with (
+        VideoIndex.open(at, model) as index,
+        subprocess.Popen(
+            [sys.executable, str(driver), "update", str(clips), str(at)], stdout=subprocess.DEVNULL
+        ) as writer,
+        ThreadPoolExecutor(3) as threads,
+    ):
+
+        def search_until_done(_: int) -> list[int]:
+            counts = [4]
+            while writer.poll() is None:
+                counts.append(len(index.search("red", k=99)))
+            return counts
+
+        for counts in threads.map(search_until_done, range(3)):
+            assert counts == sorted(counts)
+        assert writer.wait() == 0
+        assert len(index.search("red", k=99)) == 24
 
 
 # Keeping up to date
@@ -162,7 +243,7 @@ def test_a_video_that_turned_unreadable_is_no_longer_found(clips: Path, tmp_path
         assert report.changed == 1
         assert [Path(row["path"]).name for row in report.unreadable] == ["red.mp4"]
         assert json.loads((at / update.UNREADABLE).read_text())["status"] == "corrupt"
-        assert [(path.name, status) for path, status, _ in index.unreadable()] == [("red.mp4", "corrupt")]
+        assert [(file.path.name, file.status) for file in index.unreadable()] == [("red.mp4", "corrupt")]
         assert "red.mp4" not in {hit.path.name for hit in index.search("red", k=9)}
 
 
@@ -184,19 +265,11 @@ def test_a_file_that_vanishes_during_the_scan(
 def test_a_hanging_file_costs_itself_only(clips: Path, tmp_path: Path, model: Any) -> None:
     """A limit that nothing keeps, so that each file counts as hanging; then all of them are tried again."""
     at = tmp_path / "index"
-    at.mkdir()
-    (at / ".evilm").write_text("index of videos\n")
-    reports: list[Report] = []
-    original = update.Update.__init__.__defaults__
-    with contextlib.suppress(VideoIndexError), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update.Update.__init__, "__defaults__", tuple(
-            Limits(timeout=1e-6) if isinstance(each, Limits) else each for each in original or ()
-        ))  # fmt: skip
-        build(clips, model, at)
-    with Database(at) as catalogue:
-        assert {each.status for each in catalogue.files()} == {"timeout"}
+    with contextlib.suppress(VideoIndexError):
+        build(clips, model, at, limits=Limits(timeout=1e-6))
+    with Database(at) as database:
+        assert {record.status for record in database.files()} == {"timeout"}
     index, report = build(clips, model, at)
-    reports.append(report)
     index.close()
     assert (report.changed, report.files) == (4, 4)
 
@@ -206,9 +279,9 @@ def test_an_empty_mount_point_does_not_empty_the_index(clips: Path, tmp_path: Pa
     build(clips, model, at)[0].close()
     clips.rename(tmp_path / "away")
     clips.mkdir()
-    with pytest.raises(VideoIndexError, match=r"knows 4: is a disk missing\? --forget"):
+    with pytest.raises(VideoIndexError, match=r"has 4 of this folder: is a disk missing\? --allow-empty"):
         build(clips, model, at)
-    index, report = build(clips, model, at, forget=True)
+    index, report = build(clips, model, at, allow_empty=True)
     assert (report.deleted, len(index)) == (4, 0)
     assert index.search("red").no_good_match
     index.close()
@@ -230,12 +303,42 @@ def test_an_index_of_another_model(clips: Path, tmp_path: Path, model: Any, make
 
 
 def test_settings_are_of_the_index(clips: Path, tmp_path: Path, model: Any) -> None:
-    build(clips, model, tmp_path / "index", config=IndexConfig(cut=CutConfig(seconds=0.4)))[0].close()
+    build(clips, model, tmp_path / "index", config=IndexConfig(segments=SegmentConfig(max_seconds=0.4)))[0].close()
     index, report = build(clips, model, tmp_path / "index")
     index.close()
-    assert (report.same, report.moments) == (4, 12)
-    with pytest.raises(VideoIndexError, match=r"was made with .*seconds=0\.4"):
+    assert (report.same, report.segments) == (4, 12)
+    with pytest.raises(VideoIndexError, match=r"was made with .*max_seconds=0\.4"):
         build(clips, model, tmp_path / "index", config=IndexConfig())
+
+
+def test_settings_are_stored_under_the_names_of_format_1(clips: Path, tmp_path: Path, model: Any) -> None:
+    """Indexes of earlier versions stay readable."""
+    config = IndexConfig(mode="fast", segments=SegmentConfig(method="windows", max_seconds=5, max_segments=7))
+    build(clips, model, tmp_path / "index", config=config)[0].close()
+    with Database(tmp_path / "index") as database:
+        assert database.metadata("config") == {
+            "mode": "fast", "cut": {"by": "windows", "seconds": 5.0, "shortest": 1.5, "change": 0.45, "most": 7},
+        }  # fmt: skip
+        assert stored_config(database) == config
+
+
+def test_an_index_of_another_format_names_the_remedy(clips: Path, tmp_path: Path, model: Any) -> None:
+    build(clips, model, tmp_path / "index")[0].close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "index" / "index.db")) as base:
+        base.execute("PRAGMA user_version = 99")
+    with pytest.raises(
+        VideoIndexError, match=r"format 99, .* reads format 1; index the videos again into a new folder"
+    ):
+        VideoIndex.open(tmp_path / "index", model)
+
+
+def test_an_open_index_updates_itself(clips: Path, tmp_path: Path, model: Any, painted: Callable[..., Path]) -> None:
+    with VideoIndex.build(clips, model, tmp_path / "index") as index:
+        painted(clips / "new.mp4", ["cyan"])
+        report = index.update(clips)
+        assert (report.new, report.same) == (1, 4)
+        assert index.report is report
+        assert index.search("cyan", k=1)[0].path.name == "new.mp4"
 
 
 def test_a_folder_of_something_else(clips: Path, tmp_path: Path, model: Any) -> None:
@@ -251,7 +354,7 @@ def test_a_folder_of_something_else(clips: Path, tmp_path: Path, model: Any) -> 
 def test_a_folder_without_videos_leaves_no_index(tmp_path: Path, model: Any) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
-    with pytest.raises(VideoIndexError, match=r"holds no videos \(1 files with other names\)"):
+    with pytest.raises(VideoIndexError, match=r"holds no videos \(1 files with other suffixes\)"):
         build(tmp_path / "texts", model, tmp_path / "index")
     with pytest.raises(VideoIndexError, match="no such folder"):
         build(tmp_path / "nowhere", model, tmp_path / "index")
@@ -267,7 +370,7 @@ def test_no_video_readable(tmp_path: Path, model: Any) -> None:
     assert len((tmp_path / "index" / update.UNREADABLE).read_text().splitlines()) == 2
 
 
-def test_a_full_disk_keeps_what_was_acknowledged(
+def test_a_full_disk_keeps_what_was_committed(
     clips: Path, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, painted: Callable[..., Path]
 ) -> None:
     at = tmp_path / "index"
@@ -277,19 +380,19 @@ def test_a_full_disk_keeps_what_was_acknowledged(
     one = painted(tmp_path / "one.mp4", ["cyan"])
     for i in range(12):
         shutil.copy(one, clips / f"{i}.mp4")
-    monkeypatch.setattr(update, "_GROUP", 1)
-    acknowledged: list[bytes] = []
+    monkeypatch.setattr(pipeline, "FLUSH_FILES", 1)
+    committed: list[bytes] = []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))  # room for some commits, and then a write fails
     try:
         with pytest.raises(OutputError, match=r"cannot be written: .*; what was indexed is kept"):
-            VideoIndex.build(clips, model, at, acknowledged=lambda paths, *_: acknowledged.extend(paths))
+            VideoIndex.build(clips, model, at, on_commit=lambda paths, *_: committed.extend(paths))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert 0 < len(acknowledged) < 12
+    assert 0 < len(committed) < 12
     with VideoIndex.open(at, model) as index:
         after = {hit.path.name for hit in index.search("red", k=99)}
-    assert after == before | {Path(os.fsdecode(path)).name for path in acknowledged}
+    assert after == before | {Path(os.fsdecode(path)).name for path in committed}
     index, _ = build(clips, model, at)
     assert len(index) == 16
     index.close()
@@ -298,8 +401,8 @@ def test_a_full_disk_keeps_what_was_acknowledged(
 def test_one_writer_at_a_time_and_readers_beside_it(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     build(clips, model, at)[0].close()
-    with update.writing(at), Database(at, write=True) as catalogue, catalogue.transaction():
-        catalogue.drop_paths([each.path for each in catalogue.files()])
+    with update.writing(at), Database(at, write=True) as database, database.transaction():
+        database.delete_files([each.path for each in database.files()])
         with pytest.raises(VideoIndexError, match=f"process {os.getpid()} is writing to this index"):
             build(clips, model, at)
         with VideoIndex.open(at, model) as reader:
@@ -308,18 +411,18 @@ def test_one_writer_at_a_time_and_readers_beside_it(clips: Path, tmp_path: Path,
                 reader.compact()
 
 
-def test_a_damaged_catalogue_is_said(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_a_damaged_database_gives_an_error(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     build(clips, model, at)[0].close()
     (at / "index.db").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 200)
     for name in ("index.db-wal", "index.db-shm"):
         (at / name).unlink(missing_ok=True)
-    with pytest.raises(VideoIndexError, match=r"damaged|something else"):
+    with pytest.raises(VideoIndexError, match=r"damaged|another program"):
         VideoIndex.open(at, model).search("red")
     (at / "index.db").unlink()
     with contextlib.closing(sqlite3.connect(at / "index.db")) as base:
         base.execute("CREATE TABLE accounts (owner)")
-    with pytest.raises(VideoIndexError, match="a database of something else"):
+    with pytest.raises(VideoIndexError, match="a database of another program"):
         VideoIndex.open(at, model)
 
 
@@ -361,17 +464,17 @@ def test_a_cache_that_does_not_fit_is_only_a_cache(indexed: VideoIndex, tmp_path
 def test_compacting_gives_space_back_and_loses_nothing(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     index, _ = build(clips, model, at)
-    with update.writing(at), Database(at, write=True) as catalogue:
+    with update.writing(at), Database(at, write=True) as database:
         vectors = np.ones((4000, 32), np.float32)
-        entry = next(catalogue.files())
-        with catalogue.transaction():
-            catalogue._base.executemany(
+        entry = database.files()[0]
+        with database.transaction():
+            database._connection.executemany(
                 "INSERT INTO moments (file, start, end, vector) VALUES (?, 0, 1, ?)",
                 [(entry.id, each.tobytes()) for each in vectors],
             )
-        with catalogue.transaction():
-            catalogue._base.execute("DELETE FROM moments WHERE id > 4")
-        catalogue._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with database.transaction():
+            database._connection.execute("DELETE FROM moments WHERE id > 4")
+        database._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = (at / "index.db").stat().st_size
     with index:
         index.compact()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evilm.search.records import Known
-from evilm.search.scan import Found, Walk, compare, content_print, walk
+from evilm.search.database import FileRecord
+from evilm.search.scan import FoundFile, Walk, compare, content_hash, walk
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def name(path: bytes) -> str:
     return Path(os.fsdecode(path)).name
 
 
-def known(files: list[Found], status: str = "ok") -> list[Known]:
-    return [Known(i, *each, content_print(each.path), status, "", 1.0) for i, each in enumerate(files)]
+def known(files: list[FoundFile], status: str = "ok") -> list[FileRecord]:
+    return [FileRecord(i, *each, content_hash(each.path), status, "", 1.0) for i, each in enumerate(files)]
 
 
-def test_every_file_with_a_videos_name_is_found_once(folder: Path) -> None:
+def test_every_file_with_a_video_suffix_is_found_once(folder: Path) -> None:
     (folder / "again").symlink_to(folder)  # a loop
     (folder / "linked.mp4").symlink_to(folder / "a.mp4")
     found = walk(folder)
@@ -49,18 +49,21 @@ def test_a_linked_folder_is_followed_and_the_index_is_not(folder: Path, tmp_path
     assert names(walk(folder, skip=folder / "deep"), folder) == ["a.mp4", "b.MKV", "more/e.avi"]
 
 
-def test_what_is_no_regular_file_is_refused_and_named(folder: Path) -> None:
+def test_entries_that_are_not_regular_files_are_refused(folder: Path) -> None:
     os.mkfifo(folder / "pipe.mp4")
     (folder / "lost.mp4").symlink_to(folder / "nowhere")
+    (folder / "self.mp4").symlink_to("self.mp4")
+    (folder / "self").symlink_to("self")
     refused = {name(path): reason for path, reason in walk(folder).refused}
-    assert refused == {"pipe.mp4": "is not a regular file", "lost.mp4": "is a link to nothing"}
+    assert refused == {"pipe.mp4": "is not a regular file", "lost.mp4": "is a link to nothing",
+                       "self.mp4": "is a link that leads back to itself"}  # fmt: skip
 
 
 def test_nothing_changed(folder: Path) -> None:
     found = walk(folder)
     changes = compare(known(found.files), found)
     assert changes.same == 3
-    assert [*changes.new, *changes.changed, *changes.moved, *changes.gone, *changes.touched] == []
+    assert [*changes.new, *changes.changed, *changes.moved, *changes.deleted, *changes.touched] == []
 
 
 def test_new_changed_moved_and_deleted(folder: Path) -> None:
@@ -73,7 +76,7 @@ def test_new_changed_moved_and_deleted(folder: Path) -> None:
     assert [name(each.path) for each in changes.new] == ["new.mp4"]
     assert [name(each.path) for each in changes.changed] == ["a.mp4"]
     assert [(name(a.path), name(b.path)) for a, b in changes.moved] == [("c.webm", "c2.webm")]
-    assert [name(each.path) for each in changes.gone] == ["b.MKV"]
+    assert [name(each.path) for each in changes.deleted] == ["b.MKV"]
 
 
 def test_a_file_of_equal_size_and_time_but_other_content_was_not_moved(folder: Path) -> None:
@@ -83,7 +86,7 @@ def test_a_file_of_equal_size_and_time_but_other_content_was_not_moved(folder: P
     (folder / "z.mp4").write_bytes(b"z" * old.st_size)
     os.utime(folder / "z.mp4", ns=(old.st_mtime_ns, old.st_mtime_ns))
     changes = compare(before, walk(folder))
-    assert len(changes.new) == len(changes.gone) == 1
+    assert len(changes.new) == len(changes.deleted) == 1
     assert not changes.moved
 
 
@@ -91,7 +94,7 @@ def test_a_folder_renamed_is_moves_only(folder: Path) -> None:
     before = known(walk(folder).files)
     (folder / "deep").rename(folder / "renamed")
     changes = compare(before, walk(folder))
-    assert (len(changes.moved), len(changes.new), len(changes.gone)) == (1, 0, 0)
+    assert (len(changes.moved), len(changes.new), len(changes.deleted)) == (1, 0, 0)
 
 
 def test_a_file_that_came_from_another_indexed_folder(folder: Path, tmp_path: Path) -> None:
@@ -111,7 +114,7 @@ def test_a_replaced_copy_of_the_same_content_is_only_touched(folder: Path) -> No
     assert (len(changes.touched), len(changes.changed), changes.same) == (1, 0, 2)
 
 
-def test_what_may_have_been_the_machines_fault_is_tried_again(folder: Path) -> None:
+def test_timeouts_and_crashes_are_tried_again(folder: Path) -> None:
     found = walk(folder)
     assert len(compare(known(found.files, "timeout"), found).changed) == 3
     assert compare(known(found.files, "corrupt"), found).same == 3
@@ -121,6 +124,6 @@ def test_a_folder_that_cannot_be_listed_loses_nothing(folder: Path) -> None:
     before = known(walk(folder).files)
     closed = walk(folder)
     closed.files = [each for each in closed.files if b"deep" not in each.path]
-    assert len(compare(before, closed).gone) == 1
-    closed.closed = [(os.fsencode(folder / "deep"), "cannot be listed")]
-    assert compare(before, closed).gone == []
+    assert len(compare(before, closed).deleted) == 1
+    closed.unlisted = [(os.fsencode(folder / "deep"), "cannot be listed")]
+    assert compare(before, closed).deleted == []

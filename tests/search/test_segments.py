@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from evilm.search.segments import CutConfig, changed, colours, cut, windows
+from evilm.search.segments import SegmentConfig, cut, distance, histograms, windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,46 +48,46 @@ def test_windows_by_hand() -> None:
     assert windows(0, 0, 8) == [(0, 0)]
 
 
-def test_a_short_video_is_one_moment_and_is_not_looked_at() -> None:
+def test_a_short_video_is_one_segment_and_is_not_decoded() -> None:
     video = Scenes([3, 6])
-    assert cut(video, CutConfig()) == [(0.0, 6.0)]
+    assert cut(video, SegmentConfig()) == [(0.0, 6.0)]
     assert video.asked == 0
 
 
 def test_cuts_are_where_the_picture_changes() -> None:
-    spans = cut(Scenes([5.25, 9.75, 16]), CutConfig())
+    spans = cut(Scenes([5.25, 9.75, 16]), SegmentConfig())
     assert [end for _, end in spans] == pytest.approx([5.25, 9.75, 16], abs=0.05)
     covers(spans, 16)
 
 
 def test_cuts_between_keyframes_are_found_exactly() -> None:
-    spans = cut(Scenes([7.3, 19], keyframes=5), CutConfig(seconds=10))
+    spans = cut(Scenes([7.3, 19], keyframes=5), SegmentConfig(max_seconds=10))
     assert min(abs(end - 7.3) for _, end in spans) < 0.1
 
 
 def test_long_shots_are_cut_evenly_and_short_ones_joined() -> None:
-    spans = cut(Scenes([0.5, 20, 41]), CutConfig())
+    spans = cut(Scenes([0.5, 20, 41]), SegmentConfig())
     covers(spans, 41)
     assert all(1.5 <= end - start <= 8 for start, end in spans)
 
 
-def test_even_windows_look_at_nothing() -> None:
+def test_equal_windows_decode_nothing() -> None:
     video = Scenes([10, 20])
-    assert len(cut(video, CutConfig(by="windows", seconds=5))) == 4
+    assert len(cut(video, SegmentConfig(method="windows", max_seconds=5))) == 4
     assert video.asked == 0
 
 
 def test_a_file_that_claims_a_year_stays_bounded() -> None:
     video = Scenes([365 * 86400.0])
-    spans = cut(video, CutConfig(most=50))
+    spans = cut(video, SegmentConfig(max_segments=50))
     assert len(spans) <= 50
     assert video.asked <= 60
     covers(spans, 365 * 86400.0)
 
 
-def test_colours_by_hand() -> None:
+def test_histograms_by_hand() -> None:
     black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full((1, 4, 4, 3), 255, np.uint8)
     half = np.concatenate([black[:, :2], white[:, :2]], 1)
-    assert changed(colours(black)[0], colours(white)[0]) == 1.0
-    assert changed(colours(black)[0], colours(half)[0]) == 0.5
-    assert changed(colours(half)[0], colours(half)[0]) == 0.0
+    assert distance(histograms(black)[0], histograms(white)[0]) == 1.0
+    assert distance(histograms(black)[0], histograms(half)[0]) == 0.5
+    assert distance(histograms(half)[0], histograms(half)[0]) == 0.0

@@ -1,4 +1,4 @@
-"""I1: killed anywhere, nothing that was acknowledged is lost, nothing is there twice, and search tells the truth."""
+"""An index survives being killed: what was committed is there, nothing is there twice, and searches are right."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DRIVER = Path(__file__).with_name("driver.py")
 OPERATIONS = ("add", "update", "delete", "compact")
-Content = list[tuple[float, float, bytes]]  # start, end and vector of each moment
+Content = list[tuple[float, float, bytes]]  # start, end and vector of each segment
 
 
 class Folder:
@@ -163,7 +163,7 @@ def contents(index: VideoIndex) -> dict[str, Content]:
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory, painted: Callable[..., Path]) -> Path:
-    """Twelve videos of one to three moments."""
+    """Twelve videos of one to three segments."""
     folder = tmp_path_factory.mktemp("pool")
     colours = ["red", "green", "blue", "yellow", "cyan", "magenta"]
     for i in range(12):
@@ -219,3 +219,29 @@ def test_the_lock_of_a_dead_writer_is_free(tmp_path: Path, pool: Path, model: An
     process.stdout.close()
     assert folder.run("update", kill=False)
     folder.check()
+
+
+def test_committed_files_are_there_when_a_kill_comes_after_three_seconds(
+    tmp_path: Path, painted: Callable[..., Path], model: Any
+) -> None:
+    """Encoding 100 files takes 5 s; a commit comes at least every 2 s or 16 files."""
+    (tmp_path / "videos").mkdir()
+    one = painted(tmp_path / "one.mp4", ["red"])
+    for i in range(100):
+        shutil.copyfile(one, tmp_path / "videos" / f"{i}.mp4")
+    with subprocess.Popen(
+        [sys.executable, str(DRIVER), "slow", str(tmp_path / "videos"), str(tmp_path / "index")], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != b"encoding\n":
+            assert process.poll() is None
+        time.sleep(3)
+        process.kill()
+        committed = [line for line in process.stdout.read().splitlines() if line != b"end"]
+    with VideoIndex.open(tmp_path / "index", model) as index:
+        saved = index.num_videos
+        assert 0 < len(committed) <= saved < 100
+        assert len(index.search("red", k=100)) == saved
+    with VideoIndex.build(tmp_path / "videos", model, tmp_path / "index") as index:
+        assert index.report is not None
+        assert (index.num_videos, index.report.new, index.report.same) == (100, 100 - saved, saved)

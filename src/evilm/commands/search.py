@@ -15,22 +15,23 @@ from evilm.commands.console import AsJson, say, say_how_to_resume
 from evilm.errors import QueryError
 
 if TYPE_CHECKING:
-    from evilm.search.binding import IndexConfig
-    from evilm.search.hits import Hits
+    from evilm.search.calibration import Calibration
+    from evilm.search.model import IndexConfig
+    from evilm.search.query import Hits
     from evilm.search.update import Report
 
-_LISTED = 5  # unreadable files that are named on the screen; the file in the index names all
+_LISTED = 5  # unreadable files that are printed; a file in the index lists all
 
 
 class Cut(StrEnum):
-    """How long videos are cut."""
+    """How long videos are cut into segments."""
 
     shots = "shots"
     windows = "windows"
 
 
-class StoreName(StrEnum):
-    """What answers."""
+class BackendChoice(StrEnum):
+    """What computes nearest neighbours."""
 
     auto = "auto"
     exact = "exact"
@@ -38,32 +39,31 @@ class StoreName(StrEnum):
     lance = "lance"
 
 
-ModelName = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="An export, a run, or owner/name.")]
-
-
 def quickstart(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for clips and index; you may delete it.")] = Path(
         "runs/quickstart"
     ),
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Model that embeds videos and texts.")] = "world-tiny",
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Model that embeds and answers questions.")
+    ] = "world-tiny",
     as_json: AsJson = False,
 ) -> None:
-    """Generate clips, index them, search, ask a question: ten seconds."""
+    """Generate clips, index them, search and ask, in ten seconds."""
     import time
 
-    from evilm.demo.quickstart import trial
+    from evilm.demo.quickstart import run
 
     began = time.perf_counter()
     try:
-        found = trial(out, model, say=say if as_json else typer.echo)
+        result = run(out, model, say=say if as_json else typer.echo)
     except KeyboardInterrupt:
         say_how_to_resume("stopped; finished work is kept", ["quickstart", "--out", str(out)])
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(found.as_json(), indent=2))
+        typer.echo(json.dumps(result.as_json(), indent=2))
         return
     typer.echo(f"{time.perf_counter() - began:.1f} s in all; no network, no torch")
-    video = found.question["video"]
+    video = result.question["video"]
     lines = [
         "",
         "More of these clips:",
@@ -80,24 +80,53 @@ def quickstart(
 
 
 def index(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Videos, with all folders below.")],
-    place: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index: new, or to bring up to date.")],
-    model: ModelName = None,
-    cut: Annotated[Cut | None, typer.Option(help="Long videos: where shots change, or evenly (shots).")] = None,
-    seconds: Annotated[float | None, typer.Option(help="The longest moment (8).")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Look at keyframes only.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
-    forget: Annotated[bool, typer.Option("--forget", help="Also if no video is left: drop them all.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of videos, with all folders below it.")],
+    index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index: new, or to be updated.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="the index's model; a bundled model for a new index",
+            help="Model that embeds the videos: an export, a run, a bundled model or owner/name on the hub.",
+        ),
+    ] = None,
+    cut: Annotated[
+        Cut | None,
+        typer.Option(
+            show_default="shots", help="Cut long videos into segments at shot changes, or into equal windows."
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", show_default="8", help="Maximum segment length in seconds.")
+    ] = None,
+    keyframes_only: Annotated[
+        bool, typer.Option("--keyframes-only", help="Decode keyframes only: faster, less exact in time.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Number of decoder processes.")] = 2,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit of a request to a decoder, in seconds.")
+    ] = 30.0,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, metavar="PIXELS", show_default="of the decoder", help="Maximum width x height.")
+    ] = None,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Remove all entries of the folder if it has no videos.")
+    ] = False,
     labels: Annotated[
         Path | None,
-        typer.Option("--calibrate", metavar="LIST", help='Captions of its videos: where "no good match" begins.'),
+        typer.Option(
+            "--calibrate", metavar="LIST", help="Captions of the videos, to calibrate scores of text searches."
+        ),
     ] = None,
-    compact: Annotated[bool, typer.Option("--compact", help="Then give back the space of what was deleted.")] = False,
+    compact: Annotated[bool, typer.Option("--compact", help="Reclaim disk space after the update.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Index a folder of videos, or bring its index up to date."""
+    import dataclasses
+
     from evilm.progress import Meter
     from evilm.search.index import VideoIndex
+    from evilm.search.pipeline import LIMITS
 
     meters: list[Meter] = []
 
@@ -107,105 +136,136 @@ def index(
             meters[0].__enter__()
         meters[0].update(done)
 
-    reports: list[Report] = []
+    limits = dataclasses.replace(LIMITS, timeout=timeout)
+    if max_pixels is not None:
+        limits = dataclasses.replace(limits, max_pixels=max_pixels)
     try:
         with VideoIndex.build(
-            folder, model, place, config=_config(cut, seconds, fast), workers=workers, forget=forget,
-            acknowledged=show, reported=reports.append,
+            folder, model, index_dir, config=_config(cut, seconds, keyframes_only), workers=workers, limits=limits,
+            allow_empty=allow_empty, on_commit=show,
         ) as made:  # fmt: skip
-            told = None if labels is None else made.calibrate(_pairs(labels, folder))
+            report = made.report
+            calibration = None if labels is None else made.calibrate(_pairs(labels, folder))
             if compact:
                 made.compact()
     except KeyboardInterrupt:
         named = [] if model is None else ["--model", model]
-        say_how_to_resume("stopped; what was indexed is kept", ["index", str(folder), str(place), *named])
+        say_how_to_resume("stopped; what was indexed is kept", ["index", str(folder), str(index_dir), *named])
         raise typer.Exit(130) from None
     finally:
         for meter in meters:
             meter.__exit__()
+    assert report is not None
     if as_json:
-        typer.echo(
-            json.dumps(reports[0].as_json() | ({} if told is None else {"calibration": told.as_json()}), indent=2)
-        )
-        return
-    _show_report(place, reports[0])
-    if told is not None and told.right is not None:
-        share = f"it decides rightly for {100 * told.right:.0f} %"
-        where = f"a cosine of {told.centre:.2f}" if told.lift_centre is None else f"a lift of {told.lift_centre:.2f}"
-        typer.echo(f'"no good match" begins at {where}: of {told.samples} captions and unlike sentences {share}')
+        extra = {} if calibration is None else {"calibration": calibration.as_json()}
+        typer.echo(json.dumps(report.as_json() | extra, indent=2))
+    else:
+        _print_report(index_dir, report, calibration)
 
 
 def _pairs(labels: Path, folder: Path) -> list[tuple[str, Path]]:
-    """Captions and the videos that they are true of, from a list whose paths start from ``folder``."""
+    """Captions and the videos that they describe, from a list whose paths are relative to ``folder``."""
     from evilm.data.readers.generic import captions
 
     rows = captions(labels, folder, "validation")
     return [(text, row.clip.path) for row in rows for text in row.captions if not row.clip.frames]
 
 
-def _config(cut: Cut | None, seconds: float | None, fast: bool) -> "IndexConfig | None":
-    """Settings for a new index; None where none was named, which an old one takes as its own."""
+def _config(cut: Cut | None, seconds: float | None, keyframes_only: bool) -> "IndexConfig | None":
+    """Settings for a new index; None if no option was given, which keeps those of an existing index."""
     from evilm.config import check
-    from evilm.search.binding import IndexConfig
+    from evilm.search.model import IndexConfig
 
-    if cut is None and seconds is None and not fast:
+    if cut is None and seconds is None and not keyframes_only:
         return None
-    inner = {name: value for name, value in (("by", cut and cut.value), ("seconds", seconds)) if value is not None}
-    return check(IndexConfig, {"mode": "fast" if fast else "exact", "cut": inner}, "evilm index")
+    options = {"method": cut and cut.value, "max_seconds": seconds}
+    segments = {name: value for name, value in options.items() if value is not None}
+    return check(IndexConfig, {"mode": "fast" if keyframes_only else "exact", "segments": segments}, "evilm index")
 
 
-def _show_report(place: Path, report: "Report") -> None:
-    typer.echo(f"{place}: {report}")
-    for closed in report.closed:
-        typer.echo(f"  {closed['path']}: {closed['reason']}; what was known of it is kept")
+def _print_report(index_dir: Path, report: "Report", calibration: "Calibration | None") -> None:
+    typer.echo(f"{index_dir}: {report}")
+    for folder in report.unlisted:
+        typer.echo(f"  {folder['path']}: {folder['reason']}; the index keeps what it has of this folder")
     if report.unreadable:
         typer.echo(
-            f"{len(report.unreadable)} files could not be read, or not wholly; {place / 'unreadable.jsonl'} lists them"
+            f"{len(report.unreadable)} files could not be read, or only in part; all are listed in "
+            f"{index_dir / 'unreadable.jsonl'}"
         )
-        for bad in report.unreadable[:_LISTED]:
-            typer.echo(f"  {bad['path']}: {bad['status']}: {bad['reason']}")
+        for file in report.unreadable[:_LISTED]:
+            typer.echo(f"  {file['path']}: {file['status']}: {file['reason']}")
+    if calibration is not None and calibration.right is not None:
+        by_cosine = calibration.lift_centre is None
+        limit = f"a cosine of {calibration.centre:.2f}" if by_cosine else f"a lift of {calibration.lift_centre:.2f}"
+        typer.echo(
+            f'hits below {limit} are "no good match"; this is right for {100 * calibration.right:.0f} % of '
+            f"{calibration.samples} captions and as many unrelated sentences"
+        )
 
 
 def search(
-    place: Annotated[Path, typer.Argument(metavar="INDEX", help="As `evilm index` made it.")],
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What should be seen.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
-    like: Annotated[Path | None, typer.Option(metavar="FILE", help="A video or picture instead of a text.")] = None,
-    model: ModelName = None,
-    within: Annotated[Path | None, typer.Option("--in", metavar="FOLDER", help="Only files below it.")] = None,
-    longer: Annotated[float | None, typer.Option(metavar="SECONDS", help="Only files at least this long.")] = None,
-    shorter: Annotated[float | None, typer.Option(metavar="SECONDS", help="Only files at most this long.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="DAY", help="Only files changed on this day or later.")] = None,
+    index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `evilm index` made.")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Description of what the video shows.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of hits.")] = 10,
+    query_video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Video or picture to search with instead of a text.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="the path in the index",
+            help="The index's model, if it was moved: its new path.",
+        ),
+    ] = None,
+    folder: Annotated[Path | None, typer.Option("--in", metavar="FOLDER", help="Only files under this folder.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only files whose name matches, such as '*.mkv'.")
+    ] = None,
+    min_duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Minimum length of the file in seconds.")
+    ] = None,
+    max_duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Maximum length of the file in seconds.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="DAY", help="Only files changed on this day (2026-01-31) or later.")
+    ] = None,
     before: Annotated[str | None, typer.Option(metavar="DAY", help="Only files changed before this day.")] = None,
-    rerank: Annotated[int, typer.Option(min=0, metavar="K", help="Order the first K by the fusion decoder.")] = 0,
-    store: Annotated[StoreName, typer.Option(help="What answers; faiss and lance are extras.")] = StoreName.auto,
+    rerank: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Number of best hits that the fusion decoder orders.")
+    ] = 0,
+    backend: Annotated[
+        BackendChoice, typer.Option(help="Nearest-neighbour search; faiss and lance are optional packages.")
+    ] = BackendChoice.auto,
     as_json: AsJson = False,
 ) -> None:
     """Search an index by a text, a video or a picture."""
     from evilm.search.index import VideoIndex
-    from evilm.search.query import Filter, day
+    from evilm.search.query import Filter, parse_day
 
-    if (text is None) == (like is None):
-        raise QueryError("say what to search for: a text, or --like FILE")
-    where = Filter(within, longer, shorter, day(after) if after else None, day(before) if before else None)
-    with VideoIndex.open(place, model, store.value) as found:
-        hits = found.search(text or "", k, where, rerank) if like is None else found.search_like(like, k, where)
+    if (text is None) == (query_video is None):
+        raise QueryError("name what to search for: either a text or --query-video FILE")
+    first, last = parse_day(after) if after else None, parse_day(before) if before else None
+    where = Filter(folder, name, min_duration, max_duration, first, last)
+    with VideoIndex.open(index_dir, model, backend.value) as opened:
+        hits = opened.search(query_video or text or "", k, where, rerank=rerank)
+        empty = not len(opened)
     if as_json:
         typer.echo(json.dumps(hits.as_json(), indent=2))
     else:
-        _show_hits(hits)
+        _print_hits(hits, empty=empty)
 
 
-def _show_hits(hits: "Hits") -> None:
-    """A line a hit, and first of all whether they are any good."""
+def _print_hits(hits: "Hits", *, empty: bool) -> None:
     from evilm.progress import clock
 
     if not hits:
-        say("nothing found: the index is empty, or the filters leave nothing")
+        say("nothing found: " + ("the index is empty" if empty else "no indexed file meets the conditions"))
         return
     if hits.no_good_match:
-        typer.echo("no good match; the nearest are:")
+        typer.echo("no good match; the nearest segments are:")
     for hit in hits:
         typer.echo(f"{hit.score:4.2f}  {clock(hit.start)}-{clock(hit.end)}  {hit.path}")
     if hits.calibration.origin == "none":
-        say("scores are a guess: the index is too small to tell what a good one is")
+        say("scores are only a guess: the index has too few segments to calibrate them")

@@ -1,7 +1,7 @@
-"""A first try in ten seconds: render clips that the shipped model never saw, index them, search, ask, and count.
+"""The quickstart: generate synthetic clips that the bundled model was not trained on, index them, search, and ask.
 
-Nothing here needs torch or a network. The sentences and the questions are not picked by what the model does well with
-them: the sentences are those that are true of the most clips, the questions are the first in the world's own file.
+It needs neither torch nor a network. Searches and questions are not chosen by how well the model does: the searches are
+the sentences that describe the most clips, the questions are the first ones in the annotations.
 """
 
 from __future__ import annotations
@@ -16,131 +16,167 @@ from typing import TYPE_CHECKING, Any
 
 from evilm import files
 from evilm.data import synthetic
-from evilm.data.readers.msrvtt import msrvtt_qa
+from evilm.data.readers.msrvtt import msrvtt_qa, msrvtt_retrieval
 from evilm.data.synthetic.scene import COLOURS
+from evilm.data.synthetic.truth import relevance
 from evilm.errors import AnnotationError
 from evilm.inference import load
 from evilm.inference.loading import TINY
-from evilm.search.held_out import index_held_out
+from evilm.search.index import VideoIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
     from evilm.inference import Embedder
-    from evilm.search.index import VideoIndex
 
     Say = Callable[[str], None]
 
-KIND = "first try of evilm"
+KIND = "quickstart of evilm"
 CLIPS = 200
-SEED = 2026  # the shipped model was trained in the world of seed 0
-HITS = 5  # shown of each search
+SEED = 2026  # the bundled model was trained on the world of seed 0
+HITS = 5  # printed for each search
 SEARCHES = 3
-CAPTIONS, QUESTIONS = 100, 20  # searched for and asked beside, to count
+CAPTIONS, QUESTIONS = 100, 20  # from which the accuracies are computed
 _KINDS = ("colour", "shape", "action")
 
 
 @dataclass
-class Trial:
-    """What a first try found.
+class Quickstart:
+    """Results of the quickstart.
 
     Attributes:
-        searches: for each of three sentences: ``text``, ``true`` (clips that it is true of), ``hits`` (path, score and
-            whether it is true of that clip).
-        first: share of first hits that are right over many captions, in percent, and the chance of it.
+        searches: for each of three sentences: ``text``, ``true`` (number of clips that it describes), ``hits`` (path,
+            score, and whether the sentence describes the clip).
+        first_hit: percentage of captions whose first hit is a clip that they describe, its chance level and the count.
         question: one question: ``video, question, answer, probability, truth``.
-        questions: share of right answers over many such questions, in percent, and the chance of it.
-        seconds: of each part.
+        questions: percentage of questions answered correctly, its chance level and the count.
+        seconds: of each step.
     """
 
     searches: list[dict[str, Any]] = field(default_factory=lambda: [])
-    first: dict[str, float] = field(default_factory=lambda: {})
+    first_hit: dict[str, float] = field(default_factory=lambda: {})
     question: dict[str, Any] = field(default_factory=lambda: {})
     questions: dict[str, float] = field(default_factory=lambda: {})
     seconds: dict[str, float] = field(default_factory=lambda: {})
 
     @contextmanager
-    def timed(self, part: str) -> Generator[None]:
-        """Note how long ``part`` takes."""
+    def timed(self, step: str) -> Generator[None]:
+        """Measure the seconds of a step."""
         began = time.perf_counter()
         yield
-        self.seconds[part] = round(time.perf_counter() - began, 2)
+        self.seconds[step] = round(time.perf_counter() - began, 2)
+
+    @property
+    def last_time(self) -> str:
+        """The seconds of the last step, as text."""
+        return f"({list(self.seconds.values())[-1]:.1f} s)"
 
     def as_json(self) -> dict[str, Any]:
-        return {"searches": self.searches, "first hit": self.first, "question": self.question,
+        return {"searches": self.searches, "first hit": self.first_hit, "question": self.question,
                 "questions": self.questions, "seconds": self.seconds}  # fmt: skip
 
 
-def trial(out: Path, model: str | Path = TINY, clips: int = CLIPS, say: Say = lambda _: None) -> Trial:
-    """Render, index, search and ask.
+def run(out: Path, model: str | Path = TINY, clips: int = CLIPS, say: Say = lambda _: None) -> Quickstart:
+    """Generate clips, index them, search and ask.
 
     Args:
-        out: its folder, new or of an earlier try, whose clips and index are then taken up.
-        model: what ``evilm.load`` takes; it has to embed.
-        clips: how many, each with a combination of colour, shape and action that training never showed.
-        say: told what happens, a line at a time.
+        out: folder, new or of an earlier quickstart, whose clips and index are used again.
+        model: what ``evilm.load`` takes; it must embed videos and texts, and answer questions.
+        clips: number of clips, each with a combination of colour, shape and action that no training clip has.
+        say: called with each line of progress.
 
     Raises:
         OutputError: ``out`` holds something else.
-        CheckpointError, ConfigError, VideoIndexError: no such model, one that does not embed, or not that of the index.
+        CheckpointError, ConfigError, VideoIndexError: there is no such model, it cannot embed or answer, or another
+            model made the index.
     """
     files.acquire_dir(out, KIND)
-    found = Trial()
-    folder = out / "world"
-    with found.timed("rendering"):
-        synthetic.build(
-            folder, clips + 1, SEED, val=0, test=clips, novel=1.0
-        )  # one clip has to be of the training split
-    say(f"rendered {clips} clips that the model never saw, in combinations that it never saw either {_took(found)}")
-    with found.timed("loading the model"):
+    result = Quickstart()
+    world = out / "world"
+    with result.timed("rendering"):  # a world needs at least one training clip
+        synthetic.build(world, clips + 1, SEED, val=0, test=clips, novel=1.0)
+    say(f"generated {clips} clips with combinations that the model was not trained on {result.last_time}")
+    with result.timed("loading the model"):
         embedder = load(model)
-    say(f"loaded {model}: {embedder.form} {_took(found)}")
-    with found.timed("indexing"):
-        index = index_held_out(folder, embedder if model != TINY else TINY, out)
+    say(f"loaded {model}: {embedder.form} {result.last_time}")
+    with result.timed("indexing"):
+        index = index_test_split(world, embedder if model != TINY else TINY, out)
     with index:
-        say(f"indexed {index.files} clips {_took(found)}")
-        scenes = _scenes(folder)
-        with found.timed("searching"):
-            found.searches = [_search(index, scenes, *sentence) for sentence in sentences(scenes)]
-        for one in found.searches:
-            _say_search(one, len(scenes), say)
-        say(f"{SEARCHES} searches {_took(found)}")
-        with found.timed("counting first hits"):
-            found.first = _first_hits(index, folder, scenes)
+        say(f"indexed {index.num_videos} clips {result.last_time}")
+        lines = (world / "world.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [record for record in map(json.loads, lines) if record["split"] == "test"]
+        scenes = {record["video"]: record["scene"] for record in records}
+        with result.timed("searching"):
+            result.searches = [_search(index, scenes, *sentence) for sentence in sentences(scenes)]
+        for search in result.searches:
+            _print_search(search, len(scenes), say)
+        say(f"{SEARCHES} searches {result.last_time}")
+        with result.timed("counting first hits"):
+            result.first_hit = _first_hits(index, [record["captions"][0] for record in records[:CAPTIONS]], scenes)
     say(
-        f"over {min(CAPTIONS, len(scenes))} sentences the first hit is right in {found.first['percent']:.0f} % "
-        f"(chance {found.first['chance']:.1f} %) {_took(found)}"
+        f"the first hit is right for {result.first_hit['percent']:.0f} % of {result.first_hit['count']} captions "
+        f"(chance {result.first_hit['chance']:.1f} %) {result.last_time}"
     )
-    with found.timed("asking"):
-        found.question, found.questions = _ask(embedder, folder)
-    asked = found.question
-    say(f"asked of {asked['video']}: {asked['question']}")
-    say(f"  {asked['answer']} ({100 * asked['probability']:.0f} %); the truth is {asked['truth']}")
+    with result.timed("asking"):
+        result.question, result.questions = _ask(embedder, world)
+    asked = result.question
+    say(f"question about {asked['video']}: {asked['question']}")
+    say(f"  answer: {asked['answer']} ({100 * asked['probability']:.0f} %); truth: {asked['truth']}")
     say(
-        f"over {found.questions['count']:.0f} such questions it is right in {found.questions['percent']:.0f} % (chance "
-        f"{found.questions['chance']:.1f} %) {_took(found)}"
+        f"{result.questions['percent']:.0f} % of {result.questions['count']:.0f} such answers are right (chance "
+        f"{result.questions['chance']:.1f} %) {result.last_time}"
     )
-    return found
+    return result
+
+
+def index_test_split(world: Path, model: Embedder | str | Path, out: Path, split: str = "test") -> VideoIndex:
+    """Index the clips of one split of a synthetic world, and calibrate the index with their captions.
+
+    Args:
+        world: folder that ``evilm data synthetic`` made.
+        model: an ``Embedder``, or what ``evilm.load`` takes.
+        out: new folder, or one that this function made: it gets ``clips`` (links to the videos) and ``index``.
+        split: name of the split.
+
+    Returns:
+        the open index, in ``out / "index"``.
+
+    Raises:
+        VideoIndexError: another model made the index, or no clip could be read.
+    """
+    examples = list(msrvtt_retrieval(world, None, split))
+    clips = {example.video: example.clip.path for example in examples}
+    links = out / "clips"
+    links.mkdir(parents=True, exist_ok=True)
+    for path in clips.values():
+        link = links / path.name
+        if not link.is_symlink():
+            link.symlink_to(path.resolve())
+    index = VideoIndex.build(links, model, out / "index")
+    captions = list(dict.fromkeys(example.captions[0] for example in examples))
+    true = relevance(world / "world.jsonl", captions, list(clips))
+    paths = [links / path.name for path in clips.values()]
+    index.calibrate([
+        (text, path) for text, row in zip(captions, true, strict=True)
+        for path, is_true in zip(paths, row, strict=True) if is_true
+    ])  # fmt: skip
+    return index
 
 
 def sentences(scenes: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The sentences, with their meanings, that are true of the most clips; each of another shape."""
-    said = Counter(tuple(thing[kind] for kind in _KINDS) for scene in scenes.values() for thing in scene["things"][:1])
+    """The sentences, with their meanings, that describe the most clips; each names another shape."""
+    counts = Counter(
+        tuple(thing[kind] for kind in _KINDS) for scene in scenes.values() for thing in scene["things"][:1]
+    )
     chosen: list[tuple[str, dict[str, Any]]] = []
     shapes: set[str] = set()
-    for (colour, shape, action), _ in sorted(said.items(), key=lambda item: (-item[1], item[0])):
+    for (colour, shape, action), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if shape not in shapes and len(chosen) < SEARCHES:
             shapes.add(shape)
             meaning = {"things": [dict(zip(_KINDS, (colour, shape, action), strict=True))]}
             chosen.append((f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape} {action}", meaning))
     return chosen
-
-
-def _scenes(folder: Path) -> dict[str, Any]:
-    """What happens in each clip that is indexed, by its name."""
-    records = [json.loads(line) for line in (folder / "world.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {record["video"]: record["scene"] for record in records if record["split"] == "test"}
 
 
 def _search(index: VideoIndex, scenes: Mapping[str, Any], text: str, meaning: dict[str, Any]) -> dict[str, Any]:
@@ -152,40 +188,37 @@ def _search(index: VideoIndex, scenes: Mapping[str, Any], text: str, meaning: di
     return {"text": text, "true": len(true), "hits": hits}
 
 
-def _say_search(one: dict[str, Any], clips: int, say: Say) -> None:
-    right, chance = sum(hit["true"] for hit in one["hits"]), len(one["hits"]) * one["true"] / clips
-    say(f'searched for "{one["text"]}": it is true of {right} of the first {len(one["hits"])} (chance {chance:.1f}; '
-        f"of {one['true']} of all clips)")  # fmt: skip
-    for hit in one["hits"]:
+def _print_search(search: dict[str, Any], clips: int, say: Say) -> None:
+    hits = search["hits"]
+    right, chance = sum(hit["true"] for hit in hits), len(hits) * search["true"] / clips
+    say(
+        f'searched for "{search["text"]}": right for {right} of the first {len(hits)} hits (chance {chance:.1f}; it '
+        f"describes {search['true']} of all clips)"
+    )
+    for hit in hits:
         say(f"  {hit['score']:4.2f}  {'true ' if hit['true'] else 'false'}  {hit['path']}")
 
 
-def _first_hits(index: VideoIndex, folder: Path, scenes: Mapping[str, Any]) -> dict[str, float]:
-    """How often the first hit for a clip's caption is a clip of which the caption is true."""
-    records = [json.loads(line) for line in (folder / "world.jsonl").read_text(encoding="utf-8").splitlines()]
-    said = [one["captions"][0] for one in records if one["split"] == "test"][:CAPTIONS]
+def _first_hits(index: VideoIndex, captions: list[dict[str, Any]], scenes: Mapping[str, Any]) -> dict[str, float]:
+    """How often the first hit for a caption is a clip that the caption describes."""
     right = chance = 0.0
-    for caption in said:
+    for caption in captions:
         true = {name for name, scene in scenes.items() if synthetic.is_true(caption["meaning"], scene)}
         [hit] = index.search(caption["text"], 1)
         right += hit.path.stem in true
         chance += len(true) / len(scenes)
-    return {"percent": 100 * right / len(said), "chance": 100 * chance / len(said), "count": len(said)}
+    count = len(captions)
+    return {"percent": 100 * right / count, "chance": 100 * chance / count, "count": count}
 
 
-def _ask(model: Embedder, folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """The first questions for a colour, the first of them in full; answered by choosing among all colours."""
-    asked = [row for row in msrvtt_qa(folder, None, "test") if row.kind == "colour"][:QUESTIONS]
-    if not asked:
-        raise AnnotationError(folder / "test_qa.json", "asks for no colour; make the world anew")
-    answers = [model.ask(row.clip.path, row.question or "", COLOURS) for row in asked]
-    one, row = answers[0], asked[0]
-    right = sum(answer.answer == row.answer for answer, row in zip(answers, asked, strict=True))
+def _ask(model: Embedder, world: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Ask the first questions for a colour, with all colours as choices; returns the first one and the accuracy."""
+    rows = [row for row in msrvtt_qa(world, None, "test") if row.kind == "colour"][:QUESTIONS]
+    if not rows:
+        raise AnnotationError(world / "test_qa.json", "has no question for a colour; delete the folder and run again")
+    answers = [model.ask(row.clip.path, row.question or "", COLOURS) for row in rows]
+    right = sum(answer.answer == row.answer for answer, row in zip(answers, rows, strict=True))
     return {
-        "video": os.fspath(row.clip.path), "question": row.question, "answer": one.answer,
-        "probability": one.probability, "truth": row.answer,
-    }, {"percent": 100 * right / len(asked), "chance": 100 / len(COLOURS), "count": len(asked)}  # fmt: skip
-
-
-def _took(found: Trial) -> str:
-    return f"({list(found.seconds.values())[-1]:.1f} s)"
+        "video": os.fspath(rows[0].clip.path), "question": rows[0].question, "answer": answers[0].answer,
+        "probability": answers[0].probability, "truth": rows[0].answer,
+    }, {"percent": 100 * right / len(rows), "chance": 100 / len(COLOURS), "count": len(rows)}  # fmt: skip

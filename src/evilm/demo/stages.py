@@ -165,16 +165,16 @@ def _linear_probe(run: Demo) -> Results:
 
 def _export(run: Demo) -> Results:
     """Export the retrieval model, compare it with the checkpoint, and index the held-out clips with it."""
+    from evilm.demo.quickstart import index_test_split
     from evilm.export import writer
-    from evilm.search.held_out import index_held_out
 
     console = Meter("", 1).console
     made = writer.export(
         run.out / "retrieval", run.out / "export", int8=True,
         say=lambda line: console.print(line, markup=False, highlight=False),
     )  # fmt: skip
-    with index_held_out(run.world, run.out / "export", run.out / "search") as index:
-        moments = len(index)
+    with index_test_split(run.world, run.out / "export", run.out / "search") as index:
+        num_segments = len(index)
     measured = made.measured
     return {
         "metrics": measured["metrics"]["export"],
@@ -182,7 +182,7 @@ def _export(run: Demo) -> Results:
         "rule": measured["metrics"]["rule"],
         "cosine": {name: found["mean"] for name, found in measured["cosine"].items()},
         "megabytes": measured["size in MB"]["all"],
-        "moments": moments,
+        "segments": num_segments,
     }
 
 

@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     Device = Literal["auto", "cpu", "cuda"]
 
 EXPORT_FILE = "export.json"  # what tells an exported folder from a checkpoint
-TINY = "world-tiny"  # the model that comes with the package
 _SHIPPED = Path(__file__).parent / "shipped"
+TINY = "world-tiny"
+# Models that may be bundled with the package, the best for real videos first, and what each was trained on.
+_TRAINED_ON = {
+    "evilm-photo": "photographs and videos of everyday scenes, with captions",
+    TINY: "videos of moving shapes in the synthetic world, and nothing else",
+}
+BUNDLED = {name: trained_on for name, trained_on in _TRAINED_ON.items() if (_SHIPPED / name).is_dir()}
+DEFAULT_MODEL = next(iter(BUNDLED), TINY)  # of an index that is made without naming a model
 
 
 def load(model: str | Path, *, device: Device = "auto", threads: int | None = None) -> Embedder:
@@ -42,8 +49,8 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
 
         if not hub.is_name(str(model)):
             raise CheckpointError(
-                f"{model}: no such model; name the folder of an export, a run or a checkpoint, {TINY} that comes "
-                "along, or owner/name on the hub"
+                f"{model}: no such model; name the folder of an export, a run or a checkpoint, a bundled model "
+                f"({', '.join(BUNDLED)}), or owner/name on the hub"
             )
         path = hub.download(str(model))
     if (path / EXPORT_FILE).is_file():
@@ -61,8 +68,8 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
 
 
 def bundled_folder(model: str | Path) -> Path | None:
-    """Where the model of that name lies in the package; None where none is meant. A folder of the name goes first."""
-    return _SHIPPED / TINY if str(model) == TINY and not _exists(Path(model)) else None
+    """Folder of the bundled model of that name; None if there is none, or if a folder of that name exists here."""
+    return _SHIPPED / str(model) if str(model) in BUNDLED and not _exists(Path(model)) else None
 
 
 def absolute_name(model: str | Path) -> str:

@@ -1,14 +1,14 @@
-"""Search over folders of videos: from files to moments, from moments to vectors, from a query to hits.
+"""Search in folders of videos.
 
-In the order in which things happen:
-
-    scan        which files are new, changed, moved, gone           (folder -> Changes)
-    moments     where a video is cut                                (reader -> [(start, end)])
-    decoding    a file's moments and their frames, in processes that may be killed
-    pipeline    decoding and encoding side by side                  (files -> vectors)
-    catalogue   SQLite, the only truth: files, moments, vectors
-    matrix      the vectors as one memory-mapped array: a cache
-    ranking     the nearest rows of it: one method, three stores
-    calibration what a cosine is worth
-    index       ``VideoIndex``: all of it, for people
+index        ``VideoIndex``: the public interface
+update       bring an index up to date with a folder
+scan         find new, changed, moved and deleted files
+segments     cut a video into segments
+pipeline     decode and embed segments
+model        the model of an index
+database     SQLite: files, segments and vectors
+vectors      all vectors as one memory-mapped array, a cache
+nearest      nearest neighbours by NumPy, FAISS or LanceDB
+calibration  from cosines to scores
+query        queries, filters and hits
 """

@@ -1,4 +1,4 @@
-"""``VideoIndex``: a folder of videos that can be searched.
+"""``VideoIndex``: an index of a folder of videos that can be searched.
 
 index = evilm.VideoIndex.build("~/clips", "runs/retrieval")
 for hit in index.search("a dog catches a frisbee", k=5):
@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from evilm import files
-from evilm.data.video import DecoderPool
-from evilm.errors import QueryError, VideoError, VideoIndexError
-from evilm.search import binding, nearest_codes, query, vectors
-from evilm.search.calibration import GOOD, UNKNOWN, UNRELATED, Calibration, labelled, lifts, sample
-from evilm.search.database import NAME, UNFINISHED, Database
-from evilm.search.embedder import Embedder, Matcher, unit
-from evilm.search.hits import Hit, Hits
-from evilm.search.nearest import Ranking, Store, chosen, ranking, store_named
-from evilm.search.update import Report, Update, save_caches, writing
+from evilm.errors import QueryError, VideoIndexError
+from evilm.progress import say
+from evilm.search import calibration, vectors
+from evilm.search.calibration import Calibration
+from evilm.search.database import UNFINISHED, Database
+from evilm.search.model import check_model, stored_config, unit_rows
+from evilm.search.nearest import check_backend, open_backend, resolve_backend
+from evilm.search.pipeline import LIMITS
+from evilm.search.query import Filter, Hit, Hits, Video, check_text, embed_example, rerank_hits
+from evilm.search.update import update_index, writing
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -31,34 +32,62 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-KIND = "index of videos"
-INSIDE = ".evilm-index"  # where an index without a place of its own lies: hidden in its folder, so scans pass it by
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+    from evilm.data.video import Limits
+    from evilm.inference import Embedder
+    from evilm.search.database import Segment
+    from evilm.search.model import IndexConfig
+    from evilm.search.nearest import Backend, BackendName
+    from evilm.search.query import Query
+    from evilm.search.update import Report
+
+DEFAULT_FOLDER = ".evilm-index"  # of an index, within the folder of videos; scans leave out hidden folders
+
+
+class _Embedded(NamedTuple):
+    """A query: its vector (D,), its text or label, and the calibration of its scores."""
+
+    vector: NDArray[np.float32]
+    label: str
+    calibration: Calibration
+
+
+@dataclass
+class _Loaded:
+    """The vectors of one generation, a sample of them for lifts, and the backend once it is open."""
+
+    vectors: vectors.Vectors
+    sample: NDArray[np.float32]
+    backend: Backend | None = None
 
 
 class VideoIndex:
-    """An open index; ``build`` makes one and ``open`` opens one. Searching is safe from several threads.
+    """An open index: ``build`` makes one, ``open`` opens one.
+
+    Any number of threads may search. While another process updates the index, a search sees the last commit.
 
     Args:
         folder: of the index.
-        model: the model that made it, where it is at hand; else it is loaded when it is first needed.
-        store: what answers: ``exact``, ``faiss`` or ``lance``; ``auto`` takes ``exact`` until that is slow.
+        model: that made the index; None loads it from where it was when the index was made, on first use.
+        backend: that computes nearest neighbours: ``exact``, ``faiss`` or ``lance``; ``auto`` takes ``exact`` up to
+            ``nearest.EXACT_LIMIT``.
+
+    Attributes:
+        report: of the update that ``build`` or ``update`` made.
 
     Raises:
-        VideoIndexError: no index, a damaged one, or one of another model.
+        VideoIndexError: there is no index, it is damaged, or another model made it.
     """
 
-    def __init__(self, folder: Path, model: Embedder | str | Path | None = None, store: Store | str = "auto") -> None:
+    def __init__(self, folder: Path, model: Embedder | str | Path | None = None, backend: str = "auto") -> None:
         self.folder = folder
-        self.store: Store = store_named(store)
-        self._catalogue = Database(folder)
-        self._given = model
+        self.backend: BackendName = check_backend(backend)
+        self.report: Report | None = None
+        self._database = Database(folder)
+        self._given_model = model
         self._model: Embedder | None = None
-        self._guard = threading.RLock()
-        self._matrix: vectors.Vectors | None = None
-        self._sample: NDArray[np.float32] | None = None
-        self._ranking: Ranking | None = None
-        self._told = False
+        self._lock = threading.RLock()
+        self._loaded: _Loaded | None = None
+        self._announced = False
 
     def __enter__(self) -> Self:
         return self
@@ -67,290 +96,249 @@ class VideoIndex:
         self.close()
 
     def close(self) -> None:
-        """Let go of the files; safe to call twice."""
-        self._catalogue.close()
+        """Close the files; safe to call twice."""
+        self._database.close()
 
     def __len__(self) -> int:
-        """How many moments there are."""
-        return self._catalogue.counts[1]
+        """Number of segments."""
+        return self._database.counts[1]
 
     @property
-    def files(self) -> int:
-        """How many videos it holds."""
-        return self._catalogue.counts[0]
+    def num_videos(self) -> int:
+        """Number of videos that have segments."""
+        return self._database.counts[0]
 
     @property
     def model(self) -> Embedder:
         """The model that made the index.
 
         Raises:
-            VideoIndexError: it is not to be found, or another one was given.
+            VideoIndexError: it cannot be found, or another model was given.
         """
-        with self._guard:
+        with self._lock:
             if self._model is None:
-                made = self._catalogue.fact("model")
-                if made is None:
+                stored = self._database.metadata("model")
+                if stored is None:
                     raise VideoIndexError(f"{self.folder}: {UNFINISHED}")
-                self._model = binding.checked(self._given or made["path"], made, self.folder)
+                self._model = check_model(self._given_model or stored["path"], stored, self.folder)
             return self._model
 
-    # Making
+    # Making and changing
 
     @classmethod
     def build(
-        cls, folder: str | Path, model: Embedder | str | Path | None = None, at: str | Path | None = None, *,
-        config: binding.IndexConfig | None = None, workers: int = 2, batch: int = 16, forget: bool = False,
-        acknowledged: Callable[[Sequence[bytes], int, int], None] | None = None,
-        reported: Callable[[Report], None] | None = None,
+        cls, folder: str | Path, model: Embedder | str | Path | None = None, index_dir: str | Path | None = None, *,
+        config: IndexConfig | None = None, workers: int = 2, batch: int = 16, limits: Limits = LIMITS,
+        allow_empty: bool = False, on_commit: Callable[[Sequence[bytes], int, int], None] | None = None,
     ) -> Self:  # fmt: skip
-        """Make an index of a folder, or bring one up to date; stopped anywhere, the same call goes on.
+        """Make an index of a folder, or bring one up to date. After an interruption, the same call continues.
 
         Args:
-            folder: of videos, scanned with all below it.
-            model: an ``Embedder``, or what ``evilm.load`` takes; None: the one that an existing index remembers.
-            at: the index's folder; None: ``.evilm-index`` within ``folder``.
-            config: how videos are cut and decoded; an existing index keeps its own.
-            workers: decoding processes.
-            batch: moments encoded together.
-            forget: drop the videos of a folder that holds none any more.
-            acknowledged: called with paths that have just become durable, files done and files to do.
-            reported: called with the report.
+            folder: with videos, scanned with all folders below it.
+            model: an ``Embedder``, or what ``evilm.load`` takes; None: the index's own, or a bundled one.
+            index_dir: folder of the index; None: ``.evilm-index`` within ``folder``.
+            config: how videos are decoded and cut; an existing index keeps its own.
+            workers: number of decoder processes.
+            batch: segments that are encoded together at most.
+            limits: of each file.
+            allow_empty: remove all entries of a folder that has no videos any more.
+            on_commit: called with the paths of files that were just committed, the number of files done and of all.
 
         Raises:
-            VideoIndexError: nothing to index, another model's index, or another process writes to it.
-            OutputError: the index's folder holds something else, or the disk is full (what is acknowledged is kept).
+            VideoIndexError: there is nothing to index, another model made the index, or another process writes to it.
+            OutputError: the index's folder holds something else, or the disk is full (what is committed is kept).
         """
         videos = Path(folder).expanduser()
-        place = videos / INSIDE if at is None else Path(at).expanduser()
-        if not videos.is_dir():
-            raise VideoIndexError(f"{videos}: no such folder of videos")
-        files.check_output_dir(place, KIND)
-        fresh = not (place / NAME).exists()
-        if fresh and model is None:
-            raise VideoIndexError(f"{place}: a new index needs a model: name one with --model")
-        embedder = None if model is None else binding.loaded(model)
-        files.acquire_dir(place, KIND)
-        try:
-            with writing(place), Database(place, write=True) as catalogue:
-                embedder = binding.bind(catalogue, embedder, model)
-                update = Update(
-                    catalogue, embedder, binding.remembered(catalogue, embedder, config), workers, batch,
-                    acknowledged=acknowledged,
-                )  # fmt: skip
-                report = update.run(videos, forget=forget)
-        except VideoIndexError:
-            if fresh:
-                _discard_empty(place)
-            raise
-        if reported is not None:
-            reported(report)
-        return cls(place, embedder)
+        place = videos / DEFAULT_FOLDER if index_dir is None else Path(index_dir).expanduser()
+        embedder, report = update_index(
+            videos, place, model, config=config, workers=workers, batch=batch, limits=limits, allow_empty=allow_empty,
+            on_commit=on_commit,
+        )  # fmt: skip
+        index = cls(place, embedder)
+        index.report = report
+        return index
 
     @classmethod
-    def open(cls, folder: str | Path, model: Embedder | str | Path | None = None, store: Store | str = "auto") -> Self:
-        """An index that was made before.
+    def open(cls, folder: str | Path, model: Embedder | str | Path | None = None, backend: str = "auto") -> Self:
+        """Open an existing index; arguments and errors are those of ``VideoIndex``."""
+        return cls(Path(folder).expanduser(), model, backend)
 
-        Args:
-            folder: of the index.
-            model: in place of the path that the index remembers; it must be the same model.
-            store: what answers.
-
-        Raises:
-            VideoIndexError: no index, a damaged one, or one of another model.
-        """
-        return cls(Path(folder).expanduser(), model, store)
+    def update(
+        self, folder: str | Path, *, workers: int = 2, limits: Limits = LIMITS, allow_empty: bool = False,
+        on_commit: Callable[[Sequence[bytes], int, int], None] | None = None,
+    ) -> Report:  # fmt: skip
+        """Bring this index up to date with a folder; see ``build``."""
+        _, self.report = update_index(
+            Path(folder).expanduser(), self.folder, self.model, config=None, workers=workers, batch=16, limits=limits,
+            allow_empty=allow_empty, on_commit=on_commit,
+        )  # fmt: skip
+        return self.report
 
     def compact(self) -> None:
-        """Give back the space of deleted videos and write the cache anew.
+        """Return the disk space of deleted videos to the system, and write the cache again.
 
         Raises:
-            VideoIndexError: another process writes to the index.
-            OutputError: there is no room for it; nothing is lost.
+            VideoIndexError, OutputError: another process writes to the index; there is no room. Nothing is lost.
         """
-        with writing(self.folder), Database(self.folder, write=True) as catalogue:
-            catalogue.compact()
-            width = catalogue.fact("width")
+        with writing(self.folder), Database(self.folder, write=True) as database:
+            database.compact()
+            width = database.metadata("width")
             if width is not None:
-                save_caches(catalogue, vectors.load(catalogue, width))
+                vectors.save(self.folder, database.metadata("identity"), vectors.load(database, width))
 
     def calibrate(self, pairs: Sequence[tuple[str, str | Path]]) -> Calibration:
-        """Set the line of "no good match" from texts and the videos of the index that they are true of.
+        """Calibrate the scores of text searches with texts and the videos of the index that they describe.
 
         Args:
-            pairs: text and path, some dozens of texts; a text that is true of several videos stands with each of them.
-                Pairs of videos that the index lacks are left out.
+            pairs: text and path; some dozens of texts. A text that describes several videos is paired with each of
+                them. Pairs of videos that are not in the index are ignored.
 
         Raises:
-            VideoIndexError: fewer than two texts of videos in the index, or another process writes to it.
-            VocabularyError: the model knows no word of ordinary sentences.
+            VideoIndexError: fewer than two texts describe videos of the index, or another process writes to it.
+            VocabularyError: the model does not know ordinary words.
         """
-        known = {each.path: each.id for each in self._catalogue.files()}
-        own: dict[str, set[int]] = {}
+        ids = {record.path: record.id for record in self._database.files()}
+        described: dict[str, set[int]] = {}
         for text, path in pairs:
-            if (at := known.get(_as_scanned(Path(path)))) is not None:
-                own.setdefault(text, set()).add(at)
-        found = self._refresh()
-        if len(own) < 2 or len(np.unique(found.files)) < 2:
-            raise VideoIndexError(f"{self.folder}: calibration needs at least two texts of videos in the index")
-        vectors = unit(self.model.embed_texts(list(own)), "text")
-        right = np.array([
-            (found.vectors[np.isin(found.files, list(files))] @ vector).max()
-            for vector, files in zip(vectors, own.values(), strict=True)
-        ])  # fmt: skip
-        others = unit(self.model.embed_texts(list(UNRELATED)), "text")
-        wrong = (found.vectors @ others.T).max(0)
-        among = self._sampled(found)
-        result = labelled((right, lifts(right, vectors, among)), (wrong, lifts(wrong, others, among)))
-        with writing(self.folder), Database(self.folder, write=True) as catalogue, catalogue.transaction():
-            catalogue.set_fact("text_calibration", result.as_json())
+            absolute = Path(path).expanduser()  # as the scan writes it: links are followed in the folder, not the file
+            key = os.fsencode(os.path.join(os.path.realpath(absolute.parent), absolute.name))  # noqa: PTH118
+            if key in ids:
+                described.setdefault(text, set()).add(ids[key])
+        loaded = self._load()
+        if len(described) < 2 or len(np.unique(loaded.vectors.file_ids)) < 2:
+            raise VideoIndexError(f"{self.folder}: calibration needs at least two texts that describe indexed videos")
+        queries = unit_rows(self.model.embed_texts(list(described)), "text")
+        unrelated = unit_rows(self.model.embed_texts(list(calibration.UNRELATED)), "text")
+        result = calibration.from_texts(queries, list(described.values()), unrelated, loaded.vectors, loaded.sample)
+        with writing(self.folder), Database(self.folder, write=True) as database, database.transaction():
+            database.set_metadata("text_calibration", result.as_json())
         return result
 
     # Searching
 
-    def search(self, text: str, k: int = 10, where: query.Filter | None = None, rerank: int = 0) -> Hits:
-        """The moments that fit a text best.
+    def search(
+        self, query: Query, k: int = 10, where: Filter | None = None, *, offset: int = 0, rerank: int = 0
+    ) -> Hits:
+        """Find the segments that match a query best.
 
         Args:
-            text: what should be seen.
-            k: how many hits.
-            where: which files may be found.
-            rerank: order this many of the best by the fusion decoder; their scores stay the dual encoder's.
+            query: a text (``str``); a picture or video file (``Path``); a part of a video (``Clip``); or the id of a
+                segment of this index (``int``).
+            k: number of hits.
+            where: only files that meet these conditions.
+            offset: number of best hits to leave out, for paging.
+            rerank: number of best hits that the fusion decoder orders, for a text; scores stay those of the cosine.
 
         Raises:
-            QueryError: an empty text, an endless one, or one in words that the model does not know.
-            VideoIndexError: the index's model is not to be found, or another one was given.
+            QueryError: the text is empty, too long or in unknown words; there is no such segment; or no indexed file
+                lies in the folder of ``where``.
+            VideoError: the file does not exist or gives no frames.
+            VideoIndexError: the model cannot be found, or another one was given.
         """
-        if rerank and not _fuses(self.model):
-            raise QueryError("this model has no fusion decoder to re-rank with: search without --rerank")
-        plain = query.checked(text, self.model)
-        vector = unit(self.model.embed_texts([plain]), "query")[0]
-        hits = self._nearest(vector, max(k, rerank), where, "text_calibration")
-        good = bool(hits) and hits[0].score >= GOOD
-        if rerank:
-            hits = self._reranked(hits, plain, rerank)
-        return Hits(text, tuple(hits[:k]), not good, self._calibration("text_calibration"))
-
-    def search_like(
-        self, example: str | Path, k: int = 10, where: query.Filter | None = None, *,
-        start: float = 0.0, end: float | None = None,
-    ) -> Hits:  # fmt: skip
-        """The moments that look most like a video, a part of one, or a picture.
-
-        Raises:
-            VideoError: the example gives no frames.
-        """
-        path = Path(example).expanduser()
-        picture = path.suffix.lower() in PICTURES
-        clip = Clip(path.parent, frames=(path.name,)) if picture else Clip(path, start, end)
-        with DecoderPool() as pool:
-            frames = pool.read(clip, self.model.num_frames, self.model.image_size, fit=self.model.resize_mode)
-        vector = unit(self.model.embed_frames(frames[None]), "example")[0]
-        hits = self._nearest(vector, k, where, "example_calibration")
-        good = bool(hits) and hits[0].score >= GOOD
-        return Hits(str(example), tuple(hits), not good, self._calibration("example_calibration"))
-
-    def unreadable(self) -> list[tuple[Path, str, str]]:
-        """Path, status and reason of each file that gave nothing, or not all."""
-        known = self._catalogue.files()
-        return [(Path(os.fsdecode(each.path)), each.status, each.reason) for each in known if each.status != "ok"]
-
-    def _nearest(self, vector: NDArray[np.float32], k: int, where: query.Filter | None, scale: str) -> list[Hit]:
-        if k < 1:
-            raise QueryError(f"k = {k}: ask for at least one hit")
-        hits, whole = self._once(vector, k, where, scale)
+        if k < 1 or offset < 0:
+            raise QueryError(f"k = {k}, offset = {offset}: ask for at least one hit, and leave out none or more")
+        if rerank and not (isinstance(query, str) and "match" in self.model.metadata.heads):
+            what = "this model has no fusion decoder" if isinstance(query, str) else "only a text can be re-ranked"
+            raise QueryError(f"{what}: search without --rerank")
+        embedded = self._embed(query)
+        hits, complete = self._nearest(embedded, max(offset + k, rerank), where)
         for _ in range(2):
-            if not whole:
-                hits, whole = self._once(vector, k, where, scale)
-        return hits
+            if not complete:  # an update removed some of them meanwhile
+                hits, complete = self._nearest(embedded, max(offset + k, rerank), where)
+        is_good = bool(hits) and hits[0].score >= calibration.GOOD
+        if rerank:
+            hits = rerank_hits(hits, embedded.label, self.model, rerank)
+        label = str(query) if isinstance(query, str) else embedded.label
+        return Hits(label, tuple(hits[offset : offset + k]), not is_good, embedded.calibration)
 
-    def _once(
-        self, vector: NDArray[np.float32], k: int, where: query.Filter | None, scale: str
+    def scores_of(self, video_id: int, query: Query) -> list[Hit]:
+        """Score every segment of one video, in order of time; the query is as in ``search``.
+
+        Raises:
+            QueryError: the video has no segments; and others as in ``search``.
+        """
+        embedded, loaded = self._embed(query), self._load()
+        rows = np.flatnonzero(loaded.vectors.file_ids == video_id)
+        if not len(rows):
+            raise QueryError(f"video {video_id}: the index has no segments of such a video")
+        hits, _ = self._hits(loaded, rows, loaded.vectors.matrix[rows] @ embedded.vector, embedded)
+        return sorted(hits, key=lambda hit: (hit.start, hit.segment_id))
+
+    def _embed(self, query: Query) -> _Embedded:
+        if isinstance(query, str):
+            text, name = check_text(query, self.model), "text_calibration"
+            vector, label = unit_rows(self.model.embed_texts([text]), "query")[0], text
+        elif isinstance(query, int):
+            name, label, known = "example_calibration", f"segment {query}", self._load().vectors
+            row = int(np.searchsorted(known.segment_ids, query))
+            if row == len(known) or known.segment_ids[row] != query:
+                raise QueryError(f"{label}: the index has no such segment")
+            vector = np.array(known.matrix[row])
+        else:
+            name, label = "example_calibration", query.id if isinstance(query, Clip) else str(query)
+            vector = embed_example(query, self.model, stored_config(self._database).mode)
+        value = self._database.metadata(name)
+        return _Embedded(vector, label, calibration.UNKNOWN if value is None else Calibration.from_json(value))
+
+    def _nearest(self, query: _Embedded, k: int, where: Filter | None) -> tuple[list[Hit], bool]:
+        """The nearest segments, and whether all of them were still in the database."""
+        loaded = self._load()
+        rows, width = loaded.vectors.matrix.shape
+        if rows and width != len(query.vector):
+            raise VideoIndexError(f"{self.folder}: has vectors of {width} numbers, not {len(query.vector)}")
+        allowed = None
+        if where:
+            allowed = np.isin(loaded.vectors.file_ids, self._database.file_ids(*where.condition(self._database)))
+        with self._lock:
+            if loaded.backend is None:
+                chosen = resolve_backend(self.backend, rows, width)
+                if chosen not in {self.backend, "exact"} and not self._announced:
+                    self._announced = True
+                    say(f"{self.folder}: {rows:,} segments, so {chosen} searches; --backend exact is slower")
+                identity = self._database.metadata("identity")
+                loaded.backend = open_backend(chosen, loaded.vectors, self.folder, identity)
+        return self._hits(loaded, *loaded.backend.nearest(query.vector, k, allowed), query)
+
+    def _hits(
+        self, loaded: _Loaded, rows: NDArray[np.int64], cosines: NDArray[np.float32], query: _Embedded
     ) -> tuple[list[Hit], bool]:
-        """The nearest moments, and whether all of them were still there when their places were looked up."""
-        found = self._refresh()
-        if len(found) and found.vectors.shape[1] != len(vector):
-            raise VideoIndexError(
-                f"{self.folder}: holds vectors of {found.vectors.shape[1]}, not {len(vector)} numbers"
-            )
-        allowed = np.isin(found.files, where.files(self._catalogue)) if where else None
-        with self._guard:
-            answering = self._ranking or self._rank(found)
-            self._ranking = answering
-        rows, cosines = answering.nearest(vector, k, allowed)
-        places = self._catalogue.places([int(found.moments[row]) for row in rows])
-        scores = self._calibration(scale).score(cosines, lifts(cosines, vector, self._sampled(found)))
-        hits: list[Hit] = []
-        for row, cosine, score in zip(rows, cosines, scores, strict=True):
-            if (place := places.get(int(found.moments[row]))) is not None:
-                path, start, end = place
-                hits.append(Hit(Path(os.fsdecode(path)), start, end, float(score), float(cosine)))
+        """Rows of the vectors as hits, without segments that are no longer there; and whether all are there."""
+        ids = loaded.vectors.segment_ids[rows].tolist()
+        segments = {segment.id: segment for segment in self._database.segments(ids)}
+        scores = query.calibration.score(cosines, query.vector, loaded.sample)
+        hits = [
+            Hit(found.path, found.start, found.end, float(score), float(cosine), found.id, found.video_id)
+            for number, cosine, score in zip(ids, cosines, scores, strict=True)
+            if (found := segments.get(number)) is not None
+        ]
         return hits, len(hits) == len(rows)
 
-    def _rank(self, found: vectors.Vectors) -> Ranking:
-        """What answers now; that it is FAISS, without having been asked for, is said once."""
-        store = chosen(self.store, *found.vectors.shape)
-        if store not in {self.store, "exact"} and not self._told:
-            from evilm.progress import say
+    def _load(self) -> _Loaded:
+        """The vectors of the last commit."""
+        with self._lock:
+            width, previous = self._database.metadata("width"), self._loaded
+            if width is None:
+                raise VideoIndexError(f"{self.folder}: {UNFINISHED}")
+            current = vectors.load(self._database, width, None if previous is None else previous.vectors)
+            if previous is None or current is not previous.vectors:
+                self._loaded = previous = _Loaded(current, calibration.sample_rows(current.matrix))
+            return previous
 
-            self._told = True
-            say(
-                f"{self.folder}: {len(found):,} moments, so {store} answers; exact looks at every vector, and is slower"
-            )
-        return ranking(store, found, self._catalogue)
+    # Content
 
-    def _refresh(self) -> vectors.Vectors:
-        """The vectors as they are now."""
-        with self._guard:
-            width = self._catalogue.fact("width")
-            found = vectors.load(self._catalogue, width, self._matrix)
-            if found is not self._matrix:
-                self._matrix, self._ranking, self._sample = found, None, None
-            return found
+    def videos(self, where: Filter | None = None, *, limit: int | None = None, offset: int = 0) -> list[Video]:
+        """Files of the index in order of paths, unreadable ones included."""
+        condition, values = (where or Filter()).condition(self._database)
+        return [Video.of(record) for record in self._database.files(condition, values, limit, offset)]
 
-    def _sampled(self, found: vectors.Vectors) -> NDArray[np.float32]:
-        """Some of the vectors, by which a search's cosines are known."""
-        with self._guard:
-            if self._sample is None or self._matrix is not found:
-                self._sample = sample(found.vectors)
-            return self._sample
+    def segments_of(self, video_id: int) -> list[Segment]:
+        """Segments of a video in order of time; none if there is no such video or it is unreadable."""
+        return self._database.segments(file_id=video_id)
 
-    def _calibration(self, name: str) -> Calibration:
-        value = self._catalogue.fact(name)
-        return UNKNOWN if value is None else Calibration.from_json(value)
+    def unreadable(self) -> list[Video]:
+        """Files that gave no segments or not all of them, with status and reason."""
+        return [Video.of(record) for record in self._database.files("status != 'ok'")]
 
-    def _reranked(self, hits: list[Hit], text: str, count: int) -> list[Hit]:
-        """The first ``count`` hits in the fusion decoder's order; what cannot be read any more comes last of them."""
-        model = self.model
-        assert isinstance(model, Matcher)
-        fits: dict[Hit, float] = {}
-        for hit in hits[:count]:
-            try:
-                fits[hit] = float(model.match([(hit.path, hit.start, hit.end)], [text])[0, 0])
-            except VideoError:
-                fits[hit] = -np.inf
-        return [*sorted(fits, key=lambda hit: -fits[hit]), *hits[count:]]
-
-
-def _fuses(model: Embedder) -> bool:
-    """Whether a model can look at a text and a video together."""
-    about = getattr(model, "about", None)
-    return isinstance(model, Matcher) and (about is None or "match" in about.heads)
-
-
-def _as_scanned(path: Path) -> bytes:
-    """A path as the scan writes it: its folder without links, its own name as it is."""
-    path = path.expanduser()
-    return os.fsencode(path.parent.resolve() / path.name)
-
-
-def _discard_empty(place: Path) -> None:
-    """Remove a new index that took in nothing, so that a mistyped folder leaves no trace."""
-    try:
-        with Database(place) as catalogue:
-            if catalogue.counts != (0, 0) or any(True for _ in catalogue.files()):
-                return
-    except VideoIndexError:
-        return
-    for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", "lock", vectors.NAME, nearest_codes.NAME):
-        (place / name).unlink(missing_ok=True)
-    files.release_dir(place)
+    def status_counts(self) -> dict[str, int]:
+        """Number of files of each status, ``ok`` and unreadable ones."""
+        return self._database.status_counts()

@@ -1,133 +1,288 @@
-"""The nearest moments of a query: one method wide, so that another store can stand behind it.
+"""Nearest neighbours of a query vector: exact by NumPy, or by FAISS or LanceDB, behind one method.
 
-``Exact`` looks at every vector; so does ``ranking_codes`` for many, in 8 bits first. ``ranking_faiss`` and
-``ranking_lance`` hold the same method for more of them.
+``exact`` computes the cosine of every vector; its time grows with rows x width, limited by memory bandwidth. ``faiss``
+reads 8-bit vectors, a quarter of the memory, and computes the cosines of its candidates from the float32 vectors.
+``lance`` keeps a table on disk. What FAISS and LanceDB write is a cache: it can be deleted at any time, and is rebuilt
+when it does not belong to the current vectors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from typing import TYPE_CHECKING, Literal, Protocol
+import json
+import shutil
+import zlib
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import numpy as np
 
-from evilm.errors import ConfigError
+from evilm.errors import ConfigError, DependencyError
+from evilm.files import write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from evilm.search.database import Database
     from evilm.search.vectors import Vectors
 
-Store = Literal["auto", "exact", "faiss", "lance"]
-STORES: tuple[Store, ...] = ("auto", "exact", "faiss", "lance")
-LARGE = 800_000_000  # numbers (rows times width) past which comparing with all of them comes near to 60 ms
-_BLOCK = 64  # scores of which the best is looked at before all of them are
+    Rows = NDArray[np.int64]
+    Cosines = NDArray[np.float32]
+
+BackendName = Literal["auto", "exact", "faiss", "lance"]
+BACKENDS: tuple[BackendName, ...] = ("auto", "exact", "faiss", "lance")
+EXACT_LIMIT = 800_000_000  # rows x width above which ``auto`` uses FAISS: 1.5 million vectors of 512 numbers
+
+_TOP_BLOCK = 64  # scores of which only the highest is looked at first
+_FAISS_FILE = "faiss.cache"
+_IVF_ROWS = 2_000_000  # from here on FAISS searches only some clusters of the vectors
+_CANDIDATES = 8  # FAISS candidates for each requested hit
+_PROBES = 0.05  # fraction of the clusters that is searched
+_LANCE_FOLDER = "lance.cache"
+_LANCE_BATCH = 16_384  # rows written together
+_LANCE_LISTED = 10_000  # a filter lists at most so many row numbers; for more, hits are filtered afterwards
 
 
-class Ranking(Protocol):
-    """The seam."""
+class Backend(Protocol):
+    """A set of vectors that can be searched."""
 
     def nearest(
         self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The rows most similar to a query.
+    ) -> tuple[Rows, Cosines]:
+        """Find the rows with the highest cosine.
 
         Args:
-            query: (D,) of length one.
-            k: how many.
-            allowed: (n,) rows that may be found; None: all.
+            query: (D,) unit vector.
+            k: number of rows.
+            allowed: (n,) rows that may be returned; None for all.
 
         Returns:
-            rows and their cosines, best first, equal ones in order of rows; fewer than ``k`` where there are no more.
+            rows and cosines, highest first, ties in order of rows; fewer than ``k`` if there are no more.
         """
         ...
 
 
-class Exact:
-    """Every vector is looked at.
+def check_backend(name: str) -> BackendName:
+    """Check the name of a backend.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    for backend in BACKENDS:
+        if backend == name:
+            return backend
+    raise ConfigError(f"backend {name!r}: choose one of {', '.join(BACKENDS)}")
+
+
+def resolve_backend(name: BackendName, rows: int, width: int) -> BackendName:
+    """Replace ``auto`` by ``exact``, or by ``faiss`` for more than ``EXACT_LIMIT`` numbers if FAISS is installed."""
+    if name != "auto":
+        return name
+    return "faiss" if rows * width > EXACT_LIMIT and importlib.util.find_spec("faiss") is not None else "exact"
+
+
+def open_backend(name: BackendName, vectors: Vectors, folder: Path, identity: str) -> Backend:
+    """Make the named backend (not ``auto``) ready to search.
 
     Args:
-        vectors: (n, D) float32 of length one.
+        name: of the backend.
+        vectors: what is searched.
+        folder: of the index, for caches.
+        identity: of the database, so that no cache of another index is used.
+
+    Raises:
+        DependencyError: the backend's package is not installed.
+    """
+    if name == "faiss":
+        return Faiss.open(vectors, folder, identity)
+    if name == "lance":
+        return Lance.open(vectors, folder, identity)
+    return Exact(vectors.matrix)
+
+
+class Exact:
+    """Cosines of all vectors by one matrix product.
+
+    Args:
+        matrix: (n, D) float32 unit vectors.
     """
 
-    def __init__(self, vectors: NDArray[np.float32]) -> None:
-        self.vectors = vectors
+    def __init__(self, matrix: NDArray[np.float32]) -> None:
+        self.matrix = matrix
 
     def nearest(
         self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        scores = np.asarray(self.vectors @ query)
+    ) -> tuple[Rows, Cosines]:
+        """See ``Backend.nearest``."""
+        scores = np.asarray(self.matrix @ query)
         if allowed is not None:
             scores[~allowed] = -np.inf
-        rows = best(scores, k)
+        rows = top_k(scores, k)
         rows = rows[np.isfinite(scores[rows])]
         return rows, scores[rows]
 
 
-def best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Rows of the ``k`` highest scores, best first, equal ones in order of rows; what reaches ``bar`` is sorted."""
+def top_k(scores: NDArray[np.float32], k: int) -> Rows:
+    """Rows of the ``k`` highest scores, highest first, ties in order of rows."""
     if min(k, len(scores)) <= 0:
         return np.zeros(0, dtype=np.int64)
-    candidates = np.flatnonzero(scores >= bar(scores, k))
-    order = np.lexsort((candidates, -scores[candidates]))[:k]
-    return candidates[order]
+    bound = -np.inf
+    blocks = len(scores) // _TOP_BLOCK
+    if blocks > 2 * k:  # at least k scores reach the k-th highest maximum of the blocks, and few others do
+        highest = scores[: blocks * _TOP_BLOCK].reshape(blocks, _TOP_BLOCK).max(1)
+        bound = float(np.partition(highest, blocks - k)[blocks - k])
+    candidates = np.flatnonzero(scores >= bound)
+    return candidates[np.lexsort((candidates, -scores[candidates]))[:k]]
 
 
-def bar(scores: NDArray[np.float32], k: int) -> float:
-    """A score that at least ``k`` of ``scores`` reach, and not many more; minus infinity where there are few of them.
+class Faiss:
+    """Candidates from FAISS, cosines from the float32 vectors.
 
-    It is the k-th highest of the maxima of blocks.
-    """
-    blocks = len(scores) // _BLOCK
-    if blocks <= 2 * k:
-        return -np.inf
-    tops = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
-    return float(np.partition(tops, blocks - k)[blocks - k])
-
-
-def store_named(name: str) -> Store:
-    """A store's name, checked.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    for store in STORES:
-        if store == name:
-            return store
-    raise ConfigError(f"store {name!r}: there are {', '.join(STORES)}")
-
-
-def chosen(store: Store, rows: int, width: int) -> Store:
-    """What answers where ``auto`` leaves it open: every vector, or FAISS where they are many and it is there.
+    A row whose 8-bit cosine is far too low can be missed.
 
     Args:
-        store: as it was asked for.
-        rows, width: of the vectors.
+        matrix: (n, D) float32 unit vectors.
+        index: FAISS index of the same rows.
     """
-    if store != "auto":
-        return store
-    return "faiss" if rows * width > LARGE and importlib.util.find_spec("faiss") is not None else "exact"
+
+    def __init__(self, matrix: NDArray[np.float32], index: Any) -> None:
+        self.matrix, self._index = matrix, index
+
+    @classmethod
+    def open(cls, vectors: Vectors, folder: Path, identity: str) -> Self:
+        """Read the cached FAISS index if it belongs to these vectors; otherwise build it and write the cache.
+
+        Raises:
+            DependencyError: FAISS is not installed.
+        """
+        faiss, path = _import_faiss(), folder / _FAISS_FILE
+        stamp = {"identity": identity, "generation": vectors.generation, "rows": len(vectors)}
+        with contextlib.suppress(OSError, ValueError):
+            line, _, body = path.read_bytes().partition(b"\n")
+            if json.loads(line) == stamp | {"checksum": zlib.crc32(body)}:
+                return cls(vectors.matrix, faiss.deserialize_index(np.frombuffer(body, dtype=np.uint8)))
+        index = cls.train(vectors.matrix)
+        body = cast("NDArray[np.uint8]", faiss.serialize_index(index))
+        header = json.dumps(stamp | {"checksum": zlib.crc32(body.data)}).encode()
+        with contextlib.suppress(OSError):  # no room for the cache: it is built again next time
+            write_atomic(path, [header + b"\n", body.data])
+        return cls(vectors.matrix, index)
+
+    @staticmethod
+    def train(matrix: NDArray[np.float32]) -> Any:
+        """Build the FAISS index of unit vectors (n, D)."""
+        faiss = _import_faiss()
+        rows, width = matrix.shape
+        kind = "SQ8" if rows < _IVF_ROWS else f"IVF{int(np.sqrt(rows))},SQ8"
+        index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
+        sample = np.linspace(0, max(0, rows - 1), min(rows, 100_000)).astype(np.int64)
+        if rows:
+            index.train(np.ascontiguousarray(matrix[sample]))
+        for start in range(0, rows, 65_536):
+            index.add(np.ascontiguousarray(matrix[start : start + 65_536]))
+        if hasattr(index, "nprobe"):
+            index.nprobe = max(8, int(_PROBES * index.nlist))
+        return index
+
+    def nearest(
+        self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Rows, Cosines]:
+        """See ``Backend.nearest``."""
+        count = min(len(self.matrix), max(_CANDIDATES * k, 64))
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        faiss = _import_faiss()
+        parameters: Any = None
+        if allowed is not None:
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            if hasattr(self._index, "nprobe"):
+                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
+            else:
+                parameters = faiss.SearchParameters(sel=selector)
+        found = self._index.search(query[None], count, params=parameters)[1][0]
+        rows = np.sort(cast("Rows", found[found >= 0]).astype(np.int64))
+        cosines = self.matrix[rows] @ query
+        order = top_k(cosines, k)
+        return rows[order], cosines[order]
 
 
-def ranking(store: Store, matrix: Vectors, catalogue: Database) -> Ranking:
-    """The store of that name, none of them ``auto``, over the vectors of an index.
+class Lance:
+    """Nearest rows of a LanceDB table, for indexes larger than memory.
 
-    Raises:
-        DependencyError: its package is not installed.
+    LanceDB does not flush its files to the disk, so the table is only a copy of the database.
+
+    Args:
+        table: with columns ``row`` and ``vector``.
+        rows: number of rows.
     """
-    if store == "faiss":
-        from evilm.search.nearest_faiss import Faiss
 
-        return Faiss.over(matrix, catalogue.folder, catalogue.fact("identity"))
-    if store == "lance":
-        from evilm.search.nearest_lance import Lance
+    def __init__(self, table: Any, rows: int) -> None:
+        self._table, self.rows = table, rows
 
-        return Lance.over(matrix, catalogue.folder, catalogue.fact("identity"))
-    from evilm.search import nearest_codes
+    @classmethod
+    def open(cls, vectors: Vectors, folder: Path, identity: str) -> Self:
+        """Open the cached table if it belongs to these vectors; otherwise write it.
 
-    if matrix.vectors.size >= nearest_codes.LEAST:
-        coded = nearest_codes.Coded.over(matrix, catalogue.folder, catalogue.fact("identity"))
-        if coded is not None:
-            return coded
-    return Exact(matrix.vectors)
+        Raises:
+            DependencyError: LanceDB is not installed.
+        """
+        try:
+            import lancedb as lance  # pyright: ignore[reportMissingImports, reportMissingTypeStubs], an extra
+            import pyarrow as pa  # pyright: ignore[reportMissingImports, reportMissingTypeStubs], comes with it
+        except ModuleNotFoundError:
+            raise DependencyError(
+                "the backend lance needs LanceDB: pip install 'evilm[lance]', or search with --backend exact"
+            ) from None
+        lancedb, arrow = cast("Any", lance), cast("Any", pa)
+        place, width = folder / _LANCE_FOLDER, vectors.matrix.shape[1]
+        name = f"segments_{identity[:8]}_{vectors.generation}_{len(vectors)}"
+        complete = place / f"{name}.whole"  # written last: a table without it was interrupted
+        if complete.is_file():
+            return cls(lancedb.connect(str(place)).open_table(name), len(vectors))
+        shutil.rmtree(place, ignore_errors=True)
+        schema = arrow.schema([("row", arrow.int64()), ("vector", arrow.list_(arrow.float32(), width))])
+
+        def batches() -> Iterator[Any]:
+            for start in range(0, len(vectors), _LANCE_BATCH):
+                some = np.ascontiguousarray(vectors.matrix[start : start + _LANCE_BATCH])
+                rows = arrow.array(np.arange(start, start + len(some), dtype=np.int64))
+                lists = arrow.FixedSizeListArray.from_arrays(arrow.array(some.reshape(-1)), width)
+                yield arrow.record_batch([rows, lists], schema=schema)
+
+        table = lancedb.connect(str(place)).create_table(name, data=batches(), schema=schema)
+        complete.touch()
+        return cls(table, len(vectors))
+
+    def nearest(
+        self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Rows, Cosines]:
+        """See ``Backend.nearest``."""
+        if not self.rows or (allowed is not None and not allowed.any()):
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        count, search = k, self._table.search(query).distance_type("dot")
+        if allowed is not None and allowed.sum() <= _LANCE_LISTED:
+            listed = ",".join(str(row) for row in np.flatnonzero(allowed))
+            search = search.where(f"row IN ({listed})", prefilter=True)
+        elif allowed is not None:
+            count = min(self.rows, k + int((~allowed).sum()))
+        found = search.limit(count).select(["row", "vector"]).to_arrow()
+        rows = found["row"].to_numpy().astype(np.int64)
+        matrix = np.stack(found["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
+        order = np.argsort(rows)
+        rows, cosines = rows[order], matrix[order] @ query
+        if allowed is not None:
+            rows, cosines = rows[allowed[rows]], cosines[allowed[rows]]
+        best = top_k(cosines, k)
+        return rows[best], cosines[best]
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss  # pyright: ignore[reportMissingImports], an extra
+    except ModuleNotFoundError:
+        raise DependencyError(
+            "the backend faiss needs FAISS: pip install 'evilm[faiss]', or search with --backend exact"
+        ) from None
+    return cast("Any", faiss)

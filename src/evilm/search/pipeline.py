@@ -1,104 +1,229 @@
-"""Decoding and encoding side by side: files in, finished entries of the catalogue out, in bounded memory.
+"""Decode and embed the segments of files, with decoding and encoding side by side in bounded memory.
 
-Each decoder has a thread that hands pictures into a queue of limited length; the caller's thread takes them out,
-encodes them in batches that cross files, and gives back each file when all of it is encoded.
+Each decoder process has a thread that puts decoded segments into a queue of limited length. The caller's thread takes
+them out, encodes them in batches that may span files, and returns the files that are complete. ``decode_segments`` and
+``embed_segments`` are also what a search by example uses, so that equal pictures give equal vectors.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from evilm.data.frames import segments as frame_times
 from evilm.data.video import DecoderPool, Limits
-from evilm.search.decoding import PATIENCE, Outcome, Piece, moments_of
-from evilm.search.embedder import unit
-from evilm.search.records import Entry
-from evilm.search.scan import Found, content_print
+from evilm.errors import VideoError
+from evilm.search.database import READABLE, NewFile
+from evilm.search.model import unit_rows
+from evilm.search.scan import FoundFile, content_hash
+from evilm.search.segments import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from evilm.search.decoding import DecodeConfig
-    from evilm.search.embedder import Embedder
+    from evilm.data.video import Fit, Mode
+    from evilm.inference import Embedder
+    from evilm.search.model import IndexConfig
 
-_WAITING = 8  # pieces that may wait to be encoded, whatever their number of files
+LIMITS = Limits(timeout=30.0)  # a request to a decoder covers several segments
+FLUSH_FILES = 16  # complete files that are returned together, to be committed together
+FLUSH_SECONDS = 2.0  # after so long, waiting segments are encoded and complete files are returned in any case
+_SEGMENTS = 4  # segments in one request to a decoder
+_QUEUE = 8  # decoded requests that may wait for encoding
+
+
+class DecodedSegments(NamedTuple):
+    """Some segments of a file: (start, end) of each in seconds, and their pixels (n, T, H, W, 3) uint8."""
+
+    spans: list[tuple[float, float]]
+    pixels: NDArray[np.uint8]
+
+
+class Outcome(NamedTuple):
+    """Result for a file: its status, the reason if that is not ``ok``, its duration, and the seconds of decoding."""
+
+    status: str
+    reason: str
+    duration: float
+    seconds: float
+
+
+class PooledFile:
+    """A file that a decoder pool reads, with the methods of ``segments.Reader``; counts the seconds of decoding."""
+
+    def __init__(self, pool: DecoderPool, path: Path) -> None:
+        self._pool, self._path = pool, path
+        self.known_duration: float | None = None
+        self.seconds = 0.0
+
+    @property
+    def duration(self) -> float:
+        if self.known_duration is None:
+            began = time.perf_counter()
+            self.known_duration = self._pool.duration(self._path)
+            self.seconds += time.perf_counter() - began
+        return self.known_duration
+
+    def frames_at(
+        self, times: Sequence[float] | NDArray[np.float64], mode: Mode = "exact", size: int | None = None,
+        fit: Fit = "crop",
+    ) -> NDArray[np.uint8]:  # fmt: skip
+        began = time.perf_counter()
+        try:
+            return self._pool.frames_at(self._path, times, mode, size, fit)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def decode_segments(
+    file: PooledFile, spans: Sequence[tuple[float, float]], model: Embedder, mode: Mode
+) -> NDArray[np.uint8]:
+    """Decode segments as the model sees them: one frame from the middle of each of T equal parts, (n, T, H, W, 3).
+
+    Raises:
+        VideoError: a frame cannot be decoded.
+    """
+    times = np.concatenate([frame_times(model.num_frames, end - start, None, start) for start, end in spans])
+    pixels = file.frames_at(times, mode, model.image_size, model.resize_mode)
+    return pixels.reshape(len(spans), model.num_frames, *pixels.shape[1:])
+
+
+def embed_segments(model: Embedder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Unit vectors (n, D) of decoded segments (n, T, H, W, 3).
+
+    Raises:
+        VideoIndexError: the model gives a vector that is zero or not finite.
+    """
+    return unit_rows(model.embed_frames(pixels), model.fingerprint)
+
+
+def read_file(
+    pool: DecoderPool, path: Path, model: Embedder, config: IndexConfig
+) -> Generator[DecodedSegments, None, Outcome]:
+    """Cut and decode a file, some segments at a time; the generator's return value is the outcome.
+
+    A segment that cannot be decoded is left out, and the file is ``partial``.
+    """
+    file = PooledFile(pool, path)
+    sent, failure = 0, None
+    try:
+        spans = cut(file, config.segments)
+        for i in range(0, len(spans), _SEGMENTS):
+            pieces, error = _decode(file, spans[i : i + _SEGMENTS], model, config.mode)
+            for piece in pieces:
+                sent += len(piece.spans)
+                yield piece
+            failure = error or failure
+            if error is not None and error.status in ("timeout", "crashed"):
+                break  # each further request could take as long again
+    except VideoError as error:
+        failure = error
+    duration = file.known_duration or 0.0
+    if failure is None:
+        return Outcome("ok", "", duration, file.seconds)
+    if sent:
+        return Outcome("partial", f"only {sent} segments: {failure.reason}", duration, file.seconds)
+    return Outcome(failure.status, failure.reason, duration, file.seconds)
+
+
+def _decode(
+    file: PooledFile, spans: list[tuple[float, float]], model: Embedder, mode: Mode
+) -> tuple[list[DecodedSegments], VideoError | None]:
+    """Decode segments together or, if that fails, each alone; with the last error."""
+    try:
+        return [DecodedSegments(spans, decode_segments(file, spans, model, mode))], None
+    except VideoError as error:
+        if len(spans) == 1 or error.status in ("timeout", "crashed"):
+            return [], error
+        failure = error
+    pieces: list[DecodedSegments] = []
+    for span in spans:
+        some, error = _decode(file, [span], model, mode)
+        pieces += some
+        failure = error or failure
+    return pieces, failure
 
 
 class _Event(NamedTuple):
-    """What a decoder's thread says about the file numbered ``file``."""
+    """Message of a decoder's thread about the file with the number ``file``; without segments it is the last one."""
 
     file: int
-    piece: Piece | None = None
+    segments: DecodedSegments | None = None
     outcome: Outcome | None = None
-    print: bytes = b""
+    content_hash: bytes = b""
     failure: BaseException | None = None
 
 
 @dataclass
-class _Open:
-    """A file on its way: what is encoded of it so far."""
+class _OpenFile:
+    """A file that is not complete yet, and what is encoded of it."""
 
-    found: Found
+    found: FoundFile
     spans: list[tuple[float, float]] = field(default_factory=lambda: [])
     vectors: list[NDArray[np.float32]] = field(default_factory=lambda: [])
     last: _Event | None = None
 
     @property
-    def done(self) -> bool:
-        return self.last is not None and sum(map(len, self.vectors)) == len(self.spans)
+    def complete(self) -> bool:
+        return self.last is not None and len(self.vectors) == len(self.spans)
 
-    def entry(self) -> Entry:
-        assert self.last is not None
-        assert self.last.outcome is not None
+    def result(self) -> list[NewFile]:
+        """What is written to the database: nothing for a file that was deleted since the scan."""
+        if self.last is None or self.last.outcome is None:
+            return []
         status, reason, duration, _ = self.last.outcome
-        whole = bool(self.spans) and status in ("ok", "partial")
-        return Entry(
-            *self.found, self.last.print, status, reason, duration,
-            self.spans if whole else (), np.concatenate(self.vectors) if whole else None,
-        )  # fmt: skip
+        readable = bool(self.spans) and status in READABLE
+        spans, vectors = (self.spans, np.stack(self.vectors)) if readable else ((), None)
+        return [NewFile(*self.found, self.last.content_hash, status, reason, duration, spans, vectors)]
 
 
 @dataclass
 class Pipeline:
-    """Files to entries.
+    """Decode and embed files.
 
     Args:
-        model: encodes.
-        config: what to decode.
-        workers: decoding processes.
-        batch: moments that are encoded together.
-        limits: what a file may cost.
+        model: encodes the segments.
+        config: how files are cut and decoded.
+        workers: number of decoder processes.
+        batch: segments that are encoded together at most.
+        limits: of each file.
 
     Attributes:
         decoding, encoding: seconds spent so far, summed over workers.
     """
 
     model: Embedder
-    config: DecodeConfig
+    config: IndexConfig
     workers: int = 2
     batch: int = 16
-    limits: Limits = PATIENCE
+    limits: Limits = LIMITS
     decoding: float = field(default=0.0, init=False)
     encoding: float = field(default=0.0, init=False)
 
-    def run(self, files: Sequence[Found]) -> Iterator[Entry]:
-        """The entry of each file, in the order in which they are finished. A file that vanished gives none."""
-        todo: queue.SimpleQueue[tuple[int, Found]] = queue.SimpleQueue()
+    def run(self, files: Sequence[FoundFile]) -> Iterator[list[NewFile]]:
+        """Yield the complete files in groups, at most ``FLUSH_FILES`` together and at least every ``FLUSH_SECONDS``.
+
+        They come in the order in which they are completed. A file that was deleted since the scan is left out.
+        """
+        jobs: queue.SimpleQueue[tuple[int, FoundFile]] = queue.SimpleQueue()
         for job in enumerate(files):
-            todo.put(job)
-        events: queue.Queue[_Event] = queue.Queue(_WAITING)
+            jobs.put(job)
+        events: queue.Queue[_Event] = queue.Queue(_QUEUE)
         stop = threading.Event()
         count = max(1, min(self.workers, len(files)))
         pool = DecoderPool(count, self.limits)
         threads = [
-            threading.Thread(target=_feed, args=(pool, self.config, todo, events, stop), daemon=True)
+            threading.Thread(target=self._decode_files, args=(pool, jobs, events, stop), daemon=True)
             for _ in range(count)
         ]
         for thread in threads:
@@ -107,76 +232,85 @@ class Pipeline:
             yield from self._collect(files, events)
         finally:
             stop.set()
-            _drain(events, threads)
+            while any(thread.is_alive() for thread in threads):  # empty the queue, so that no thread waits for room
+                with contextlib.suppress(queue.Empty):
+                    events.get(timeout=0.05)
             pool.close()
 
-    def _collect(self, files: Sequence[Found], events: queue.Queue[_Event]) -> Iterator[Entry]:
-        open_files: dict[int, _Open] = {}
-        batch: list[tuple[int, NDArray[np.uint8]]] = []
-        left = len(files)
+    def _collect(self, files: Sequence[FoundFile], events: queue.Queue[_Event]) -> Iterator[list[NewFile]]:
+        open_files: dict[int, _OpenFile] = {}
+        waiting: list[tuple[int, NDArray[np.uint8]]] = []  # segments to encode, with the number of their file
+        complete: list[NewFile] = []
+        left, flushed = len(files), time.monotonic()
         while left:
-            event = events.get()
-            if event.failure is not None:
-                raise event.failure
-            own = open_files.setdefault(event.file, _Open(files[event.file]))
-            if event.piece is not None:
-                own.spans += event.piece.spans
-                batch += [(event.file, pixels) for pixels in event.piece.pixels]
-            else:
-                own.last = event
-                left -= 1
-                self.decoding += event.outcome.seconds if event.outcome else 0.0
-            while len(batch) >= self.batch or (batch and not left):
-                self._encode(batch[: self.batch], open_files)
-                del batch[: self.batch]
-            for number in [n for n, each in open_files.items() if each.done]:
-                finished = open_files.pop(number)
-                if finished.last is not None and finished.last.outcome is not None:
-                    yield finished.entry()
+            event = None
+            with contextlib.suppress(queue.Empty):
+                event = events.get(timeout=max(0.0, flushed + FLUSH_SECONDS - time.monotonic()))
+            if event is not None:
+                left -= self._receive(event, files, open_files, waiting)
+            due = not left or time.monotonic() - flushed >= FLUSH_SECONDS
+            while len(waiting) >= self.batch or (waiting and due):
+                self._encode(waiting[: self.batch], open_files)
+                del waiting[: self.batch]
+            for number in [number for number, each in open_files.items() if each.complete]:
+                complete += open_files.pop(number).result()
+            due = due or time.monotonic() - flushed >= FLUSH_SECONDS
+            while len(complete) >= FLUSH_FILES or (complete and due):
+                yield complete[:FLUSH_FILES]
+                del complete[:FLUSH_FILES]
+                flushed = time.monotonic()
+            if due:
+                flushed = time.monotonic()
 
-    def _encode(self, batch: list[tuple[int, NDArray[np.uint8]]], open_files: dict[int, _Open]) -> None:
+    def _receive(
+        self, event: _Event, files: Sequence[FoundFile], open_files: dict[int, _OpenFile],
+        waiting: list[tuple[int, NDArray[np.uint8]]],
+    ) -> bool:  # fmt: skip
+        """Note what a decoder did; returns whether it was the last event of a file."""
+        if event.failure is not None:
+            raise event.failure
+        file = open_files.setdefault(event.file, _OpenFile(files[event.file]))
+        if event.segments is not None:
+            file.spans += event.segments.spans
+            waiting += [(event.file, pixels) for pixels in event.segments.pixels]
+            return False
+        file.last = event
+        self.decoding += event.outcome.seconds if event.outcome else 0.0
+        return True
+
+    def _encode(self, batch: list[tuple[int, NDArray[np.uint8]]], open_files: dict[int, _OpenFile]) -> None:
         began = time.perf_counter()
-        vectors = unit(self.model.embed_frames(np.stack([pixels for _, pixels in batch])), self.model.fingerprint)
+        vectors = embed_segments(self.model, np.stack([pixels for _, pixels in batch]))
         self.encoding += time.perf_counter() - began
         for (number, _), vector in zip(batch, vectors, strict=True):
-            open_files[number].vectors.append(vector[None])
+            open_files[number].vectors.append(vector)
 
-
-def _feed(
-    pool: DecoderPool, config: DecodeConfig, todo: queue.SimpleQueue[tuple[int, Found]], events: queue.Queue[_Event],
-    stop: threading.Event,
-) -> None:  # fmt: skip
-    """Decode files until there are no more; what happens to each goes into ``events``."""
-    try:
-        while not stop.is_set():
-            number, found = todo.get_nowait()
-            try:
-                mark = content_print(found.path)
-            except FileNotFoundError:
-                events.put(_Event(number))  # vanished since the scan
-                continue
-            except OSError as error:
-                reason = f"cannot be read: {error.strerror}"
-                events.put(_Event(number, outcome=Outcome("not_a_file", reason, 0.0, 0.0)))
-                continue
-            pieces = moments_of(pool, found.path, config)
-            outcome = None
-            while outcome is None and not stop.is_set():
-                try:
-                    events.put(_Event(number, piece=next(pieces)))
-                except StopIteration as end:
-                    outcome = end.value
-            events.put(_Event(number, outcome=outcome, print=mark))
-    except queue.Empty:
-        return
-    except BaseException as error:  # noqa: BLE001 - a fault in this thread must reach the caller, not end in silence
-        events.put(_Event(-1, failure=error))
-
-
-def _drain(events: queue.Queue[_Event], threads: Sequence[threading.Thread]) -> None:
-    """Let threads that wait to hand something over come to their end."""
-    while any(thread.is_alive() for thread in threads):
+    def _decode_files(
+        self, pool: DecoderPool, jobs: queue.SimpleQueue[tuple[int, FoundFile]], events: queue.Queue[_Event],
+        stop: threading.Event,
+    ) -> None:  # fmt: skip
+        """Decode files until there are no more jobs, and put what happens to each into ``events``."""
         try:
-            events.get(timeout=0.05)
+            while not stop.is_set():
+                number, found = jobs.get_nowait()
+                try:
+                    own_hash = content_hash(found.path)
+                except FileNotFoundError:
+                    events.put(_Event(number))  # deleted since the scan
+                    continue
+                except OSError as error:
+                    reason = f"cannot be read: {error.strerror}"
+                    events.put(_Event(number, outcome=Outcome("not_a_file", reason, 0.0, 0.0)))
+                    continue
+                pieces = read_file(pool, Path(os.fsdecode(found.path)), self.model, self.config)
+                outcome = None
+                while outcome is None and not stop.is_set():
+                    try:
+                        events.put(_Event(number, segments=next(pieces)))
+                    except StopIteration as end:
+                        outcome = end.value
+                events.put(_Event(number, outcome=outcome, content_hash=own_hash))
         except queue.Empty:
-            continue
+            return
+        except BaseException as error:  # noqa: BLE001 - the caller must receive a fault of this thread
+            events.put(_Event(-1, failure=error))

@@ -1,4 +1,4 @@
-"""What may be asked: texts that can be searched for, and filters over files."""
+"""Queries and results: what can be searched for, which files may be found, and what a search returns."""
 
 from __future__ import annotations
 
@@ -7,94 +7,240 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from evilm.errors import QueryError
+import numpy as np
+
+from evilm.data import stills
+from evilm.data.video import DecoderPool
+from evilm.errors import QueryError, VideoError
 from evilm.search.database import under
+from evilm.search.pipeline import LIMITS, PooledFile, decode_segments, embed_segments
+from evilm.types import Clip
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-    from evilm.search.database import Database
-    from evilm.search.embedder import Embedder
+    from evilm.data.video import Mode
+    from evilm.inference import Embedder
+    from evilm.search.calibration import Calibration
+    from evilm.search.database import Database, FileRecord
 
-MOST_WORDS = 200  # a sentence; models read some thirty word pieces
-_SHOWN = 60
+    Query = str | Path | Clip | int
+
+MAX_WORDS = 200  # of a text; models read about thirty word pieces
+_SHOWN = 60  # characters of a text that a message repeats
 
 
-def checked(text: str, model: Embedder) -> str:
-    """A text that can be searched for, with single spaces.
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A segment that a search returned.
 
-    Raises:
-        QueryError: it is empty, far too long, not text, or in a script that the model knows nothing of.
+    Attributes:
+        path: its file.
+        start, end: of the segment, in seconds.
+        score: 0 to 1; below 0.5 is no good match (see ``calibration``).
+        cosine: similarity that the score was computed from.
+        segment_id, video_id: numbers of the segment and of its file in the index.
     """
-    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    if not any(unicodedata.category(c)[0] in "LNS" for c in plain):
-        raise QueryError("the query is empty: say in a few words what should be seen")
-    words = len(plain.split())
-    if words > MOST_WORDS or len(plain) > 20 * MOST_WORDS:
-        what = f"{words:,} words" if words > MOST_WORDS else f"{len(plain):,} characters"
-        raise QueryError(f"the query has {what}: say it in one sentence (at most {MOST_WORDS} words)")
-    share = getattr(model, "unknown_share", None)
-    if share is not None and share([plain]) > 0.5:
-        shown = plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "..."
-        raise QueryError(f"the model does not know the words of {shown!r}: ask in the language that it learned")
-    return plain
+
+    path: Path
+    start: float
+    end: float
+    score: float
+    cosine: float
+    segment_id: int
+    video_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Result of a search, best first.
+
+    Attributes:
+        query: what was searched for.
+        hits: the segments.
+        no_good_match: whether even the best score is below 0.5.
+        calibration: by which the scores were computed; its ``origin`` tells how reliable they are.
+    """
+
+    query: str
+    hits: tuple[Hit, ...]
+    no_good_match: bool
+    calibration: Calibration
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, place: int) -> Hit:
+        return self.hits[place]
+
+    def as_json(self) -> dict[str, Any]:
+        """``query``, ``hits`` (``path, start, end, score``), ``no_good_match``."""
+        rows = [
+            {"path": str(each.path), "start": round(each.start, 3), "end": round(each.end, 3),
+             "score": round(each.score, 4)}
+            for each in self.hits
+        ]  # fmt: skip
+        return {"query": self.query, "hits": rows, "no_good_match": self.no_good_match}
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A file of the index.
+
+    Attributes:
+        id: its number.
+        path: absolute.
+        duration: in seconds.
+        status: ``ok``, ``partial`` (some segments could not be decoded), or why there are no segments.
+        reason: explains a status other than ``ok``.
+        num_segments: number of segments.
+    """
+
+    id: int
+    path: Path
+    duration: float
+    status: str
+    reason: str
+    num_segments: int
+
+    @classmethod
+    def of(cls, record: FileRecord) -> Self:
+        """The public form of a record of the database."""
+        path = Path(os.fsdecode(record.path))
+        return cls(record.id, path, record.duration, record.status, record.reason, record.num_segments)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which files may be found; what is None does not matter.
+    """Conditions on files; None stands for any.
 
     Attributes:
         folder: they lie under it.
-        longer, shorter: seconds that they last at least, at most.
-        after, before: when they were changed last: from this day on, before this day.
+        name: their file name matches this pattern (``*.mkv``; letter case is ignored).
+        min_duration, max_duration: in seconds.
+        after, before: day of the last change: from this day on, before this day.
     """
 
     folder: Path | None = None
-    longer: float | None = None
-    shorter: float | None = None
+    name: str | None = None
+    min_duration: float | None = None
+    max_duration: float | None = None
     after: dt.date | None = None
     before: dt.date | None = None
 
     def __bool__(self) -> bool:
-        return any(each is not None for each in (self.folder, self.longer, self.shorter, self.after, self.before))
+        return self != Filter()
 
-    def files(self, catalogue: Database) -> NDArray[np.int64]:
-        """Numbers of the files that pass, increasing."""
-        conditions: list[str] = ["1"]
-        values: list[Any] = []
+    def condition(self, database: Database) -> tuple[str, list[Any]]:
+        """The condition in SQL and its values (see ``Database.files``).
+
+        Raises:
+            QueryError: no indexed file lies under the folder.
+        """
+        conditions, values = ["1"], list[Any]()
         if self.folder is not None:
-            condition, bounds = under(os.fsencode(Path(self.folder).expanduser().resolve()))
+            folder = os.fsencode(os.path.realpath(self.folder.expanduser()))
+            condition, bounds = under(folder)
+            if not database.files(condition, bounds, limit=1):
+                raise QueryError(f"{self.folder}: no indexed file lies under this folder")
             conditions.append(condition)
             values += bounds
         bounded = (
-            ("duration >=", self.longer), ("duration <=", self.shorter),
-            ("changed >=", _nanoseconds(self.after)), ("changed <", _nanoseconds(self.before)),
+            ("name_matches(path, ?)", self.name),
+            ("duration >= ?", self.min_duration), ("duration <= ?", self.max_duration),
+            ("changed >= ?", _start_of_day(self.after)), ("changed < ?", _start_of_day(self.before)),
         )  # fmt: skip
         for condition, bound in bounded:
             if bound is not None:
-                conditions.append(f"{condition} ?")
+                conditions.append(condition)
                 values.append(bound)
-        return catalogue.select_files(" AND ".join(conditions), values)
+        return " AND ".join(conditions), values
 
 
-def _nanoseconds(day: dt.date | None) -> int | None:
-    """When a day begins here."""
+def _start_of_day(day: dt.date | None) -> int | None:
+    """The start of a day in local time, in nanoseconds since 1970."""
     if day is None:
         return None
     return int(dt.datetime(day.year, day.month, day.day).astimezone().timestamp()) * 10**9
 
 
-def day(text: str) -> dt.date:
-    """A day as 2026-01-31.
+def parse_day(text: str) -> dt.date:
+    """Read a day such as 2026-01-31.
 
     Raises:
-        QueryError: it is none.
+        QueryError: it is not a day.
     """
     try:
         return dt.date.fromisoformat(text)
     except ValueError:
-        raise QueryError(f"{text!r} is no day: write it as 2026-01-31") from None
+        raise QueryError(f"{text!r} is not a day: write it as 2026-01-31") from None
+
+
+def check_text(text: str, model: Embedder) -> str:
+    """Check that a text can be searched for; returns it with single spaces.
+
+    Raises:
+        QueryError: it is empty, far too long, not text, or in words that the model does not have.
+    """
+    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not any(unicodedata.category(c)[0] in "LNS" for c in plain):
+        raise QueryError("the query is empty: describe in a few words what the video shows")
+    words = len(plain.split())
+    if words > MAX_WORDS or len(plain) > 20 * MAX_WORDS:
+        length = f"{words:,} words" if words > MAX_WORDS else f"{len(plain):,} characters"
+        raise QueryError(f"the query has {length}: write one sentence (at most {MAX_WORDS} words)")
+    if model.unknown_share([plain]) > 0.5:
+        shown = plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "..."
+        raise QueryError(
+            f"the model does not know the words of {shown!r}: search in the language of its training captions"
+        )
+    return plain
+
+
+def embed_example(example: Path | Clip, model: Embedder, mode: Mode) -> NDArray[np.float32]:
+    """Unit vector (D,) of a picture, of a video or of a part of one, computed as the vector of a segment is.
+
+    Args:
+        example: a file, or a clip of one.
+        model: of the index.
+        mode: how the index decodes.
+
+    Raises:
+        VideoError: the file does not exist or gives no frames.
+    """
+    path = (example.path if isinstance(example, Clip) else example).expanduser()
+    if not path.exists():
+        raise VideoError(path, "not_a_file", "there is no such file; name a video or a picture")
+    with DecoderPool(limits=LIMITS) as pool:
+        if path.suffix.lower() in stills.SUFFIXES:
+            picture = Clip(path.parent, frames=(path.name,))
+            try:
+                pixels = np.stack([pool.read(picture, model.num_frames, model.image_size, fit=model.resize_mode)])
+            except VideoError as error:  # it names the folder
+                raise VideoError(path, error.status, error.reason) from None
+        else:
+            file = PooledFile(pool, path)
+            start, end = (example.start, example.end) if isinstance(example, Clip) else (0.0, None)
+            end = file.duration if end is None else min(end, file.duration)
+            if start and start >= end:
+                raise VideoError(path, "zero_frames", f"nothing from {start:g} s on: the video lasts {end:g} s")
+            pixels = decode_segments(file, [(start, end)], model, mode)
+    return embed_segments(model, pixels)[0]
+
+
+def rerank_hits(hits: list[Hit], text: str, model: Embedder, count: int) -> list[Hit]:
+    """Order the first ``count`` hits by the fusion decoder; those that can no longer be read come last of them."""
+    fits: dict[Hit, float] = {}
+    for hit in hits[:count]:
+        try:
+            fits[hit] = float(model.match([(hit.path, hit.start, hit.end)], [text])[0, 0])
+        except VideoError:
+            fits[hit] = -np.inf
+    return [*sorted(fits, key=lambda hit: -fits[hit]), *hits[count:]]

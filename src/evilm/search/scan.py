@@ -1,7 +1,11 @@
-"""Which files of a folder are new, changed, moved or gone: by names, sizes and times, reading content only in doubt."""
+"""Compare a folder with the database: which files are new, changed, moved or deleted.
+
+Names, sizes, times and inodes decide; parts of the content are read only where these leave a doubt.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -9,103 +13,107 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from evilm.files import VIDEO_SUFFIXES
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from evilm.search.records import Known
+    from evilm.search.database import FileRecord
 
-# Names that are looked at; what is inside is found out by decoding.
-SUFFIXES = tuple(
-    b".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .mpe .m2v .ts .m2ts .mts .vob .flv .f4v .wmv .asf .ogv .ogg .ogm .gif "
-    b".3gp .3g2 .mj2 .qt .divx .dv .rm .rmvb .mxf .y4m".split()
-)
-_PART = 65536  # bytes read at the beginning, in the middle and at the end of a file to tell it from another
-AGAIN = frozenset({"timeout", "crashed", "not_a_file"})  # may have been the machine's fault: tried by every scan
+RETRY = frozenset({"timeout", "crashed", "not_a_file"})  # may pass: such files are tried again by every update
+_SUFFIXES = tuple(os.fsencode(suffix) for suffix in VIDEO_SUFFIXES)
+_PART = 65536  # bytes read at the start, in the middle and at the end of a file for its hash
+_LINK_ERRORS = {errno.ENOENT: "is a link to nothing", errno.ELOOP: "is a link that leads back to itself"}
 
 
-class Found(NamedTuple):
-    """A file as ``stat`` sees it; ``changed`` in nanoseconds."""
+class FoundFile(NamedTuple):
+    """A file as ``stat`` describes it.
+
+    Attributes:
+        path: absolute.
+        size: in bytes.
+        mtime_ns: time of the last change, in nanoseconds.
+        inode: its number.
+    """
 
     path: bytes
-    bytes: int
-    changed: int
+    size: int
+    mtime_ns: int
     inode: int
 
 
 @dataclass
 class Walk:
-    """What lies under a folder.
+    """Content of a folder.
 
     Attributes:
-        files: regular files (or links to one) with a video's name.
-        refused: (path, reason) of things with a video's name that are no regular file.
-        closed: (folder, reason) of folders that could not be listed; what is known of their files is kept.
-        others: how many files have other names.
+        files: regular files (or links to one) with a video suffix.
+        refused: (path, reason) of entries with a video suffix that are not regular files.
+        unlisted: (folder, reason) of folders that could not be listed; the index keeps what it has of their files.
+        others: number of files with other suffixes.
     """
 
-    files: list[Found] = field(default_factory=lambda: [])
+    files: list[FoundFile] = field(default_factory=lambda: [])
     refused: list[tuple[bytes, str]] = field(default_factory=lambda: [])
-    closed: list[tuple[bytes, str]] = field(default_factory=lambda: [])
+    unlisted: list[tuple[bytes, str]] = field(default_factory=lambda: [])
     others: int = 0
 
 
 @dataclass
 class Changes:
-    """A walk against the catalogue.
+    """Differences between a folder and the database.
 
     Attributes:
         new, changed: files to decode.
-        moved: what is known, and where it is now.
-        touched: the same content at the same place with another time or inode.
-        gone: known files that are there no more.
-        same: how many are as they were.
+        moved: a record and where its file is now.
+        touched: the same content at the same path with another inode.
+        deleted: records whose files no longer exist.
+        same: number of unchanged files.
     """
 
-    new: list[Found] = field(default_factory=lambda: [])
-    changed: list[Found] = field(default_factory=lambda: [])
-    moved: list[tuple[Known, Found]] = field(default_factory=lambda: [])
-    touched: list[tuple[Known, Found]] = field(default_factory=lambda: [])
-    gone: list[Known] = field(default_factory=lambda: [])
+    new: list[FoundFile] = field(default_factory=lambda: [])
+    changed: list[FoundFile] = field(default_factory=lambda: [])
+    moved: list[tuple[FileRecord, FoundFile]] = field(default_factory=lambda: [])
+    touched: list[tuple[FileRecord, FoundFile]] = field(default_factory=lambda: [])
+    deleted: list[FileRecord] = field(default_factory=lambda: [])
     same: int = 0
 
 
-def walk(folder: Path, skip: Path | None = None, progress: Callable[[int], None] | None = None) -> Walk:
-    """Everything under ``folder`` with a video's name, in order of paths.
+def walk(folder: Path, skip: Path | None = None) -> Walk:
+    """List everything under ``folder`` that has a video suffix, in order of paths.
 
-    Hidden files and folders are left out. Links to folders are followed after the real ones, and no folder is entered
-    twice, so a loop of links ends.
+    Hidden files and folders are left out. Links to folders are followed after the real folders, and each folder is
+    entered once, so a loop of links ends.
 
     Args:
-        folder: where to begin.
+        folder: where to start.
         skip: a folder that is not entered (the index itself).
-        progress: called now and then with how many files were seen.
     """
     result = Walk()
-    avoided = None if skip is None else _identity(os.fsencode(skip.resolve()))
-    entered: set[tuple[int, int]] = set()
-    folders, links = [os.fsencode(folder.resolve())], list[bytes]()
-    seen = 0
+    entered = {None, None if skip is None else _identity(os.fsencode(skip))}
+    folders, links = [os.path.realpath(os.fsencode(folder))], list[bytes]()
     while folders or links:
         here = folders.pop() if folders else links.pop(0)
         identity = _identity(here)
-        if identity is None or identity in entered or identity == avoided:
+        if identity in entered:
             continue
         entered.add(identity)
         below = list[bytes]()
-        for entry in _listed(here, result):
-            seen += 1
+        for entry in _list_folder(here, result):
             if entry.name.startswith(b"."):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
-            elif entry.is_symlink() and entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # for example a link that leads back to itself
+                is_folder = False
+            if not is_folder:
+                _add_file(entry, result)
+            elif entry.is_symlink():
                 links.append(entry.path)
             else:
-                _take(entry, result)
+                below.append(entry.path)
         folders += reversed(below)
-        if progress is not None:
-            progress(seen)
     result.files.sort()
     return result
 
@@ -114,109 +122,105 @@ def _identity(folder: bytes) -> tuple[int, int] | None:
     try:
         state = os.stat(folder)  # noqa: PTH116 - a path of bytes, as the system has it
     except OSError:
-        return None  # gone between listing and entering
+        return None  # deleted between listing and entering
     return state.st_dev, state.st_ino
 
 
-def _listed(folder: bytes, result: Walk) -> list[os.DirEntry[bytes]]:
+def _list_folder(folder: bytes, result: Walk) -> list[os.DirEntry[bytes]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except FileNotFoundError:
         return []
     except OSError as error:
-        result.closed.append((folder, f"cannot be listed: {error.strerror}"))
+        result.unlisted.append((folder, f"cannot be listed: {error.strerror}"))
         return []
 
 
-def _take(entry: os.DirEntry[bytes], result: Walk) -> None:
-    """Put one thing that is no folder where it belongs."""
-    if not entry.name.lower().endswith(SUFFIXES):
+def _add_file(entry: os.DirEntry[bytes], result: Walk) -> None:
+    """Add an entry that is not a folder to the list that it belongs to."""
+    if not entry.name.lower().endswith(_SUFFIXES):
         result.others += 1
         return
     try:
         state = entry.stat()
-    except FileNotFoundError:
-        if entry.is_symlink():
-            result.refused.append((entry.path, "is a link to nothing"))
-        return  # else it vanished since it was listed
     except OSError as error:
-        result.refused.append((entry.path, f"cannot be looked at: {error.strerror}"))
+        if entry.is_symlink() and error.errno in _LINK_ERRORS:
+            result.refused.append((entry.path, _LINK_ERRORS[error.errno]))
+        elif error.errno != errno.ENOENT:  # else it was deleted after the listing
+            result.refused.append((entry.path, f"cannot be examined: {error.strerror}"))
         return
     if stat.S_ISREG(state.st_mode):
-        result.files.append(Found(entry.path, state.st_size, state.st_mtime_ns, state.st_ino))
+        result.files.append(FoundFile(entry.path, state.st_size, state.st_mtime_ns, state.st_ino))
     else:
         result.refused.append((entry.path, "is not a regular file"))
 
 
-def compare(known: Iterable[Known], walked: Walk, elsewhere: Iterable[Known] = ()) -> Changes:
-    """What has to be done so that the catalogue says what the folder holds.
+def compare(
+    known: Iterable[FileRecord], walked: Walk, elsewhere: Iterable[FileRecord] = (), retry: frozenset[str] = RETRY
+) -> Changes:
+    """Find what must be done so that the database describes the folder.
 
-    A file is the same while path, size, time and inode are. With another inode or time, parts of its content decide
-    whether it has to be decoded again: another time with equal parts is *changed*, because parts are not all. A new
-    path with size, time and parts of a file that is gone is that file, moved.
+    A file is unchanged if path, size, time and inode are equal. With another size or time it is changed. With another
+    inode only, its hash decides. A new path with size, time and hash of a deleted file is that file, moved.
 
     Args:
-        known: what the catalogue holds of the folder.
-        walked: what the folder holds.
-        elsewhere: what the catalogue holds of other folders, from where a file may have come.
+        known: records of the folder.
+        walked: content of the folder.
+        elsewhere: records of other folders, from which a file may have been moved.
+        retry: statuses of files that are decoded again although they are unchanged.
     """
     result = Changes()
-    before = {each.path: each for each in known}
-    gone = {each.id: each for each in _gone(before, walked)}
-    lost: defaultdict[tuple[int, int], list[Known]] = defaultdict(list)
-    for each in gone.values():
-        lost[each.bytes, each.changed].append(each)
-    arrived = {(each.bytes, each.changed) for each in walked.files if each.path not in before}
-    for each in elsewhere:
-        if (each.bytes, each.changed) in arrived and not os.path.lexists(each.path):
-            lost[each.bytes, each.changed].append(each)
+    before = {record.path: record for record in known}
+    now = {found.path for found in walked.files}
+    unlisted = tuple(folder.rstrip(b"/") + b"/" for folder, _ in walked.unlisted)
+    deleted = {
+        record.id: record
+        for path, record in before.items()
+        if path not in now and not path.startswith(unlisted)
+    }  # fmt: skip
+    sources: defaultdict[tuple[int, int], list[FileRecord]] = defaultdict(list)
+    for record in deleted.values():
+        sources[record.size, record.mtime_ns].append(record)
+    arrived = {(found.size, found.mtime_ns) for found in walked.files if found.path not in before}
+    for record in elsewhere:
+        if (record.size, record.mtime_ns) in arrived and not os.path.lexists(record.path):
+            sources[record.size, record.mtime_ns].append(record)
     for found in walked.files:
         old = before.get(found.path)
+        candidates = sources[found.size, found.mtime_ns]
         if old is not None:
-            _sort(found, old, result)
-        elif (moved := _same_content(found, lost.get((found.bytes, found.changed), ()))) is not None:
-            lost[found.bytes, found.changed].remove(moved)
-            gone.pop(moved.id, None)
-            result.moved.append((moved, found))
+            if (old.size, old.mtime_ns) != (found.size, found.mtime_ns) or old.status in retry:
+                result.changed.append(found)
+            elif old.inode == found.inode:
+                result.same += 1
+            elif _same_content(found, [old]):
+                result.touched.append((old, found))
+            else:
+                result.changed.append(found)
+        elif (source := _same_content(found, candidates)) is not None:
+            candidates.remove(source)
+            deleted.pop(source.id, None)
+            result.moved.append((source, found))
         else:
             result.new.append(found)
-    result.gone = list(gone.values())
+    result.deleted = list(deleted.values())
     return result
 
 
-def _gone(before: Mapping[bytes, Known], walked: Walk) -> list[Known]:
-    """What is known and was not met, but for what lies in folders that could not be listed."""
-    now = {each.path for each in walked.files}
-    closed = tuple(folder.rstrip(b"/") + b"/" for folder, _ in walked.closed)
-    return [each for path, each in before.items() if path not in now and not path.startswith(closed)]
-
-
-def _sort(found: Found, old: Known, result: Changes) -> None:
-    """A file at a known place: the same, touched or changed."""
-    if (old.bytes, old.changed) != (found.bytes, found.changed) or old.status in AGAIN:
-        result.changed.append(found)
-    elif old.inode == found.inode:
-        result.same += 1
-    elif _same_content(found, [old]):
-        result.touched.append((old, found))
-    else:
-        result.changed.append(found)
-
-
-def _same_content(found: Found, candidates: Iterable[Known]) -> Known | None:
+def _same_content(found: FoundFile, candidates: Iterable[FileRecord]) -> FileRecord | None:
     candidates = list(candidates)
     if not candidates:
         return None
     try:
-        own = content_print(found.path)
+        own = content_hash(found.path)
     except OSError:
         return None
-    return next((each for each in candidates if each.print == own), None)
+    return next((record for record in candidates if record.content_hash == own), None)
 
 
-def content_print(path: bytes) -> bytes:
-    """16 bytes that tell a file's content from another's: a hash of its size and three of its parts.
+def content_hash(path: bytes) -> bytes:
+    """16-byte hash of a file's size and of three parts of its content.
 
     Raises:
         OSError: it cannot be read.

@@ -1,7 +1,7 @@
-"""Where a video is cut into moments, so that a hit is a place in a file and not a file.
+"""Cut a video into segments, so that a hit names a place in a file.
 
-A short video is one moment. A longer one is cut where the picture changes (``shots``) and wherever a shot is longer
-than a moment may be, or evenly (``windows``). Cutting by shots looks at one small picture a second, from keyframes.
+A short video is one segment. A longer one is cut where the picture changes (``shots``) and, within long shots, evenly;
+or evenly throughout (``windows``). Finding the shots decodes one small picture a second, from keyframes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
     from evilm.data.video import Fit, Mode
 
-_SIDE = 32  # pixels of the pictures that are compared
-_LEVELS = 8  # of each colour in a histogram
+_SIDE = 32  # width and height of the compared pictures, in pixels
+_LEVELS = 8  # histogram bins of each colour channel
 _STEP = 1.0  # seconds between compared pictures
-_AT_ONCE = 64  # pictures that are decoded together
-_DIVISIONS = 8  # a cut is looked for in this many parts of where it must be, and again in one of those
+_PICTURES = 64  # pictures that are decoded together
+_DIVISIONS = 8  # a shot change is located in two rounds, each to an eighth of the interval
 
 
-class CutConfig(Config):
-    """How long moments are."""
+class SegmentConfig(Config):
+    """How videos are cut into segments."""
 
-    by: Literal["shots", "windows"] = "shots"
-    seconds: float = Field(default=8.0, gt=0.1, le=3600, description="the longest moment")
-    shortest: float = Field(default=1.5, ge=0, description="shots shorter than this join the one before")
-    change: float = Field(default=0.45, gt=0, le=1, description="share of the colours that changes at a cut")
-    most: int = Field(default=10_000, gt=0, description="moments of a file; they grow longer where there would be more")
+    method: Literal["shots", "windows"] = "shots"
+    max_seconds: float = Field(default=8.0, gt=0.1, le=3600, description="maximum length of a segment")
+    min_seconds: float = Field(default=1.5, ge=0, description="a shorter shot is joined to the one before")
+    cut_threshold: float = Field(default=0.45, gt=0, le=1, description="fraction of the colours that changes at a cut")
+    max_segments: int = Field(default=10_000, gt=0, description="per file; in a longer file the segments are longer")
 
 
 class Reader(Protocol):
-    """What is needed of ``data.video.VideoReader``."""
+    """The part of ``data.video.VideoReader`` that cutting needs."""
 
     @property
     def duration(self) -> float: ...
@@ -51,74 +51,64 @@ class Reader(Protocol):
     ) -> NDArray[np.uint8]: ...  # fmt: skip
 
 
-def cut(reader: Reader, config: CutConfig) -> list[tuple[float, float]]:
-    """(start, end) in seconds of each moment: they follow one another and cover the video.
+def cut(reader: Reader, config: SegmentConfig) -> list[tuple[float, float]]:
+    """Start and end of each segment in seconds; together they cover the video.
 
     Raises:
-        VideoError: the pictures that decide cannot be decoded.
+        VideoError: a picture that is needed cannot be decoded.
     """
-    whole = max(0.0, reader.duration)
-    longest = max(config.seconds, whole / config.most)
-    if whole <= longest:
-        return [(0.0, whole)]
-    cuts = shots(reader, whole, config) if config.by == "shots" else []
-    edges = [0.0, *_spaced(cuts, whole, max(config.shortest, whole / config.most)), whole]
-    found = [piece for start, end in itertools.pairwise(edges) for piece in windows(start, end, longest)]
-    return found if len(found) <= config.most else windows(0.0, whole, longest)
+    duration = max(0.0, reader.duration)
+    longest = max(config.max_seconds, duration / config.max_segments)
+    if duration <= longest:
+        return [(0.0, duration)]
+    changes = shot_changes(reader, duration, config) if config.method == "shots" else []
+    shortest = max(config.min_seconds, duration / config.max_segments)
+    edges = [0.0]
+    for change in sorted(changes):
+        if change - edges[-1] >= shortest and duration - change >= shortest:
+            edges.append(change)
+    edges.append(duration)
+    result = [window for start, end in itertools.pairwise(edges) for window in windows(start, end, longest)]
+    return result if len(result) <= config.max_segments else windows(0.0, duration, longest)
 
 
 def windows(start: float, end: float, longest: float) -> list[tuple[float, float]]:
-    """[start, end) in the fewest equal parts that are no longer than ``longest``."""
+    """Divide [start, end) into the fewest equal parts that are at most ``longest`` seconds long."""
     count = max(1, math.ceil((end - start) / longest - 1e-9))
     edges = [start + (end - start) * i / count for i in range(count)] + [end]
     return list(itertools.pairwise(edges))
 
 
-def shots(reader: Reader, whole: float, config: CutConfig) -> list[float]:
-    """Seconds at which the picture changes abruptly, increasing."""
-    step = max(_STEP, whole / config.most)
-    times = np.arange(0.0, whole, step)
+def shot_changes(reader: Reader, duration: float, config: SegmentConfig) -> list[float]:
+    """Times in seconds at which the picture changes abruptly, increasing."""
+    times = np.arange(0.0, duration, max(_STEP, duration / config.max_segments))
     spans: list[tuple[float, float]] = []
-    since, last = 0.0, None  # when the picture that was compared last was seen first
-    for some in np.array_split(times, max(1, math.ceil(len(times) / _AT_ONCE))):
-        for moment, own in zip(some, colours(reader.frames_at(some, "fast", _SIDE, "squash")), strict=True):
-            if last is not None and np.array_equal(last, own):
+    first_seen, last = 0.0, None  # time and histogram of the picture that was compared last
+    for some in np.array_split(times, max(1, math.ceil(len(times) / _PICTURES))):
+        for time, histogram in zip(some, histograms(reader.frames_at(some, "fast", _SIDE, "squash")), strict=True):
+            if last is not None and np.array_equal(last, histogram):
                 continue  # the same keyframe
-            if last is not None and changed(last, own) > config.change:
-                spans.append((since, float(moment)))
-            since, last = float(moment), own
-    return _located(reader, spans)
-
-
-def _located(reader: Reader, spans: list[tuple[float, float]]) -> list[float]:
-    """Where within each span the picture turns from that at its start to that at its end."""
-    for _ in range(2):
+            if last is not None and distance(last, histogram) > config.cut_threshold:
+                spans.append((first_seen, float(time)))
+            first_seen, last = float(time), histogram
+    for _ in range(2):  # narrow each span around the change
         closer: list[tuple[float, float]] = []
         for start, end in spans:
-            times = np.linspace(start, end, _DIVISIONS + 1)
-            seen = colours(reader.frames_at(times, "exact", _SIDE, "squash"))
-            ends = [changed(own, seen[-1]) <= changed(own, seen[0]) for own in seen]
-            at = max(1, ends.index(True))
-            closer.append((float(times[at - 1]), float(times[at])))
+            grid = np.linspace(start, end, _DIVISIONS + 1)
+            seen = histograms(reader.frames_at(grid, "exact", _SIDE, "squash"))
+            after = [distance(each, seen[-1]) <= distance(each, seen[0]) for each in seen]
+            at = max(1, after.index(True))
+            closer.append((float(grid[at - 1]), float(grid[at])))
         spans = closer
     return [end for _, end in spans]
 
 
-def _spaced(cuts: Sequence[float], whole: float, shortest: float) -> list[float]:
-    """The cuts that leave at least ``shortest`` before and after them."""
-    kept: list[float] = []
-    for each in sorted(cuts):
-        if each - (kept[-1] if kept else 0.0) >= shortest and whole - each >= shortest:
-            kept.append(each)
-    return kept
-
-
-def colours(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(n, H, W, 3) to (n, 3 * levels): the share of pixels at each level of each colour."""
+def histograms(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(n, H, W, 3) to (n, 3 * levels): fraction of pixels in each bin of each colour channel."""
     levels = pictures.reshape(len(pictures), -1, 3) // (256 // _LEVELS)
     return np.stack([(levels == level).mean(1) for level in range(_LEVELS)], -1).reshape(len(pictures), -1)
 
 
-def changed(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """The share of colours that differs between two histograms, 0 to 1."""
+def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Fraction of the colours that differs between two histograms, 0 to 1."""
     return float(np.abs(one - other).sum() / 6)

@@ -1,4 +1,4 @@
-"""Bringing an index up to date with a folder: scan, decode, encode, write; whatever is acknowledged is durable."""
+"""Bring an index up to date with a folder: scan, decode, embed, write. What is committed survives a kill."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from evilm import files
 from evilm.errors import OutputError, VideoIndexError, VocabularyError
-from evilm.search import calibration, nearest_codes, scan, vectors
-from evilm.search.decoding import PATIENCE
-from evilm.search.pipeline import Pipeline
-from evilm.search.records import Entry
+from evilm.progress import say
+from evilm.search import calibration, scan, vectors
+from evilm.search.database import NAME, READABLE, Database, NewFile, under
+from evilm.search.model import bind_config, bind_model, foreign_to_world_tiny, resolve_model
+from evilm.search.pipeline import LIMITS, Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from evilm.data.video import Limits
-    from evilm.search.database import Database
-    from evilm.search.decoding import DecodeConfig
-    from evilm.search.embedder import Embedder
-    from evilm.search.scan import Changes, Found, Walk
+    from evilm.inference import Embedder
+    from evilm.search.model import IndexConfig
+    from evilm.search.scan import FoundFile, Walk
 
+KIND = "index of videos"
 LOCK = "lock"
 UNREADABLE = "unreadable.jsonl"
-READABLE = ("ok", "partial")
-_GROUP = 64  # files that become durable together at most
-_SECONDS = 1.0  # after which they do in any case
-_CACHE_ROWS, _CACHE_SHARE = 50_000, 0.25  # new moments after which the cache is written on the way
+_CACHE_ROWS, _CACHE_SHARE = 50_000, 0.25  # new segments after which the cache is written during an update
+_EXAMPLES = 64  # segments that the calibration of searches by example uses
 
 
 @dataclass
 class Report:
-    """What an update did.
+    """Result of an update.
 
     Attributes:
-        new, changed, moved, deleted, same, vanished: files.
-        files, moments: in the index now.
-        unreadable: path, status and reason of each file that gave nothing, or not all.
-        closed: folders that could not be listed; what was known of their files is kept.
-        others: files whose names are no video's.
-        seconds, decoding, encoding: wall time, and what the two stages took of it, summed over workers.
+        new, changed, moved, deleted, same, vanished: numbers of files; vanished ones were deleted during the update.
+        files, segments: numbers in the index afterwards.
+        unreadable: path, status and reason of each file that gave no segments, or not all of them.
+        unlisted: folders that could not be listed; the index keeps what it has of their files.
+        others: number of files with other suffixes than those of videos.
+        seconds: total time.
+        decoding, encoding: seconds of the two stages, summed over workers.
     """
 
     new: int = 0
@@ -57,9 +58,9 @@ class Report:
     same: int = 0
     vanished: int = 0
     files: int = 0
-    moments: int = 0
+    segments: int = 0
     unreadable: list[dict[str, str]] = field(default_factory=lambda: [])
-    closed: list[dict[str, str]] = field(default_factory=lambda: [])
+    unlisted: list[dict[str, str]] = field(default_factory=lambda: [])
     others: int = 0
     seconds: float = 0.0
     decoding: float = 0.0
@@ -71,15 +72,15 @@ class Report:
     def __str__(self) -> str:
         counts = {name: getattr(self, name) for name in ("new", "changed", "moved", "deleted", "same", "vanished")}
         parts = [f"{count:,} {name}" for name, count in counts.items() if count or name in ("new", "same")]
-        return f"{self.files:,} videos, {self.moments:,} moments ({', '.join(parts)}) in {self.seconds:.1f} s"
+        return f"{self.files:,} videos, {self.segments:,} segments ({', '.join(parts)}) in {self.seconds:.1f} s"
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Generator[None]:
-    """Be the index's one writer. The system itself lets go of the lock of a writer that died.
+    """Hold the lock of an index's only writer. The system releases it when the process ends.
 
     Raises:
-        VideoIndexError: another process writes to it.
+        VideoIndexError: another process holds it.
         OutputError: the folder cannot be written.
     """
     try:
@@ -91,199 +92,201 @@ def writing(folder: Path) -> Generator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            who = file.read(20).strip() or "unknown"
+            writer = file.read(20).strip() or "unknown"
             raise VideoIndexError(
-                f"{folder}: process {who} is writing to this index: wait for it, or stop it"
+                f"{folder}: process {writer} is writing to this index: wait for it, or stop it"
             ) from None
-        with contextlib.suppress(OSError):  # on a full disk the message to others is not worth an error
+        with contextlib.suppress(OSError):  # a full disk: the lock works without the process id
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
         yield
 
 
+def update_index(
+    folder: Path, index_dir: Path, model: Embedder | str | Path | None, *, config: IndexConfig | None, workers: int,
+    batch: int, limits: Limits, allow_empty: bool, on_commit: Callable[[Sequence[bytes], int, int], None] | None,
+) -> tuple[Embedder, Report]:  # fmt: skip
+    """Make an index of a folder, or bring it up to date; see ``VideoIndex.build`` for arguments and errors."""
+    if not folder.is_dir():
+        raise VideoIndexError(f"{folder}: no such folder of videos")
+    files.check_output_dir(index_dir, KIND)
+    is_new = not (index_dir / NAME).exists()
+    embedder, source = resolve_model(model, is_new=is_new)
+    files.acquire_dir(index_dir, KIND)
+    try:
+        with writing(index_dir), Database(index_dir, write=True) as database:
+            embedder = bind_model(database, embedder, source)
+            config = bind_config(database, config)
+            update = Update(database, embedder, config, workers, batch, limits, on_commit)
+            return embedder, update.run(folder, allow_empty=allow_empty)
+    except VideoIndexError:
+        if is_new:
+            _remove_if_empty(index_dir)
+        raise
+
+
+def _remove_if_empty(index_dir: Path) -> None:
+    """Remove a new index that has no files, so that a mistyped folder leaves nothing behind."""
+    try:
+        with Database(index_dir) as database:
+            if database.status_counts():
+                return
+    except VideoIndexError:
+        return
+    for name in (NAME, f"{NAME}-wal", f"{NAME}-shm", LOCK, vectors.NAME):
+        (index_dir / name).unlink(missing_ok=True)
+    files.release_dir(index_dir)
+
+
 @dataclass
 class Update:
-    """One update of one folder; the caller holds the lock.
+    """An update of an index from one folder; the caller holds the lock.
 
     Args:
-        catalogue: open for writing.
-        model: encodes.
-        config: what to decode.
-        workers: decoding processes.
-        batch: moments that are encoded together.
-        limits: what a file may cost.
-        acknowledged: called with paths whose entries have just become durable, files done and files to do.
+        database: open for writing.
+        model: embeds the segments.
+        config: how videos are decoded and cut.
+        workers: number of decoder processes.
+        batch: segments that are encoded together at most.
+        limits: of each file.
+        on_commit: called with the paths of files that were just committed, the number of files done and of all.
     """
 
-    catalogue: Database
+    database: Database
     model: Embedder
-    config: DecodeConfig
+    config: IndexConfig
     workers: int = 2
     batch: int = 16
-    limits: Limits = PATIENCE
-    acknowledged: Callable[[Sequence[bytes], int, int], None] | None = None
+    limits: Limits = LIMITS
+    on_commit: Callable[[Sequence[bytes], int, int], None] | None = None
 
-    def run(self, folder: Path, *, forget: bool = False) -> Report:
-        """Make the index say what ``folder`` holds.
+    def run(self, folder: Path, *, allow_empty: bool = False) -> Report:
+        """Make the index describe what ``folder`` holds; entries of other folders stay.
 
         Args:
-            folder: is scanned; what the index holds of other folders stays.
-            forget: drop the videos of a folder that holds none any more.
+            folder: with videos.
+            allow_empty: remove all entries if the folder has no videos any more.
 
         Raises:
-            VideoIndexError: no such folder, or nothing in it to search.
-            OutputError: the disk is full; what was acknowledged is kept.
+            VideoIndexError: the folder has no videos that can be read.
+            OutputError: the disk is full; what was committed is kept.
         """
         began = time.monotonic()
-        if not folder.is_dir():
-            raise VideoIndexError(f"{folder}: no such folder of videos")
-        walked = scan.walk(folder, skip=self.catalogue.folder)
-        root = os.fsencode(folder.resolve())
-        known = list(self.catalogue.files(root))
-        self._check(folder, walked, len(known), forget)
-        changes = scan.compare(known, walked, (each for each in self.catalogue.files() if not _below(each.path, root)))
+        walked = scan.walk(folder, skip=self.database.folder)
+        root = os.fsencode(os.path.realpath(folder))
+        known = self.database.files(*under(root))
+        self._check_not_empty(folder, walked, len(known), allow_empty)
+        retry = scan.RETRY | ({"too_large"} if self.limits.max_pixels > LIMITS.max_pixels else set[str]())
+        elsewhere = self.database.files(*_not_under(root))
+        changes = scan.compare(known, walked, elsewhere, retry)
         refused = {path for path, _ in walked.refused}
-        changes.gone = [each for each in changes.gone if each.path not in refused]
-        self._settle(changes, walked)
+        changes.deleted = [record for record in changes.deleted if record.path not in refused]
+        todo = [*changes.new, *changes.changed]
+        if foreign_to_world_tiny(self.database.metadata("model", {}).get("path"), [found.path for found in todo]):
+            say(
+                "warning: the model world-tiny was trained only on moving shapes of the synthetic world; its hits and "
+                "scores on other videos mean nothing: name a model of real videos with --model"
+            )
+        with self.database.transaction():  # what needs no decoding
+            self.database.delete_files([record.path for record in changes.deleted])
+            for record, found in [*changes.moved, *changes.touched]:
+                self.database.move_file(record.id, *found)
+            for path, reason in walked.refused:
+                self.database.put(NewFile(path, 0, 0, 0, b"", "not_a_file", reason, 0.0))
         pipeline = Pipeline(self.model, self.config, self.workers, self.batch, self.limits)
-        vanished = self._decode(pipeline, [*changes.new, *changes.changed])
+        vanished = self._decode(pipeline, todo)
         report = Report(
             new=len(changes.new), changed=len(changes.changed), moved=len(changes.moved),
-            deleted=len(changes.gone), same=changes.same + len(changes.touched), vanished=vanished,
-            closed=[{"path": os.fsdecode(path), "reason": reason} for path, reason in walked.closed],
+            deleted=len(changes.deleted), same=changes.same + len(changes.touched), vanished=vanished,
+            unlisted=[{"path": os.fsdecode(path), "reason": reason} for path, reason in walked.unlisted],
             others=walked.others, decoding=pipeline.decoding, encoding=pipeline.encoding,
         )  # fmt: skip
         self._finish(report)
         report.seconds = time.monotonic() - began
-        self._check_readable(folder, root, report)
+        here = self.database.files(*under(root))
+        if here and not any(record.status in READABLE for record in here):
+            counts = ", ".join(f"{count} {status}" for status, count in Counter(r.status for r in here).items())
+            raise VideoIndexError(
+                f"{folder}: none of its {len(here)} videos can be read ({counts}); "
+                f"{self.database.folder / UNREADABLE} has the reason for each"
+            )
         return report
 
-    def _check(self, folder: Path, walked: Walk, known: int, forget: bool) -> None:
-        if walked.files or forget:
+    def _check_not_empty(self, folder: Path, walked: Walk, known: int, allow_empty: bool) -> None:
+        if walked.files or allow_empty:
             return
         if known:
             raise VideoIndexError(
-                f"{folder}: holds no videos, and the index knows {known:,}: is a disk missing? --forget drops them"
+                f"{folder}: holds no videos, and the index has {known:,} of this folder: is a disk missing? "
+                "--allow-empty removes them from the index"
             )
         if not walked.refused:
-            looked = f"{walked.others:,} files with other names" if walked.others else "it is empty"
+            content = f"{walked.others:,} files with other suffixes" if walked.others else "it is empty"
             raise VideoIndexError(
-                f"{folder}: holds no videos ({looked}); videos end in .mp4, .mkv, .webm, .avi, .mov, ..."
+                f"{folder}: holds no videos ({content}); names of videos end in .mp4, .mkv, .webm, .avi, .mov, ..."
             )
 
-    def _settle(self, changes: Changes, walked: Walk) -> None:
-        """Write what needs no decoding."""
-        with self.catalogue.transaction():
-            self.catalogue.drop_paths([each.path for each in changes.gone])
-            for old, now in [*changes.moved, *changes.touched]:
-                self.catalogue.move(old.id, *now)
-            for path, reason in walked.refused:
-                self.catalogue.put(Entry(path, 0, 0, 0, b"", "not_a_file", reason, 0.0, (), None))
-
-    def _decode(self, pipeline: Pipeline, files: list[Found]) -> int:
-        """Decode, encode and write ``files``; how many of them vanished meanwhile."""
-        left = {found.path for found in files}
-        vanished = 0
+    def _decode(self, pipeline: Pipeline, todo: list[FoundFile]) -> int:
+        """Decode, embed and write files; returns how many of them were deleted meanwhile."""
+        left = {found.path for found in todo}
         unsaved = 0
-        for group in _groups(pipeline.run(files)):
+        for group in pipeline.run(todo):
             entries = [each for each in group if each.status != "not_a_file" or os.path.lexists(each.path)]
-            with self.catalogue.transaction():
+            with self.database.transaction():
                 for entry in entries:
-                    self.catalogue.put(entry)
+                    self.database.put(entry)
             left -= {entry.path for entry in entries}
             unsaved += sum(len(entry.spans) for entry in entries)
-            if self.acknowledged is not None:
-                self.acknowledged([entry.path for entry in entries], len(files) - len(left), len(files))
-            if unsaved >= max(_CACHE_ROWS, _CACHE_SHARE * self.catalogue.counts[1]):
-                self._cache()
+            if self.on_commit is not None:
+                self.on_commit([entry.path for entry in entries], len(todo) - len(left), len(todo))
+            if unsaved >= max(_CACHE_ROWS, _CACHE_SHARE * self.database.counts[1]):
+                self._save_cache()
                 unsaved = 0
-        if left:  # gone since the scan: so is what was known of them
-            with self.catalogue.transaction():
-                self.catalogue.drop_paths(left)
-            vanished = len(left)
-        return vanished
+        if left:
+            with self.database.transaction():
+                self.database.delete_files(left)
+        return len(left)
 
-    def _cache(self) -> vectors.Vectors | None:
-        width = self.catalogue.fact("width")
-        if width is None:
-            return None
-        matrix = vectors.load(self.catalogue, width)
-        save_caches(self.catalogue, matrix)
-        return matrix
+    def _save_cache(self) -> vectors.Vectors:
+        current = vectors.load(self.database, self.database.metadata("width"))
+        vectors.save(self.database.folder, self.database.metadata("identity"), current)
+        return current
 
     def _finish(self, report: Report) -> None:
-        """Calibrate, write the cache and the list of what could not be read."""
-        vectors = self._cache()
-        if vectors is not None and len(vectors):
-            self._calibrate(vectors)
-        report.files, report.moments = self.catalogue.counts
-        bad = [each for each in self.catalogue.files() if each.status != "ok"]
+        """Write the cache, the calibrations and the list of unreadable files."""
+        current = self._save_cache()
+        if len(current):
+            self._calibrate(current)
+        report.files, report.segments = self.database.counts
         report.unreadable = [
-            {"path": os.fsdecode(each.path), "status": each.status, "reason": each.reason} for each in bad
+            {"path": os.fsdecode(record.path), "status": record.status, "reason": record.reason}
+            for record in self.database.files("status != 'ok'")
         ]
-        lines = "".join(json.dumps(each) + "\n" for each in report.unreadable)
-        path = self.catalogue.folder / UNREADABLE
+        path = self.database.folder / UNREADABLE
         try:
-            path.with_name(UNREADABLE + ".tmp").write_text(lines, encoding="utf-8")
-            os.replace(path.with_name(UNREADABLE + ".tmp"), path)
+            files.write_atomic(path, "".join(json.dumps(each) + "\n" for each in report.unreadable))
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is whole") from None
+            raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is complete") from None
 
-    def _calibrate(self, vectors: vectors.Vectors) -> None:
-        """Backgrounds of searches by text and by example; a calibration from labels is left as it is."""
-        rows = np.linspace(0, len(vectors) - 1, min(len(vectors), 64)).astype(np.int64)
-        # An example finds itself and its neighbours: only the other half of the index may answer.
-        example = calibration.background(vectors.vectors[rows[1::2]], _without(vectors, rows[1::2]))
-        facts = {"example_calibration": example.as_json()}
-        if self.catalogue.fact("text_calibration", {}).get("origin") != "labels":
+    def _calibrate(self, current: vectors.Vectors) -> None:
+        """Calibrate searches by text and by example without labels; a calibration from labels is kept."""
+        rows = np.linspace(0, len(current) - 1, min(len(current), _EXAMPLES)).astype(np.int64)[1::2]
+        # An example finds itself and its neighbours, so files of the examples are left out.
+        others = current.matrix[~np.isin(current.file_ids, current.file_ids[rows])]
+        values = {"example_calibration": calibration.from_background(current.matrix[rows], others).as_json()}
+        if self.database.metadata("text_calibration", {}).get("origin") != "labels":
             try:
                 queries = self.model.embed_texts(list(calibration.UNRELATED))
-                found = calibration.background(queries, vectors.vectors)
+                by_text = calibration.from_background(queries, current.matrix)
             except VocabularyError:
-                found = calibration.UNKNOWN
-            facts["text_calibration"] = found.as_json()
-        with self.catalogue.transaction():
-            for name, value in facts.items():
-                self.catalogue.set_fact(name, value)
-
-    def _check_readable(self, folder: Path, root: bytes, report: Report) -> None:
-        bad = [each for each in report.unreadable if _below(os.fsencode(each["path"]), root)]
-        if bad and not any(each.status in READABLE for each in self.catalogue.files(root)):
-            counts = ", ".join(f"{count} {status}" for status, count in Counter(e["status"] for e in bad).items())
-            raise VideoIndexError(
-                f"{folder}: none of its {len(bad)} videos can be read ({counts}); "
-                f"{self.catalogue.folder / UNREADABLE} says why each"
-            )
+                by_text = calibration.UNKNOWN
+            values["text_calibration"] = by_text.as_json()
+        with self.database.transaction():
+            for name, value in values.items():
+                self.database.set_metadata(name, value)
 
 
-def save_caches(catalogue: Database, matrix: vectors.Vectors) -> None:
-    """Write what makes searching fast: the vectors as one array and, where they are many, in 8 bits."""
-    identity = catalogue.fact("identity")
-    vectors.save(catalogue.folder, identity, matrix)
-    if matrix.vectors.size >= nearest_codes.LEAST:
-        nearest_codes.save(catalogue.folder, identity, matrix)
-
-
-def _without(
-    vectors: vectors.Vectors, rows: np.ndarray[Any, np.dtype[np.int64]]
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The vectors of all files but those of ``rows``."""
-    return vectors.vectors[~np.isin(vectors.files, vectors.files[rows])]
-
-
-def _groups(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    """Entries in groups that are written together."""
-    group: list[Entry] = []
-    since = time.monotonic()
-    for entry in entries:
-        group.append(entry)
-        if len(group) >= _GROUP or time.monotonic() - since >= _SECONDS:
-            yield group
-            group, since = [], time.monotonic()
-    if group:
-        yield group
-
-
-def _below(path: bytes, folder: bytes) -> bool:
-    return path.startswith(folder.rstrip(b"/") + b"/")
+def _not_under(folder: bytes) -> tuple[str, tuple[bytes, bytes]]:
+    condition, values = under(folder)
+    return f"NOT ({condition})", values
