@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from evilm.data import stills
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError
+from evilm.files import PICTURE_SUFFIXES
 from evilm.search.database import under
 from evilm.search.pipeline import LIMITS, PooledFile, decode_segments, embed_segments
 from evilm.types import Clip
@@ -219,12 +219,9 @@ def embed_example(example: Path | Clip, model: Embedder, mode: Mode) -> NDArray[
     if not path.exists():
         raise VideoError(path, "not_a_file", "there is no such file; name a video or a picture")
     with DecoderPool(limits=LIMITS) as pool:
-        if path.suffix.lower() in stills.SUFFIXES:
-            picture = Clip(path.parent, frames=(path.name,))
-            try:
-                pixels = np.stack([pool.read(picture, model.num_frames, model.image_size, fit=model.resize_mode)])
-            except VideoError as error:  # it names the folder
-                raise VideoError(path, error.status, error.reason) from None
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            picture = pool.read_picture(path, model.image_size, model.resize_mode)
+            pixels = np.repeat(picture, model.num_frames, axis=0)[None]
         else:
             file = PooledFile(pool, path)
             start, end = (example.start, example.end) if isinstance(example, Clip) else (0.0, None)
