@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evilm.data.frames import segments as frame_times
+from evilm.data.sampling import frame_times
 from evilm.data.video import DecoderPool, Limits
 from evilm.errors import VideoError
 from evilm.search.database import READABLE, NewFile
