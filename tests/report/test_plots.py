@@ -15,13 +15,6 @@ def test_a_curve_by_hand() -> None:
     assert plot["ticks"] == [(166.0, "0"), (89.0, "2"), (12.0, "4")]
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
-    plot = plots.curve_plot({"loss": [(step, 1.0) for step in range(10_000)]})
-    points = plot["series"][0]["points"].split()
-    assert len(points) <= 162
-    assert (points[0].split(",")[0], points[-1].split(",")[0]) == ("28.0", "206.0")
-
-
 def test_names_of_equal_curves_do_not_overlap() -> None:
     plot = plots.curve_plot({name: [(0.0, 1.0), (1.0, 0.5)] for name in ("loss", "a", "b", "c")})
     assert [line["label"] for line in plot["series"]] == ["a 0.50", "b 0.50", "c 0.50", "total 0.50"]

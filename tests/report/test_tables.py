@@ -72,7 +72,7 @@ def runs(tmp_path: Path) -> Path:
 def compared(number: int, folder: Path) -> dict[str, Any]:
     evaluations, unusable = read_evaluations([folder])
     assert unusable == []
-    return tables.as_json(tables.fill(number, evaluations, costs=False))
+    return tables.as_json(tables.fill(number, evaluations))
 
 
 def test_published_values_are_those_of_the_text() -> None:

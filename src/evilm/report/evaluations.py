@@ -69,13 +69,6 @@ class Provenance:
         return self.settings.get("word_loss") or self.settings.get("target")
 
 
-class Data(BaseModel):
-    """Reader and annotations of an evaluation."""
-
-    reader: str
-    annotations: str
-
-
 class Evaluation(BaseModel):
     """One ``metrics.json``, and how the evaluated model was trained."""
 
@@ -83,7 +76,7 @@ class Evaluation(BaseModel):
     model: Provenance
     task: str
     split: str
-    data: Data
+    data: dict[str, Any]  # reader, annotations and split
     metrics: dict[str, float]
     interval: tuple[float, float] | None = None
     samples: int
@@ -105,7 +98,7 @@ class Evaluation(BaseModel):
     @property
     def source(self) -> str:
         """Data and split in words."""
-        return f"{self.data.reader} of {self.data.annotations}, {self.split} split, {self.samples:,} rows"
+        return f"{self.data['reader']} of {self.data['annotations']}, {self.split} split, {self.samples:,} rows"
 
 
 def read_evaluations(paths: Iterable[Path]) -> tuple[list[Evaluation], list[str]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from evilm.report.evaluations import Evaluation, Provenance
+    from evilm.report.evaluations import Evaluation
     from evilm.report.paper import Figure
 
 
@@ -52,15 +52,15 @@ def fill(number: int, evaluations: Sequence[Evaluation], unusable: Sequence[str]
     points = [point for method in figure.methods for point in _published(figure, method)]
     unused = list(unusable)
     for which in sorted({table for table, _ in figure.columns}):
-        filled = tables.fill(which, evaluations, costs=False)
+        filled = tables.fill(which, evaluations)
         unused += filled.unused
         for line in filled.lines:
             for key in (key for table, key in figure.columns if table == which and key in line.cells):
                 cell = line.cells[key]
                 value = cell.value[-1] if isinstance(cell.value, tuple) else cell.value
-                size = None if cell.evaluation is None else _size(cell.evaluation.model)
-                if isinstance(value, float) and size is not None:
-                    points.append(Point(line.label, False, _series(which, key), *size, value, cell.note))
+                if isinstance(value, float) and line.model is not None and line.model.model is not None:
+                    parameters, flops, _ = tables.model_cost(line.model.checkpoint)
+                    points.append(Point(line.label, False, _series(which, key), parameters, flops, value, cell.note))
     return FilledFigure(figure, points, unused)
 
 
@@ -79,14 +79,6 @@ def _published(figure: Figure, method: str) -> Iterator[Point]:
 def _series(number: int, key: str) -> str:
     column = paper.table(number).columns[key]
     return column.name + (f" {column.metrics[-1]}" if len(column.metrics) > 1 else "")
-
-
-def _size(model: Provenance) -> tuple[float, float] | None:
-    """Parameters (millions) and operations (1e9 FLOP) of a model."""
-    if model.model is None:
-        return None
-    cells = dict(tables.cost_cells(model))
-    return float(str(cells["parameters"].value)), float(str(cells["flops"].value))
 
 
 def _gains(figure: Figure, evaluations: Sequence[Evaluation], unusable: Sequence[str]) -> FilledFigure:
@@ -111,11 +103,12 @@ def _gains(figure: Figure, evaluations: Sequence[Evaluation], unusable: Sequence
         if len(pair) < 2:
             missing = "with" if False in pair else "without"
             unused += [f"{each.file}: there is no run {missing} MVM to compare it with" for each in pair.values()]
-        elif (size := _size(pair[True].model)) is not None:
+        else:
+            parameters, _, _ = tables.model_cost(pair[True].model.checkpoint)
             with_mvm, without = (pair[side].metrics["accuracy"] for side in (True, False))
             name = f"{pair[True].model.run.name} against {pair[False].model.run.name}"
             note = f"{with_mvm:.1f} against {without:.1f}; {pair[True].source}"
-            points.append(Point(name, False, "gain from MVM", size[0], None, round(with_mvm - without, 1), note))
+            points.append(Point(name, False, "gain from MVM", parameters, None, round(with_mvm - without, 1), note))
     return FilledFigure(figure, points, unused)
 
 

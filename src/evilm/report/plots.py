@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from evilm.report.run import Curve
 
 GAP = 4  # pixels between the frames of a filmstrip
-_MAX_POINTS = 160  # of a curve: more than a screen shows only makes the page heavier
 
 
 def jpeg(pixels: NDArray[np.uint8], quality: int = 4) -> bytes:
@@ -83,7 +82,7 @@ def curve_plot(curves: Mapping[str, Curve]) -> dict[str, Any]:
     series: list[dict[str, Any]] = []
     for number, name in enumerate(names):
         points = [(left + (right - left) * (step - first) / max(1e-9, last - first), y(value))
-                  for step, value in _thin(curves[name])]  # fmt: skip
+                  for step, value in curves[name]]  # fmt: skip
         total = name == "loss"
         series.append({
             "kind": "total" if total else f"s{number % 4}",
@@ -104,15 +103,6 @@ def _ceiling(values: Sequence[float]) -> float:
         return 1.0
     unit = 10 ** math.floor(math.log10(highest))
     return next(step * unit for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * unit >= highest)
-
-
-def _thin(curve: Curve) -> Curve:
-    """At most ``_MAX_POINTS`` points, each the mean of its neighbours, between the first and the last."""
-    if len(curve) <= _MAX_POINTS:
-        return curve
-    size = math.ceil(len(curve) / _MAX_POINTS)
-    means = [tuple(np.mean(curve[i : i + size], axis=0).tolist()) for i in range(0, len(curve), size)]
-    return [curve[0], *cast("Curve", means[1:-1]), curve[-1]]
 
 
 def _spread(places: Mapping[str, float], gap: float, top: float, bottom: float) -> dict[str, float]:

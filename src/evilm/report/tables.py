@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from evilm import config
 from evilm.report import paper
+from evilm.training import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from evilm.report.evaluations import Evaluation, Provenance
     from evilm.report.paper import Column, Row, Table, Value
@@ -45,16 +48,13 @@ class FilledTable:
     unused: list[str]
 
 
-def fill(
-    number: int, evaluations: Sequence[Evaluation], unusable: Sequence[str] = (), *, costs: bool = True
-) -> FilledTable:
+def fill(number: int, evaluations: Sequence[Evaluation], unusable: Sequence[str] = ()) -> FilledTable:
     """Put our evaluations into a table of the paper.
 
     Args:
         number: of the table.
         evaluations: those at hand.
         unusable: lines about others that could not be read.
-        costs: whether to count parameters and operations for Table 1 (needs torch, takes seconds for each model).
 
     Raises:
         ConfigError: the paper has no such table.
@@ -64,7 +64,7 @@ def fill(
     unused = list(unusable)
     # The test split comes first, so that it fills the cell.
     for evaluation in sorted(evaluations, key=lambda each: (each.split != "test", str(each.file))):
-        wanted = (evaluation.task, evaluation.data.reader)
+        wanted = (evaluation.task, evaluation.data["reader"])
         key, column = next(((k, c) for k, c in table.columns.items() if (c.task, c.reader) == wanted), (None, None))
         if key is None or column is None:
             continue
@@ -80,7 +80,7 @@ def fill(
             line.cells[key] = _cell(evaluation, column)
     models = [line.model for line in lines.values() if line.model is not None]
     for line, model in zip(lines.values(), models, strict=True):
-        line.cells |= dict(_model_cells(table, model, evaluations, costs=costs))
+        line.cells |= dict(_model_cells(table, model, evaluations))
     return FilledTable(table, [*lines.values(), *_tokenizer_lines(table, models, evaluations)], unused)
 
 
@@ -140,34 +140,34 @@ def _cell(evaluation: Evaluation, column: Column) -> Cell:
     return Cell(values[0] if len(values) == 1 else values, note, evaluation)
 
 
-def _model_cells(
-    table: Table, model: Provenance, evaluations: Iterable[Evaluation], *, costs: bool
-) -> Iterator[tuple[str, Cell]]:
+def _model_cells(table: Table, model: Provenance, evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, Cell]]:
     """Values of the columns that describe the model."""
     pretraining = model.pretraining
     if "pretraining" in table.columns and pretraining is not None:
         yield "pretraining", Cell(f"{pretraining.data['reader']} of {pretraining.data['annotations']}")
     if "frames" in table.columns and model.model is not None:
         yield "frames", Cell(int(model.model["num_frames"]))
-    if "parameters" in table.columns and model.model is not None and costs:
-        yield from cost_cells(model)
+    if "parameters" in table.columns and model.model is not None:
+        parameters, flops, counted = model_cost(model.checkpoint)
+        yield "parameters", Cell(parameters, counted)
+        yield "flops", Cell(flops, f"{counted}; 2 x MACs")
     if "voc_rate" in table.columns and pretraining is not None and pretraining.tokenizer is not None:
         yield from _voc_rate(pretraining.tokenizer, evaluations)
 
 
-def cost_cells(model: Provenance) -> Iterator[tuple[str, Cell]]:
-    """Parameters (millions) and operations (1e9 FLOP) of a model without heads, for its own clip shape."""
+@cache
+def model_cost(folder: Path) -> tuple[float, float, str]:
+    """Parameters (millions) and operations (1e9 FLOP) of a checkpoint without heads, and for which clip and text."""
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.presets import ModelConfig
     from evilm.report.cost import cost_of_shape
 
-    shape = config.check(ModelConfig, model.model or {}, str(model.checkpoint / "config.json"))
-    vocabulary = Vocabulary.load(model.checkpoint / "vocabulary.json").size
-    words = min(WORDS, shape.max_text_len)
-    cost = cost_of_shape(model.run.name, shape, shape.num_frames, shape.image_size, words, vocabulary)
-    counted = f"{shape.num_frames} frames of {shape.image_size}x{shape.image_size} and {words} words, without heads"
-    yield "parameters", Cell(round(cost.parameters / 1e6, 2), counted)
-    yield "flops", Cell(round(cost.flops / 1e9, 2), f"{counted}: 2 x {cost.macs / 1e9:.2f} GMAC")
+    shape = config.check(ModelConfig, checkpoint.read_json(folder / "config.json")["model"], f"{folder}/config.json")
+    vocabulary = Vocabulary.load(folder / "vocabulary.json").size
+    frames, size, words = shape.num_frames, shape.image_size, min(WORDS, shape.max_text_len)
+    cost = cost_of_shape(folder.name, shape, frames, size, words, vocabulary)
+    counted = f"{frames} frames of {size}x{size} and {words} words, without heads"
+    return round(cost.parameters / 1e6, 2), round(cost.flops / 1e9, 2), counted
 
 
 def _voc_rate(tokenizer: Provenance, evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, Cell]]:
