@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from evilm.data.vocabulary import Vocabulary
-from evilm.model.economy import apply_memory_options
-from evilm.model.presets import build, preset
+from evilm.model.evilm import EViLM
+from evilm.model.layers import apply_memory_options
+from evilm.model.presets import preset
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.training import optim
 from evilm.training.snapshot import Average
@@ -71,7 +72,7 @@ class Step:
         torch.manual_seed(0)
         shape = preset(arguments.preset).model_copy(update={"size": arguments.size, "frames": arguments.frames})
         words = Vocabulary.default()
-        self.model = build(shape, words.size).to(self.device)
+        self.model = EViLM(shape, words.size).to(self.device)
         if not variant.channels_last:
             encoder: VideoEncoder = self.model.video_encoder
             encoder.backbone = Contiguous(encoder.backbone)
@@ -82,7 +83,7 @@ class Step:
             Pretrain(self.model, words, PretrainConfig.model_validate(each), {"codes": CODES}, None)
             for each in settings
         ).to(self.device)
-        apply_memory_options(self.tasks, recompute=variant.recompute, compiled=variant.compiled)
+        apply_memory_options(self.tasks, grad_checkpointing=variant.recompute, compiled=variant.compiled)
         self.optimizer = optim.optimizer(self.tasks, optim.OptimConfig(fused=variant.fused), frozenset())
         self.average = Average(self.tasks, 0.999) if variant.ema else None
         self.spent: dict[str, float] = defaultdict(float)

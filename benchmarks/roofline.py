@@ -34,8 +34,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from evilm.data.vocabulary import Vocabulary
-from evilm.model.heads import MatchHead, RegionHead, WordHead
-from evilm.model.presets import build, preset
+from evilm.model.evilm import EViLM
+from evilm.model.heads import MatchHead, PatchHead, WordHead
+from evilm.model.presets import preset
 from evilm.types import Text
 
 if TYPE_CHECKING:
@@ -155,14 +156,14 @@ def _counted(name: str, frames: int, size: int, clips: int) -> list[Part]:
     # Without dropout, with which a CPU would take attention apart; on a GPU it is part of the fused kernel.
     shape = preset(name).model_copy(update={"size": size, "frames": frames, "dropout": 0.0})
     words = Vocabulary.default().size
-    model = build(shape, words).train()
+    model = EViLM(shape, words).train()
     grid = model.video_encoder.grid(frames, size, size)
     here = torch.ones(clips, PIECES, dtype=torch.bool)
     text = Text(ids=torch.full((clips, PIECES), 7), mask=here, starts=here)
     pixels = torch.zeros(clips, frames, 3, size, size)
     wide = shape.embed_dim
-    cells, pieces = round(HIDDEN_CELLS * grid.regions), max(1, round(HIDDEN_WORDS * PIECES))
-    region, word, match = RegionHead(wide, CODES), WordHead(wide, shape.text_embed_dim, words), MatchHead(wide)
+    cells, pieces = round(HIDDEN_CELLS * grid.patches), max(1, round(HIDDEN_WORDS * PIECES))
+    region, word, match = PatchHead(wide, CODES), WordHead(wide, shape.text_embed_dim, words), MatchHead(wide)
     table = model.text_encoder.word_embeddings
     states = [torch.zeros(clips * many, wide, requires_grad=True) for many in (cells, pieces, 1 + NEGATIVES)]
     seen, read = (_leaf(each) for each in (model.encode_video(pixels), model.encode_text(text)))
@@ -217,7 +218,7 @@ def seconds(each: Count, tflops: float, tbytes: float, *, fused: bool) -> float:
 def bound(name: str, frames: int, size: int, batch: int, tflops: float, tbytes: float) -> dict[str, Any]:
     """Upper bounds of clips a second, and what they are made of."""
     parts = count(name, frames, size, batch)
-    weights = sum(p.numel() for p in build(preset(name), Vocabulary.default().size).parameters())
+    weights = sum(p.numel() for p in EViLM(preset(name), Vocabulary.default().size).parameters())
     optimiser = MASTER * weights / (tbytes * 1e12) / batch
     told: dict[str, Any] = {}
     for part in parts:

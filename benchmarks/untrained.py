@@ -15,7 +15,8 @@ import torch
 
 from evilm import config
 from evilm.data.vocabulary import Vocabulary
-from evilm.model.presets import build, preset
+from evilm.model.evilm import EViLM
+from evilm.model.presets import preset
 from evilm.tasks.retrieval import Retrieval
 from evilm.training import checkpoint
 from evilm.training.recipe import Recipe
@@ -35,7 +36,7 @@ def write(folder: Path, name: str) -> Path:
     )  # fmt: skip
     vocabulary = Vocabulary.default()
     torch.manual_seed(0)
-    task = Retrieval(build(shape, vocabulary.size), vocabulary, recipe.task, {})
+    task = Retrieval(EViLM(shape, vocabulary.size), vocabulary, recipe.task, {})
     with torch.no_grad():
         for place, parameter in task.named_parameters():
             if "gamma" in place:

@@ -72,7 +72,7 @@ def tiny() -> ModelConfig:
     return ModelConfig(
         backbone="edgenext_xx_small", backbone_options={"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
         stride=16, image_size=64, num_frames=2, embed_dim=32, depth=2, num_heads=2, mlp_dim=64,
-        text_embed_dim=16, text_layers=1, text_num_heads=2, text_mlp_dim=32, max_text_len=64, dropout=0.0,
+        text_embed_dim=16, text_depth=1, text_num_heads=2, text_mlp_dim=32, max_text_len=64, dropout=0.0,
     )  # fmt: skip
 
 

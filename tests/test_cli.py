@@ -61,7 +61,7 @@ depth = 1
 num_heads = 2
 mlp_dim = 64
 text_embed_dim = 16
-text_layers = 1
+text_depth = 1
 text_num_heads = 2
 text_mlp_dim = 32
 [task]

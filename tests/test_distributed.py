@@ -16,7 +16,7 @@ from evilm.data import seeds
 from evilm.data.loader import Loader
 from evilm.data.pixels import FilePixels, Job
 from evilm.errors import ConfigError
-from evilm.model.global_norm import GlobalNorm, synchronise
+from evilm.model.layers import GlobalBatchNorm, sync_batch_norms
 from evilm.types import Clip, Example
 
 
@@ -70,7 +70,7 @@ def test_one_process_is_left_as_it_is() -> None:
     assert distributed.run_on_rank0(lambda: 3) == 3
     assert (distributed.all_reduce_max(5), distributed.rank(), distributed.world_size()) == (5, 0, 1)
     norm = nn.Sequential(nn.BatchNorm1d(2))
-    synchronise(norm)
+    sync_batch_norms(norm)
     assert isinstance(norm[0], nn.BatchNorm1d)
 
 
@@ -80,7 +80,7 @@ def test_the_global_batch_norm_is_torchs(affine: bool) -> None:
     theirs = nn.BatchNorm2d(3, affine=affine)
     if affine:
         nn.init.normal_(theirs.weight)
-    ours = GlobalNorm(copy.deepcopy(theirs))
+    ours = GlobalBatchNorm(copy.deepcopy(theirs))
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     x = torch.randn(4, 3, 5, 5, requires_grad=True)
     y = x.detach().clone().requires_grad_()
@@ -100,4 +100,4 @@ def test_a_published_norm_keeps_what_follows_it() -> None:
     torch.manual_seed(0)
     theirs = BatchNormAct2d(3)
     x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(GlobalNorm(copy.deepcopy(theirs))(x), theirs(x))
+    torch.testing.assert_close(GlobalBatchNorm(copy.deepcopy(theirs))(x), theirs(x))

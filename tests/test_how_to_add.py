@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evilm import config
-from evilm.model.presets import ModelConfig, build
+from evilm.model.evilm import EViLM
 from evilm.model.tokenizer import Tokenizer, TokenizerConfig
 from evilm.training.recipe import Recipe
 from evilm.types import Clip, Example
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from evilm.data.vocabulary import Vocabulary
+    from evilm.model.presets import ModelConfig
     from evilm.types import Batch
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "how-to-add.md").read_text(encoding="utf-8")
@@ -44,7 +45,7 @@ def test_the_encoder_is_a_setting() -> None:
     source = {"reader": "captions", "annotations": "a.csv"}
     recipe = config.check(Recipe, {**table, "task": {"name": "pretrain"}, "data": {"train": source}}, "how-to-add.md")
     assert recipe.model is not None
-    assert build(recipe.model, 100).video_encoder.grid(4, 256, 256).regions == 256
+    assert EViLM(recipe.model, 100).video_encoder.grid(4, 256, 256).patches == 256
 
 
 def test_the_quantizer_serves_a_tokenizer(names: dict[str, Any], tiny_tokenizer: TokenizerConfig) -> None:
@@ -65,7 +66,7 @@ def test_the_task_learns_and_is_measured(
 ) -> None:
     torch.manual_seed(0)
     rows = [Example(str(i), f"video{i}", Clip(Path(f"{i}.mp4")), captions=("a red disc",)) for i in range(8)]
-    task = names["Arrow"](build(tiny, vocabulary.size), vocabulary, names["ArrowConfig"](), {})
+    task = names["Arrow"](EViLM(tiny, vocabulary.size), vocabulary, names["ArrowConfig"](), {})
     batch = random_batch(rows)
     losses = task.losses(batch)
     losses.total.backward()

@@ -222,11 +222,11 @@ def test_focus_reaches_every_loss_that_takes_it() -> None:
     logits, labels = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
     # -log p = 0.048587 and 0.693147; p = 0.952574 and 0.5: mean of 0.047426 * 0.048587 and 0.5 * 0.693147 = 0.174439.
     wanted = torch.tensor(0.174439)
-    torch.testing.assert_close(losses.masked_prediction(logits, labels, focus=1.0), wanted, rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses.masked_prediction(logits, labels, focal_gamma=1.0), wanted, rtol=1e-4, atol=0)
     torch.testing.assert_close(losses.matching(logits, labels, 1.0), wanted, rtol=1e-4, atol=0)
     same = torch.eye(2)  # cosines 1 and 0: -log p = log(1 + 1/e) = 0.313262, 1 - p = 0.268941
     torch.testing.assert_close(
-        losses.contrastive(same, same, 1.0, focus=1.0), torch.tensor(0.084249), rtol=1e-4, atol=0
+        losses.contrastive(same, same, 1.0, focal_gamma=1.0), torch.tensor(0.084249), rtol=1e-4, atol=0
     )
 
 

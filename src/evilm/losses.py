@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 IGNORE = -100  # the label that cross-entropy skips
 
 
-def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = None, focus: float = 0.0) -> Tensor:
+def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
     """Cross-entropy on what was hidden: Eq. 3 over regions (MVM), the same over word pieces (MLM).
 
     Eq. 3 as printed subtracts a cross-entropy; with cross-entropy positive, as usual, the sign is plus.
@@ -31,8 +31,8 @@ def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = Non
         the mean over hidden positions; zero, with a gradient of zero, where nothing was hidden.
     """
     logits, labels = logits.flatten(0, -2).float(), labels.flatten()
-    if focus:
-        total = focal(F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none"), focus).sum()
+    if focal_gamma:
+        total = focal(F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none"), focal_gamma).sum()
     else:
         total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     if count is None:
@@ -40,7 +40,7 @@ def masked_prediction(logits: Tensor, labels: Tensor, count: Tensor | None = Non
     return total / count.masked_fill(count == 0, 1)
 
 
-def focal(each: Tensor, focus: float) -> Tensor:
+def focal(each: Tensor, gamma: float) -> Tensor:
     """The focal loss of cross-entropies (Lin et al., 2017): what is already known counts less.
 
     Where easy kinds of a mixture (what colour) drown a hard one (which way), the hard one is never begun.
@@ -49,7 +49,7 @@ def focal(each: Tensor, focus: float) -> Tensor:
         each: (...) cross-entropies -log p.
         focus: gamma; each term is weighted by (1 - p)^gamma, 0 leaves it as it is.
     """
-    return (-torch.expm1(-each)) ** focus * each if focus else each
+    return (-torch.expm1(-each)) ** gamma * each if gamma else each
 
 
 def focal_words(logits: Tensor, words: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def quantization(encoded: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     return codebook, commitment
 
 
-def matching(scores: Tensor, right: Tensor | None = None, focus: float = 0.0) -> Tensor:
+def matching(scores: Tensor, right: Tensor | None = None, focal_gamma: float = 0.0) -> Tensor:
     """Choose the partner among candidates (VTM in its 4-way form; multiple choice).
 
     Args:
@@ -104,7 +104,7 @@ def matching(scores: Tensor, right: Tensor | None = None, focus: float = 0.0) ->
     """
     if right is None:
         right = scores.new_zeros(len(scores), dtype=torch.long)
-    return focal(F.cross_entropy(scores.float(), right, reduction="none"), focus).mean()
+    return focal(F.cross_entropy(scores.float(), right, reduction="none"), focal_gamma).mean()
 
 
 def binary_matching(scores: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def binary_matching(scores: Tensor) -> Tensor:
 
 
 def contrastive(
-    video: Tensor, text: Tensor, temperature: Tensor | float, same: Tensor | None = None, focus: float = 0.0
+    video: Tensor, text: Tensor, temperature: Tensor | float, same: Tensor | None = None, focal_gamma: float = 0.0
 ) -> Tensor:
     """Symmetric InfoNCE over a batch.
 
@@ -143,7 +143,7 @@ def contrastive(
         target = rows * each + which
         hidden = alike.scatter(1, target[:, None], value=False)
         terms.append(F.cross_entropy(logits.masked_fill(hidden, float("-inf")), target, reduction="none"))
-    return focal(torch.cat(terms), focus).mean()
+    return focal(torch.cat(terms), focal_gamma).mean()
 
 
 def following(found: Tensor, wanted: Tensor, known: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ class Grid(NamedTuple):
     width: int
 
     @property
-    def regions(self) -> int:
+    def patches(self) -> int:
         """N = T * h * w."""
         return self.frames * self.height * self.width
 
@@ -186,24 +186,28 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One modality on its way into the fusion decoder (Eq. 1).
+    """One modality as the fusion transformer takes it (Eq. 1).
 
     Attributes:
-        tokens: (B, N, D) regions or (B, L, D) word pieces.
-        mask: (B, L) bool, True where there is a token; None when all are there.
-        grid: how the N regions lie; None for text.
+        tokens: (B, N, D) patches or (B, L, D) word pieces.
+        mask: (B, L) bool, True where there is a token; None when there is no padding.
+        grid: how the N patches lie; None for text.
+        pooled: (B, C) mean backbone feature of a video, or (B, 2 d) pooled word pieces of a text, for embeddings; None
+            unless the model has ``pooled_skip``.
     """
 
     tokens: Tensor
     mask: Tensor | None = None
     grid: Grid | None = None
+    pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def __getitem__(self, rows: Tensor | slice) -> Encoded:
-        """The rows of the batch that ``rows`` picks: encode once, fuse with other partners."""
-        return Encoded(self.tokens[rows], None if self.mask is None else self.mask[rows], self.grid)
+        """The given rows of the batch: encode once, fuse with other partners."""
+        mask, pooled = (None if each is None else each[rows] for each in (self.mask, self.pooled))
+        return Encoded(self.tokens[rows], mask, self.grid, pooled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from evilm.errors import CheckpointError, ConfigError, ExportError, OutputError
 from evilm.export import compare, quantize, trace, writer
 from evilm.inference import export_format, graphs
 from evilm.inference.runtime_torch import TorchRuntime
-from evilm.model.presets import build
+from evilm.model.evilm import EViLM
 from evilm.types import Text
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_an_export_runs_without_torch(exported: Path, small_world: Path) -> None
 def test_graphs_do_what_the_random_model_does(tiny: ModelConfig, tmp_path: Path, motion: bool) -> None:
     """Layer scales are set first: at 1e-6, where training starts, most of the backbone would go untested."""
     torch.manual_seed(0)
-    model = build(tiny.model_copy(update={"motion": motion, "cls_mean": motion}), 60).eval()
+    model = EViLM(tiny.model_copy(update={"motion": motion, "cls_mean": motion}), 60).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gamma" in name:
@@ -117,10 +117,10 @@ def test_graphs_do_what_the_random_model_does(tiny: ModelConfig, tmp_path: Path,
         mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
         words = model.encode_text(Text(torch.randint(5, 60, (3, 5)), mask, mask))
         wanted = model.fuse(encoded, words).cls
-        regions = encoded.tokens + model.decoder.type_video
-        tokens = torch.cat([words.tokens + model.decoder.type_text, regions], 1)
+        regions = encoded.tokens + model.fusion.type_video
+        tokens = torch.cat([words.tokens + model.fusion.type_text, regions], 1)
         seen = torch.cat([mask, torch.ones(3, encoded.tokens.shape[1], dtype=torch.bool)], 1)
-        cls, looked = graphs.FusionGraph(model.decoder).eval()(tokens, seen)
+        cls, looked = graphs.FusionGraph(model.fusion).eval()(tokens, seen)
     found = run_onnx(path, {"frames": frames.numpy()})
     np.testing.assert_allclose(found, regions, atol=1e-4)
     np.testing.assert_allclose(cls, wanted, atol=1e-4)

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from evilm.errors import CheckpointError, ConfigError, GridError
-from evilm.model.layers import Attention, fused_is_slow
-from evilm.model.presets import PRESETS, ModelConfig, build, preset
-from evilm.model.video_encoder import backbone
+from evilm.model.evilm import EViLM
+from evilm.model.layers import Attention, fused_attention_is_slow
+from evilm.model.presets import PRESETS, ModelConfig, preset
+from evilm.model.video_encoder import build_backbone
 from evilm.types import Encoded, Grid, Text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from evilm.data.vocabulary import Vocabulary
-    from evilm.model.evilm import EViLM
 
 VIT = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 64}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "img_size": 64, "window_size": 2}
@@ -31,7 +31,7 @@ EDGENEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
 @pytest.fixture
 def model(tiny: ModelConfig, vocabulary: Vocabulary) -> EViLM:
     torch.manual_seed(0)
-    made = build(tiny, vocabulary.size).eval()
+    made = EViLM(tiny, vocabulary.size).eval()
     with torch.no_grad():  # they start at zero, which would hide what they do
         made.video_encoder.time.normal_()
     return made
@@ -46,7 +46,7 @@ def clips(count: int = 2, frames: int = 2, height: int = 64, width: int = 64) ->
 def test_every_preset_has_three_verbs(name: str) -> None:
     config = preset(name)
     small = config.model_copy(update={"size": 2 * config.stride})
-    made = build(small, 50).eval()
+    made = EViLM(small, 50).eval()
     text = Text(torch.randint(5, 50, (2, 6)), torch.ones(2, 6, dtype=torch.bool), torch.ones(2, 6, dtype=torch.bool))
     with torch.no_grad():
         video = made.encode_video(made.normalise(clips(2, 2, small.image_size, small.image_size)))
@@ -99,7 +99,7 @@ def test_cls_alone_is_that_of_the_whole_fusion(model: EViLM, vocabulary: Vocabul
     torch.testing.assert_close(alone, whole, **close)
     if bf16:
         return
-    weights = list(model.decoder.parameters())
+    weights = list(model.fusion.parameters())
     some = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0))
     found = [torch.autograd.grad((one * some).sum(), weights, allow_unused=True) for one in (alone, whole)]
     for ours, theirs in zip(*found, strict=True):
@@ -191,7 +191,7 @@ def test_a_text_without_positions_at_the_start_is_read_in_any_order(tiny: ModelC
     there, reverse = (vocabulary.encode([text], 16) for text in ("red disc moves left", "left moves disc red"))
     for start in (0.0, 0.02):
         torch.manual_seed(0)
-        model = build(tiny.model_copy(update={"text_position_start": start}), vocabulary.size).eval()
+        model = EViLM(tiny.model_copy(update={"text_position_start": start}), vocabulary.size).eval()
         with torch.no_grad():
             first, second = (model.fuse(text=model.encode_text(text)).cls for text in (there, reverse))
         assert torch.allclose(first, second, atol=1e-5) == (start == 0)
@@ -199,14 +199,14 @@ def test_a_text_without_positions_at_the_start_is_read_in_any_order(tiny: ModelC
 
 def test_cls_may_begin_as_the_mean_of_what_is_there(tiny: ModelConfig, vocabulary: Vocabulary) -> None:
     torch.manual_seed(0)
-    decoder = build(tiny.model_copy(update={"cls_mean": True}), vocabulary.size).decoder
+    decoder = EViLM(tiny.model_copy(update={"cls_mean": True}), vocabulary.size).fusion
     tokens = torch.randn(2, 3, 32)
     mask = torch.tensor([[True, True, True, True], [True, True, True, False]])  # [CLS] and three words; two
     found = decoder.first(tokens, mask)
     torch.testing.assert_close(found[0], decoder.cls[0] + tokens[0].mean(0))
     torch.testing.assert_close(found[1], decoder.cls[0] + tokens[1, :2].mean(0))
     torch.testing.assert_close(decoder.first(tokens, None)[1], decoder.cls[0] + tokens[1].mean(0))
-    plain = build(tiny, vocabulary.size).decoder
+    plain = EViLM(tiny, vocabulary.size).fusion
     assert torch.equal(plain.first(tokens, mask), plain.cls.expand(2, -1, -1))
     # What is seen of it is the state of the last block, and both ways to compute that agree.
     video, text = Encoded(tokens), Encoded(torch.randn(2, 3, 32), mask[:, 1:])
@@ -275,12 +275,12 @@ def test_it_runs_in_float64(model: EViLM, vocabulary: Vocabulary) -> None:
 def test_any_backbone(tiny: ModelConfig, name: str, stride: int, options: dict[str, int | list[int]]) -> None:
     config = tiny.model_copy(update={"backbone": name, "backbone_options": options, "stride": stride})
     torch.manual_seed(0)
-    made = build(config, 50).eval()
+    made = EViLM(config, 50).eval()
     with torch.no_grad():
         frames = made.normalise(clips(1))
         found = made.encode_video(frames)
         assert found.grid == Grid(2, 64 // stride, 64 // stride)
-        assert found.tokens.shape == (1, found.grid.regions, 32)
+        assert found.tokens.shape == (1, found.grid.patches, 32)
         # Channels last or first, a cell is a cell: the one that is touched is the one that answers most.
         cells = 64 // stride
         touched = frames.clone()
@@ -291,13 +291,13 @@ def test_any_backbone(tiny: ModelConfig, name: str, stride: int, options: dict[s
 
 def test_backbones_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="unknown backbone 'edgenext_gigantic': timm has edgenext"):
-        backbone("edgenext_gigantic", 32, {})
+        build_backbone("edgenext_gigantic", 32, {})
     with pytest.raises(ConfigError, match="nothing of that name"):
-        backbone("zzz", 32, {})
+        build_backbone("zzz", 32, {})
     with pytest.raises(ConfigError, match=r"no feature map of stride 64: it has \[4, 8, 16, 32\]"):
-        backbone("edgenext_xx_small", 64, EDGENEXT)
+        build_backbone("edgenext_xx_small", 64, EDGENEXT)
     with pytest.raises(ConfigError, match="wings"):
-        backbone("edgenext_xx_small", 32, {**EDGENEXT, "wings": 2})
+        build_backbone("edgenext_xx_small", 32, {**EDGENEXT, "wings": 2})
 
 
 def test_weights_from_a_file(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     source = timm.create_model("edgenext_xx_small", num_classes=7, **EDGENEXT).state_dict()
     path = tmp_path / "weights.safetensors"
     save_file(source, path)
-    made, channels = backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
+    made, channels = build_backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
     assert channels == 24
     by_name = {name.replace("_", "."): tensor for name, tensor in source.items()}
     own = made.state_dict()
@@ -317,23 +317,23 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
 def test_weights_files_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: not a readable safetensors file"):
-        backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
+        build_backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
     path.write_bytes(b"\x00" * 100)
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: not a readable safetensors file"):
-        backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
+        build_backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
     source = timm.create_model("edgenext_xx_small", num_classes=0, **EDGENEXT).state_dict()
     save_file(source, path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
+        build_backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"not weights of edgenext_xx_small: \d+ of \d+ tensors lack"):
-        backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
+        build_backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
     # One tensor of another shape is enough: timm itself would take the rest and start this one at random.
     name = next(key for key in source if key.endswith("weight") and source[key].ndim == 4)
     save_file(source | {name: torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match=f"1 of .*{name}"):
-        backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
+        build_backbone("edgenext_xx_small", 16, EDGENEXT, str(path))
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -349,7 +349,7 @@ def test_plain_attention_equals_the_fused_one(hidden: bool) -> None:
     slow = gradient.clone()
     attention.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        assert fused_is_slow(x)
+        assert fused_attention_is_slow(x)
         found = attention(x, mask)
     found.float().sum().backward()
     torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.02)
@@ -359,6 +359,6 @@ def test_plain_attention_equals_the_fused_one(hidden: bool) -> None:
 
 def test_the_fused_attention_is_kept_where_it_is_fast() -> None:
     x = torch.zeros(1)
-    assert not fused_is_slow(x)
+    assert not fused_attention_is_slow(x)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert not fused_is_slow(x)
+        assert not fused_attention_is_slow(x)

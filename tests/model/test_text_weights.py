@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from evilm.errors import CheckpointError
-from evilm.model.text_encoder import TextEncoder
-from evilm.model.text_weights import load_text_weights
+from evilm.model.text_encoder import TextEncoder, load_text_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

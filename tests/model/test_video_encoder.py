@@ -9,9 +9,10 @@ import torch
 
 from evilm.errors import ConfigError
 from evilm.model import video_encoder
-from evilm.model.presets import PRESETS, ModelConfig, build
+from evilm.model.evilm import EViLM
+from evilm.model.presets import PRESETS, ModelConfig
 from evilm.model.tokenizer import FrameEncoder, TokenizerConfig
-from evilm.model.video_encoder import backbone, differences, feature_map, keep_frozen
+from evilm.model.video_encoder import backbone_features, build_backbone, frame_differences, freeze_batch_norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ SMALL = {"img_size": 64, "embed_dim": 32, "num_heads": 2}
 @pytest.mark.parametrize("depth", [1, 2, 3, 7])
 def test_a_vit_answers_its_last_block(depth: int) -> None:
     """Not its third, of which timm's list of three is easily taken to be the number."""
-    model, width = backbone("vit_tiny_patch16_224", 16, {**SMALL, "depth": depth})
+    model, width = build_backbone("vit_tiny_patch16_224", 16, {**SMALL, "depth": depth})
     assert width == 32
     frames = torch.rand(2, 3, 64, 64)
     [found] = model.eval()(frames)
@@ -37,8 +38,8 @@ def test_a_vit_answers_its_last_block(depth: int) -> None:
 
 def test_the_last_layer_is_what_the_backbone_pools() -> None:
     torch.manual_seed(0)
-    model, width = backbone("mobilenetv2_050", 32, {}, layer="last")
-    stage, narrow = backbone("mobilenetv2_050", 32, {})
+    model, width = build_backbone("mobilenetv2_050", 32, {}, layer="last")
+    stage, narrow = build_backbone("mobilenetv2_050", 32, {})
     assert (narrow, width) == (160, 1280)
     pixels = torch.rand(2, 3, 64, 96)
     [found] = model.eval()(pixels)
@@ -53,9 +54,9 @@ def test_the_last_layer_is_what_the_backbone_pools() -> None:
 
 def test_a_backbone_without_a_layer_after_its_last_stage_says_so() -> None:
     with pytest.raises(ConfigError, match=r"'resnet10t' pools its last stage as it is: set model.backbone_layer"):
-        backbone("resnet10t", 32, {}, layer="last")
+        build_backbone("resnet10t", 32, {}, layer="last")
     with pytest.raises(ConfigError, match="its last layer has stride 32, not 16"):
-        backbone("mobilenetv2_050", 16, {}, layer="last")
+        build_backbone("mobilenetv2_050", 16, {}, layer="last")
 
 
 def encoder() -> FrameEncoder:
@@ -89,14 +90,14 @@ def test_a_frozen_backbone_keeps_its_statistics_in_training() -> None:
 def test_the_model_s_own_encoder_does_too() -> None:
     shape = ModelConfig(
         backbone="resnet10t", stride=16, image_size=64, num_frames=1, embed_dim=32, depth=1, num_heads=2, mlp_dim=32,
-        text_embed_dim=16, text_layers=1, text_num_heads=2, text_mlp_dim=32, max_text_len=16,
+        text_embed_dim=16, text_depth=1, text_num_heads=2, text_mlp_dim=32, max_text_len=16,
     )  # fmt: skip
-    model = build(shape, 50)
+    model = EViLM(shape, 50)
     video = model.video_encoder
     for parameter in video.backbone.parameters():
         parameter.requires_grad_(False)
     model.train()
-    assert model.decoder.training
+    assert model.fusion.training
     assert not video.backbone.training
     next(video.backbone.parameters()).requires_grad_(True)
     model.train()
@@ -105,11 +106,11 @@ def test_the_model_s_own_encoder_does_too() -> None:
 
 def test_one_trainable_weight_is_enough_to_be_trained() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).train()
-    keep_frozen(module)
+    freeze_batch_norm(module)
     assert module.training
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    keep_frozen(module)
+    freeze_batch_norm(module)
     assert not module[1].training
 
 
@@ -117,23 +118,23 @@ def test_a_few_pictures_at_a_time_are_seen_as_all_at_once(monkeypatch: pytest.Mo
     made = encoder().eval()
     made.backbone.requires_grad_(False)
     pixels = torch.rand(7, 3, 64, 64)
-    whole = feature_map(made.backbone, pixels)
+    whole = backbone_features(made.backbone, pixels)
     sizes: list[int] = []
     made.backbone.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
     monkeypatch.setattr(video_encoder, "_PIECE", 3 * 64 * 64)
-    torch.testing.assert_close(feature_map(made.backbone, pixels), whole)
+    torch.testing.assert_close(backbone_features(made.backbone, pixels), whole)
     assert sizes == [3, 3, 1]
     sizes.clear()
     # The statistics of a batch are of all of it, and so is a gradient's pass.
-    feature_map(made.backbone.train(), pixels)
-    feature_map(made.backbone.eval().requires_grad_(True), pixels)
+    backbone_features(made.backbone.train(), pixels)
+    backbone_features(made.backbone.eval().requires_grad_(True), pixels)
     assert sizes == [7, 7]
 
 
 def test_a_fingerprint_names_backbone_pixels_and_precision() -> None:
     torch.manual_seed(0)
     config = ModelConfig(backbone="resnet10t", stride=16, image_size=64, embed_dim=32, depth=1, num_heads=2)
-    first, second = (build(config, 50).video_encoder for _ in range(2))
+    first, second = (EViLM(config, 50).video_encoder for _ in range(2))
     assert first.fingerprint("fp32") != second.fingerprint("fp32")
     second.backbone.load_state_dict(first.backbone.state_dict())
     assert first.fingerprint("fp32") == second.fingerprint("fp32")
@@ -144,7 +145,9 @@ def test_a_fingerprint_names_backbone_pixels_and_precision() -> None:
 
 def test_differences_by_hand() -> None:
     regions = torch.tensor([1.0, 4.0, 9.0]).view(1, 3, 1, 1)
-    assert differences(regions).flatten(1).tolist() == [[0.0, 3.0, 3.0, 5.0, 5.0, 0.0]]  # before, after of each frame
+    assert frame_differences(regions).flatten(1).tolist() == [
+        [0.0, 3.0, 3.0, 5.0, 5.0, 0.0]
+    ]  # before, after of each frame
 
 
 def test_motion_tells_the_order_of_frames() -> None:
@@ -152,8 +155,8 @@ def test_motion_tells_the_order_of_frames() -> None:
     shape = PRESETS["evilm-tiny"].model_copy(update={"time_start": 0.0})
     features = torch.rand(2, 4, 4, 4, 256, generator=torch.Generator().manual_seed(0))
     for motion in (False, True):
-        own = build(shape.model_copy(update={"motion": motion}), 100).video_encoder
-        there, back = (own.regions(each).tokens.view(2, 4, 16, -1) for each in (features, features.flip(1)))
+        own = EViLM(shape.model_copy(update={"motion": motion}), 100).video_encoder
+        there, back = (own.patches(each).tokens.view(2, 4, 16, -1) for each in (features, features.flip(1)))
         assert torch.allclose(there, back.flip(1), atol=1e-5) is not motion
         still = features[:, :1].expand(-1, 4, -1, -1, -1)
-        assert torch.allclose(own.regions(still).tokens[:, :16], own.regions(still[:, :1]).tokens, atol=1e-5)
+        assert torch.allclose(own.patches(still).tokens[:, :16], own.patches(still[:, :1]).tokens, atol=1e-5)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from evilm.errors import ConfigError, GridError
-from evilm.model.presets import PRESETS, build
+from evilm.model.evilm import EViLM
+from evilm.model.presets import PRESETS
 from evilm.report.cost import Cost, cost_of, count_macs, count_parameters, macs_by_module
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 
@@ -85,7 +86,7 @@ def test_the_papers_model(small: Cost) -> None:
     assert round(small.parts["video_encoder"].parameters / 1e6, 2) == 5.28
     assert round(small.parts["text_encoder"].parameters / 1e6, 2) == 2.43
     assert small.parts["positions"].parameters == 8 * 8 * 384 + 4 * 384
-    assert round(small.parts["decoder"].parameters / 1e6, 2) == 7.10
+    assert round(small.parts["fusion"].parameters / 1e6, 2) == 7.10
 
 
 def test_projections_by_hand(small: Cost) -> None:
@@ -101,14 +102,14 @@ def test_heads_by_hand(small: Cost) -> None:
 
 
 def test_heads_are_those_of_pretraining() -> None:
-    model = build(PRESETS["evilm-tiny"])
+    model = EViLM(PRESETS["evilm-tiny"])
     task = Pretrain(model, SimpleNamespace(size=9157), PretrainConfig(), {"codes": 100}, None)
     cost = cost_of("evilm-tiny", size=64, codes=100)
     assert cost.parameters_with_heads == count_parameters(task)
 
 
 def test_the_parts_are_the_whole(small: Cost) -> None:
-    assert small.parameters == count_parameters(build(PRESETS["evilm-small"]))
+    assert small.parameters == count_parameters(EViLM(PRESETS["evilm-small"]))
     assert sum(part.macs for part in small.parts.values()) == small.macs
 
 
@@ -134,8 +135,8 @@ def test_json_and_text_say_the_same(small: Cost) -> None:
     } <= set(said)
     assert (said["preset"], said["frames"], said["size"], said["words"]) == ("evilm-small", 4, 256, 30)
     assert said["parts"]["decoder"] == {
-        "parameters": small.parts["decoder"].parameters,
-        "macs": small.parts["decoder"].macs,
+        "parameters": small.parts["fusion"].parameters,
+        "macs": small.parts["fusion"].macs,
     }
     text = small.as_text()
     assert "evilm-small: 4 frames of 256x256, 30 words" in text

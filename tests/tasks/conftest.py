@@ -24,10 +24,10 @@ CAPTIONS = ("a red disc moves left", "the blue square grows", "the green star ju
 
 @pytest.fixture
 def model(tiny: ModelConfig, vocabulary: Vocabulary) -> EViLM:
-    from evilm.model.presets import build
+    from evilm.model.evilm import EViLM
 
     torch.manual_seed(0)
-    return build(tiny, vocabulary.size)
+    return EViLM(tiny, vocabulary.size)
 
 
 @pytest.fixture

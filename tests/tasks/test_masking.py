@@ -24,44 +24,44 @@ GRIDS = (Grid(4, 8, 8), Grid(4, 4, 4), Grid(1, 8, 8), Grid(1, 4, 4), Grid(3, 7, 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("ratio", [0.15, 0.4, 0.75])
 def test_the_count_is_exact(shape: Shape, grid: Grid, ratio: float) -> None:
-    where = masking.regions(grid, ratio, torch.arange(60), shape).view(60, *grid)
+    where = masking.mask_patches(grid, ratio, torch.arange(60), shape).view(60, *grid)
     if shape == "cuboid":
-        assert set(where.flatten(1).sum(1).tolist()) == {round(ratio * grid.regions)}
+        assert set(where.flatten(1).sum(1).tolist()) == {round(ratio * grid.patches)}
     else:
         assert set(where.flatten(2).sum(2).flatten().tolist()) == {round(ratio * grid.height * grid.width)}
 
 
 def test_the_paper_hides_26_of_64_cells_in_each_frame() -> None:
-    where = masking.regions(Grid(4, 8, 8), 0.4, torch.tensor([5]))
+    where = masking.mask_patches(Grid(4, 8, 8), 0.4, torch.tensor([5]))
     assert where.shape == (1, 256)
     assert where.view(4, 64).sum(1).tolist() == [26, 26, 26, 26]
 
 
 def test_a_tube_is_the_same_in_every_frame_and_blocks_are_not() -> None:
     seeds = torch.arange(30)
-    tubes = masking.regions(Grid(4, 8, 8), 0.4, seeds, "tube").view(30, 4, 64)
+    tubes = masking.mask_patches(Grid(4, 8, 8), 0.4, seeds, "tube").view(30, 4, 64)
     assert (tubes == tubes[:, :1]).all()
-    blocks = masking.regions(Grid(4, 8, 8), 0.4, seeds, "block").view(30, 4, 64)
+    blocks = masking.mask_patches(Grid(4, 8, 8), 0.4, seeds, "block").view(30, 4, 64)
     assert (blocks != blocks[:, :1]).any(dim=2).all(dim=0)[1:].all()
 
 
 def test_a_cuboid_lasts() -> None:
     """A cell hidden in one frame is hidden in the next far more often than by chance."""
-    where = masking.regions(Grid(4, 8, 8), 0.4, torch.arange(100), "cuboid").view(100, 4, 64)
+    where = masking.mask_patches(Grid(4, 8, 8), 0.4, torch.arange(100), "cuboid").view(100, 4, 64)
     assert where[:, 1:][where[:, :-1]].float().mean() > 0.6
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_hidden_cells_lie_together(shape: Shape) -> None:
     """The point of blocks: a hidden cell's neighbours are hidden too, where cells alone would have 0.4 of them."""
-    where = masking.regions(Grid(2, 8, 8), 0.4, torch.arange(100), shape).view(-1, 8, 8)
+    where = masking.mask_patches(Grid(2, 8, 8), 0.4, torch.arange(100), shape).view(-1, 8, 8)
     beside = torch.cat([where[:, :, 1:][where[:, :, :-1]], where[:, 1:][where[:, :-1]]]).float().mean()
     assert beside > 0.65
 
 
 def test_no_place_is_spared() -> None:
     """Blocks lie within the frame, so corners are hidden less often than the middle; none is always or never."""
-    share = masking.regions(Grid(1, 8, 8), 0.4, torch.arange(2000)).view(-1, 8, 8).float().mean(0)
+    share = masking.mask_patches(Grid(1, 8, 8), 0.4, torch.arange(2000)).view(-1, 8, 8).float().mean(0)
     assert share.mean().item() == pytest.approx(26 / 64)
     assert share.min() > 0.08
     assert share.max() < 0.75
@@ -70,10 +70,10 @@ def test_no_place_is_spared() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_mask_depends_on_its_seed_alone(shape: Shape) -> None:
     grid, seeds = Grid(3, 8, 8), torch.tensor([2**62 + 1, 7, 0, 99])
-    together = masking.regions(grid, 0.4, seeds, shape)
-    alone = torch.cat([masking.regions(grid, 0.4, seed[None], shape) for seed in seeds])
+    together = masking.mask_patches(grid, 0.4, seeds, shape)
+    alone = torch.cat([masking.mask_patches(grid, 0.4, seed[None], shape) for seed in seeds])
     assert (together == alone).all()
-    assert (masking.regions(grid, 0.4, seeds.flip(0), shape) == together.flip(0)).all()
+    assert (masking.mask_patches(grid, 0.4, seeds.flip(0), shape) == together.flip(0)).all()
     assert len({tuple(row.tolist()) for row in together}) == 4
 
 
@@ -86,14 +86,14 @@ def test_hiding_zeroes_the_pixels_of_hidden_cells_and_no_others() -> None:
     wanted = torch.ones(1, 2, 3, 8, 12)
     wanted[0, 0, :, 0:4, 4:8] = 0
     wanted[0, 1, :, 4:8, 8:12] = 0
-    hidden = masking.hide(frames, where, grid)
+    hidden = masking.hide_patches(frames, where, grid)
     assert (hidden == wanted).all()
     assert (frames == 1).all()
 
 
 def test_hiding_uint8_frames_keeps_their_type() -> None:
     frames = torch.full((1, 1, 3, 4, 4), 200, dtype=torch.uint8)
-    hidden = masking.hide(frames, torch.tensor([[True, False, False, False]]), Grid(1, 2, 2))
+    hidden = masking.hide_patches(frames, torch.tensor([[True, False, False, False]]), Grid(1, 2, 2))
     assert hidden.dtype == torch.uint8
     assert hidden.sum() == 200 * 3 * 12
 
@@ -110,7 +110,7 @@ def hide_words(
     text: Text, seeds: torch.Tensor, vocabulary: Vocabulary, ratio: float = 0.15
 ) -> tuple[Text, torch.Tensor]:
     first = max(vocabulary.special_ids) + 1
-    return masking.words(text, seeds, ratio=ratio, mask_id=vocabulary.mask_id, ordinary=(first, vocabulary.size))
+    return masking.mask_words(text, seeds, ratio=ratio, mask_id=vocabulary.mask_id, ordinary=(first, vocabulary.size))
 
 
 def test_labels_are_the_true_ids_of_what_was_hidden(vocabulary: Vocabulary) -> None:
@@ -208,7 +208,7 @@ def test_regions_and_words_of_one_sample_are_drawn_apart() -> None:
         torch.ones(300, 12, dtype=torch.bool),
         torch.tensor([False] + [True] * 10 + [False]).repeat(300, 1),
     )
-    _, labels = masking.words(text, torch.arange(300), ratio=0.1, mask_id=0, ordinary=(0, 12))
+    _, labels = masking.mask_words(text, torch.arange(300), ratio=0.1, mask_id=0, ordinary=(0, 12))
     word = (labels != IGNORE).float().argmax(1).double().numpy()
-    cell = masking.regions(Grid(1, 8, 8), 0.02, torch.arange(300)).float().argmax(1).double().numpy()
+    cell = masking.mask_patches(Grid(1, 8, 8), 0.02, torch.arange(300)).float().argmax(1).double().numpy()
     assert abs(np.corrcoef(word, cell)[0, 1]) < 0.2

@@ -99,14 +99,14 @@ def test_labels_are_those_of_the_frames_before_hiding(
     """And only hidden regions are asked for."""
     task = Pretrain(model, vocabulary, PretrainConfig(mlm_weight=0, vtm_weight=0), FACTS, tokenizer).eval()
     grid = model.video_encoder.grid(2, 64, 64)
-    where = masking.regions(grid, 0.4, batch.seeds)
+    where = masking.mask_patches(grid, 0.4, batch.seeds)
     labels = tokenizer.labels(batch.frames).flatten(1)
-    frames = masking.hide(model.normalise(batch.frames), where, grid)
+    frames = masking.hide_patches(model.normalise(batch.frames), where, grid)
     with torch.no_grad():
         text = model.encode_text(vocabulary.encode([example.captions[0] for example in batch.examples], 30))
         states = model.fuse(model.encode_video(frames), text).video
         assert states is not None
-        by_hand = torch.nn.functional.cross_entropy(task.region_head(states[where]), labels[where])
+        by_hand = torch.nn.functional.cross_entropy(task.patch_head(states[where]), labels[where])
         assert task.losses(batch).parts["mvm"].item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
@@ -116,10 +116,10 @@ def test_hidden_pixels_do_not_leak(
     """Whatever was in the hidden cells, the model's guess is the same."""
     task = Pretrain(model, vocabulary, PretrainConfig(mlm_weight=0, vtm_weight=0), FACTS, tokenizer)
     grid = model.video_encoder.grid(2, 64, 64)
-    where = masking.regions(grid, 0.4, batch.seeds)
+    where = masking.mask_patches(grid, 0.4, batch.seeds)
     other = batch.frames.clone()
     noise = torch.randint(0, 256, other.shape, dtype=torch.uint8)
-    hidden = masking.hide(torch.ones_like(other), where, grid) == 0
+    hidden = masking.hide_patches(torch.ones_like(other), where, grid) == 0
     other[hidden] = noise[hidden]
     labels = tokenizer.labels(batch.frames)
     one, two = replace(batch, labels=labels), replace(batch, frames=other, labels=labels)
@@ -224,8 +224,8 @@ def test_an_accuracy_of_one_when_every_guess_is_right(
 ) -> None:
     task = Pretrain(model, vocabulary, PretrainConfig(mlm_weight=0, vtm_weight=0), FACTS, tokenizer).eval()
     with torch.no_grad():
-        task.region_head.out.weight.zero_()
-        task.region_head.out.bias[5] = 1.0
+        task.patch_head.out.weight.zero_()
+        task.patch_head.out.bias[5] = 1.0
     labelled = replace(batch, labels=torch.full((6, 2, 4, 4), 5))
     assert task.compute_metrics(task.predict(labelled)).metrics["mvm_accuracy"] == 100
     assert (

@@ -49,7 +49,7 @@ def test_a_start_copies_what_has_a_place_and_says_the_rest(
     assert start.fresh
     assert {name.split(".")[0] for name in start.left} == {"word_head", "match", "embed"}
     said = str(start)
-    assert said.startswith("loaded: model.decoder, model.text_encoder, model.video_encoder;")
+    assert said.startswith("loaded: model.fusion, model.text_encoder, model.video_encoder;")
     assert "at random: answer_head;" in said
 
 

@@ -77,12 +77,12 @@ def test_what_does_not_decay(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim <= 1:
             assert name in free
-    for name in ("decoder.cls", "decoder.type_text", "decoder.type_video", "video_encoder.space", "video_encoder.time"):
+    for name in ("fusion.cls", "fusion.type_text", "fusion.type_video", "video_encoder.space", "video_encoder.time"):
         assert f"model.{name}" in free
     embeddings = [name for name in found if "embeddings" in name]
     assert len(embeddings) >= 3
     assert set(embeddings) <= free
-    for name in ("model.decoder.blocks.0.attention.qkv.weight", "model.text_encoder.project.weight", "head.weight"):
+    for name in ("model.fusion.blocks.0.attention.qkv.weight", "model.text_encoder.project.weight", "head.weight"):
         assert name not in free
     kernels = [
         name for name, p in model.named_parameters() if ".backbone." in name and p.ndim == 4 and "weight" in name
@@ -119,10 +119,10 @@ def test_the_polynomial_schedule() -> None:
 
 
 def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
-    from evilm.model.presets import build
+    from evilm.model.evilm import EViLM
 
     task = nn.Module()
-    task.model, task.head = build(tiny, 50), nn.Linear(2, 2)
+    task.model, task.head = EViLM(tiny, 50), nn.Linear(2, 2)
     config = OptimConfig(layer_decay=0.5, backbone_lr_scale=0.1)
     rates = {
         id(p): group["factor"]
@@ -131,8 +131,8 @@ def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
     }
     factor = {name: rates[id(parameter)] for name, parameter in task.named_parameters()}
     assert factor["head.weight"] == 1
-    assert factor["model.decoder.blocks.1.norm1.weight"] == 0.5
-    assert factor["model.decoder.blocks.0.norm1.weight"] == 0.25
+    assert factor["model.fusion.blocks.1.norm1.weight"] == 0.5
+    assert factor["model.fusion.blocks.0.norm1.weight"] == 0.25
     assert factor["model.text_encoder.project.weight"] == 0.125
     assert {rate for name, rate in factor.items() if ".backbone." in name} == {0.0125}
 

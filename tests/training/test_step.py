@@ -13,8 +13,8 @@ from torch import nn
 
 from evilm import config
 from evilm.errors import ConfigError, TrainingError
-from evilm.model.economy import apply_memory_options
-from evilm.model.presets import build
+from evilm.model.evilm import EViLM
+from evilm.model.layers import apply_memory_options
 from evilm.tasks.task import Task
 from evilm.training import optim, snapshot
 from evilm.training.recipe import Recipe
@@ -123,8 +123,8 @@ def test_recomputed_activations_give_the_same_gradients(tiny: ModelConfig) -> No
     found: list[list[torch.Tensor]] = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model = build(tiny.model_copy(update={"dropout": 0.1}), 50)
-        apply_memory_options(model, recompute=recompute)
+        model = EViLM(tiny.model_copy(update={"dropout": 0.1}), 50)
+        apply_memory_options(model, grad_checkpointing=recompute)
         model.train()
         torch.manual_seed(1)
         frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)

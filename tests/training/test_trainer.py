@@ -314,7 +314,7 @@ class Drawn:
 
 
 def golden_run(tiny: ModelConfig, vocabulary: Vocabulary, out: Path, jitter: float = 0.0) -> list[float]:
-    from evilm.model.presets import build as build_model
+    from evilm.model.evilm import EViLM
 
     torch.set_num_threads(1)
     table = {
@@ -327,7 +327,7 @@ def golden_run(tiny: ModelConfig, vocabulary: Vocabulary, out: Path, jitter: flo
     made = config.check(Recipe, table, "golden")
     assert isinstance(made.task, PretrainConfig)
     torch.manual_seed(0)
-    task = Pretrain(build_model(tiny, vocabulary.size), vocabulary, made.task, {"codes": 24}, None)
+    task = Pretrain(EViLM(tiny, vocabulary.size), vocabulary, made.task, {"codes": 24}, None)
     if jitter:
         with torch.no_grad():
             for parameter in task.parameters():

@@ -47,7 +47,7 @@ def trace(engine: TorchRuntime, folder: Path) -> None:
     """
     _needs_onnx()
     about = engine.metadata
-    regions = Grid(about.num_frames, *about.grid).regions
+    regions = Grid(about.num_frames, *about.grid).patches
     frames = torch.zeros(2, about.num_frames, about.image_size, about.image_size, 3, dtype=torch.uint8)
     ids, mask = torch.full((2, 8), 5), torch.ones(2, 8, dtype=torch.bool)
     tokens, seen = torch.zeros(2, regions, about.hidden_dim), torch.ones(2, regions, dtype=torch.bool)

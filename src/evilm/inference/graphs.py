@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from evilm.inference.runtime import Head
     from evilm.model.evilm import EViLM
-    from evilm.model.fusion import Decoder
+    from evilm.model.fusion import Fusion
     from evilm.model.layers import Block
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,7 +35,7 @@ class VideoGraph(nn.Module):
     def __init__(self, model: EViLM) -> None:
         super().__init__()
         self.encoder = model.video_encoder
-        self.type_video = model.decoder.type_video
+        self.type_video = model.fusion.type_video
 
     def forward(self, frames: Tensor) -> Tensor:
         pixels = self.encoder.normalise(frames.permute(0, 1, 4, 2, 3))
@@ -48,7 +48,7 @@ class TextGraph(nn.Module):
     def __init__(self, model: EViLM) -> None:
         super().__init__()
         self.encoder = model.text_encoder
-        self.type_text = model.decoder.type_text
+        self.type_text = model.fusion.type_text
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.encoder(Text(ids, mask, mask)).tokens + self.type_text
@@ -57,7 +57,7 @@ class TextGraph(nn.Module):
 class FusionGraph(nn.Module):
     """Tokens (B, S, D) of one or both modalities and their mask (B, S) to h^CLS (B, D) and its attention (B, S)."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Fusion) -> None:
         super().__init__()
         self.decoder = decoder
 

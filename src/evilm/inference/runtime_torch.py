@@ -13,7 +13,8 @@ from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError
 from evilm.inference import graphs
 from evilm.inference.runtime import Metadata, Threshold
-from evilm.model.presets import ModelConfig, build
+from evilm.model.evilm import EViLM
+from evilm.model.presets import ModelConfig
 from evilm.training import checkpoint
 from evilm.training.recipe import Recipe
 
@@ -49,7 +50,7 @@ class TorchRuntime:
         self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
         tensors = checkpoint.read_tensors(self.folder / "model.safetensors")
         check_shape(self.folder, shape, tensors)
-        self.model = build(shape.model_copy(update={"backbone_weights": "none"}), self.vocabulary.size)
+        self.model = EViLM(shape.model_copy(update={"backbone_weights": "none"}), self.vocabulary.size)
         own = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         try:
             self.model.load_state_dict(own)
@@ -62,7 +63,7 @@ class TorchRuntime:
         self.graphs: dict[str, nn.Module] = {
             "video": graphs.VideoGraph(self.model),
             "text": graphs.TextGraph(self.model),
-            "fusion": graphs.FusionGraph(self.model.decoder),
+            "fusion": graphs.FusionGraph(self.model.fusion),
         }
         for module in [*self.graphs.values(), *self.heads.values()]:
             module.eval().to(self.device)
@@ -123,10 +124,10 @@ def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor])
     places: dict[str, tuple[int, ...]] = {
         "model.video_encoder.space": (1, shape.embed_dim, cells, cells),
         "model.video_encoder.time": (1, shape.embed_dim, shape.num_frames),
-        "model.decoder.blocks.0.feed.0.weight": (shape.mlp_dim, shape.embed_dim),
-        f"model.decoder.blocks.{shape.depth - 1}.norm1.weight": (shape.embed_dim,),
+        "model.fusion.blocks.0.feed.0.weight": (shape.mlp_dim, shape.embed_dim),
+        f"model.fusion.blocks.{shape.depth - 1}.norm1.weight": (shape.embed_dim,),
         "model.text_encoder.bert.embeddings.position_embeddings.weight": (shape.max_text_len, shape.text_embed_dim),
-        f"model.text_encoder.bert.encoder.layer.{shape.text_layers - 1}.intermediate.dense.weight": (
+        f"model.text_encoder.bert.encoder.layer.{shape.text_depth - 1}.intermediate.dense.weight": (
             shape.text_mlp_dim,
             shape.text_embed_dim,
         ),

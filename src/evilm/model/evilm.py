@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from evilm.model.fusion import Decoder
-from evilm.model.text_encoder import TextEncoder
+from evilm.model.fusion import Fusion
+from evilm.model.text_encoder import TextEncoder, load_text_weights
 from evilm.model.video_encoder import VideoEncoder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from evilm.model.presets import ModelConfig
@@ -22,49 +24,21 @@ class EViLM(nn.Module):
 
     Args:
         config: see ``presets.ModelConfig``.
-        vocabulary: how many word pieces the text encoder knows.
+        vocab_size: number of word pieces.
+
+    Raises:
+        ConfigError, CheckpointError: a backbone or weights that do not exist or do not fit; see ``build_backbone``.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int = 9157) -> None:
         super().__init__()
         self.config, self.embed_dim = config, config.embed_dim
-        self.video_encoder = VideoEncoder(
-            name=config.backbone,
-            stride=config.stride,
-            options=config.backbone_options,
-            weights=config.backbone_weights,
-            width=config.embed_dim,
-            size=config.image_size,
-            frames=config.num_frames,
-            space_start=config.space_start,
-            time_start=config.time_start,
-            motion=config.motion,
-            mean=config.mean,
-            std=config.std,
-            layer=config.backbone_layer,
-        )
-        self.text_encoder = TextEncoder(
-            vocabulary=vocabulary,
-            width=config.text_embed_dim,
-            layers=config.text_layers,
-            heads=config.text_num_heads,
-            hidden=config.text_mlp_dim,
-            positions=config.max_text_len,
-            out=config.embed_dim,
-            dropout=config.dropout,
-            position_start=config.text_position_start,
-        )
-        self.decoder = Decoder(
-            width=config.embed_dim,
-            depth=config.depth,
-            heads=config.num_heads,
-            hidden=config.mlp_dim,
-            dropout=config.dropout,
-            mean=config.cls_mean,
-        )
+        self.video_encoder = VideoEncoder(config)
+        self.text_encoder = TextEncoder(config, vocab_size)
+        self.fusion = Fusion(config)
 
     def normalise(self, frames: Tensor) -> Tensor:
-        """(B, T, 3, H, W) uint8 to the numbers the backbone expects."""
+        """(B, T, 3, H, W) uint8 to the pixel values that the backbone was trained on."""
         return self.video_encoder.normalise(frames)
 
     def encode_video(self, frames: Tensor) -> Encoded:
@@ -74,7 +48,7 @@ class EViLM(nn.Module):
             frames: (B, T, 3, H, W) normalised; H and W multiples of the stride, any T.
 
         Returns:
-            tokens (B, N, D) and their grid.
+            patches (B, N, D) and their grid.
 
         Raises:
             GridError: a side that is no multiple of the stride.
@@ -87,8 +61,27 @@ class EViLM(nn.Module):
 
     def fuse(self, video: Encoded | None = None, text: Encoded | None = None) -> Fused:
         """h^CLS, h^L, h^V of Eq. 2 from both modalities, or from one alone (fast retrieval, probes, search)."""
-        return self.decoder(video, text)
+        return self.fusion(video, text)
 
     def fuse_cls(self, video: Encoded | None = None, text: Encoded | None = None) -> Tensor:
-        """h^CLS (B, D) of Eq. 2 alone, for all that needs no other state: nearly one block of the decoder cheaper."""
-        return self.decoder(video, text, cls_only=True).cls
+        """h^CLS (B, D) of Eq. 2 alone; cheaper than ``fuse`` by nearly one fusion block."""
+        return self.fusion(video, text, cls_only=True).cls
+
+    def load_published(self, pieces: Sequence[str]) -> list[str]:
+        """Load the text weights that the settings name; the backbone's are loaded when the model is made.
+
+        Args:
+            pieces: the word pieces, in the order of their ids.
+
+        Returns:
+            for each part of the model, a line that names where its weights come from.
+
+        Raises:
+            CheckpointError: see ``load_text_weights``.
+        """
+        config, backbone = self.config, self.config.backbone_weights
+        origin = {"none": "random", "hub": "from timm's hub"}.get(backbone, f"from {backbone}")
+        text = ["text encoder: random"]
+        if config.text_weights != "none":
+            text = load_text_weights(self.text_encoder, pieces, config.text_weights)
+        return [f"video backbone {config.backbone}: {origin}", *text, "fusion, projections, positions: random"]

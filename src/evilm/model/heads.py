@@ -1,130 +1,132 @@
-"""What stands on h^CLS, h^L and h^V: one small head for each question that is asked of them.
+"""Task heads on h^CLS, h^L and h^V (Eq. 2).
 
-A head keeps its name from pre-training to fine-tuning (``words``, ``regions``, ``match``, ``embed``), so that a task
-started from a checkpoint finds it there.
+A head has the same attribute name in pre-training and in fine-tuning (``word_head``, ``patch_head``, ``match``,
+``embed``), so that its weights are found in the checkpoint that a task starts from.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evilm.model.layers import initialise
+from evilm.model.layers import init_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evilm.model.evilm import EViLM
+
 
 class WordHead(nn.Module):
-    """BERT's masked-language head: back to the text width, then the word embeddings as output weights."""
+    """BERT's masked-language head: a projection to the text width, then the word embeddings as output weights."""
 
-    def __init__(self, width: int, text_width: int, vocabulary: int) -> None:
+    def __init__(self, embed_dim: int, text_embed_dim: int, vocab_size: int) -> None:
         super().__init__()
-        self.transform = nn.Sequential(nn.Linear(width, text_width), nn.GELU(), nn.LayerNorm(text_width))
-        self.bias = nn.Parameter(torch.zeros(vocabulary))
-        initialise(self)
+        self.transform = nn.Sequential(nn.Linear(embed_dim, text_embed_dim), nn.GELU(), nn.LayerNorm(text_embed_dim))
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        init_weights(self)
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
-        """h^L (..., D) and embeddings (K, d) to logits (..., K)."""
+        """h^L (..., D) and word embeddings (K, d) to logits (..., K)."""
         return F.linear(self.transform(states), word_embeddings, self.bias)
 
 
-class RegionHead(nn.Module):
+class PatchHead(nn.Module):
     """HEAD^V of Eq. 3: h^V (..., D) to logits over the codes (..., M)."""
 
-    def __init__(self, width: int, codes: int) -> None:
+    def __init__(self, embed_dim: int, codebook_size: int) -> None:
         super().__init__()
-        self.out = nn.Linear(width, codes)
-        initialise(self)
+        self.out = nn.Linear(embed_dim, codebook_size)
+        init_weights(self)
 
     def forward(self, states: Tensor) -> Tensor:
         return self.out(states)
 
 
 class MatchHead(nn.Module):
-    """Do video and text belong together: h^CLS (..., D) to a score (...)."""
+    """Video-text matching: h^CLS (..., D) to a score (...)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-        initialise(self)
+        self.layers = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.GELU(), nn.Linear(embed_dim, 1))
+        init_weights(self)
 
     def forward(self, cls: Tensor) -> Tensor:
         return self.layers(cls).squeeze(-1)
 
 
 class EmbeddingHead(nn.Module):
-    """One-modality h^CLS to the space where cosines rank: fast retrieval and search."""
+    """One vector for a video and one for a text, ranked by cosine: fast retrieval and search.
 
-    def __init__(self, width: int, embedding: int = 512, temperature: float = 0.05) -> None:
+    Each is a linear map of h^CLS, plus, where the model has ``pooled_skip``, a linear map of the modality's pooled
+    features (``Encoded.pooled``). The sum is l2-normalised.
+
+    Args:
+        embed_dim: D.
+        out_dim: width of the embeddings.
+        temperature: initial temperature of the cosines.
+        pooled: widths of the pooled features of a video and of a text, see ``for_model``; None without them.
+    """
+
+    def __init__(
+        self, embed_dim: int, out_dim: int = 512, temperature: float = 0.05, pooled: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
-        self.video_out, self.text_out = nn.Linear(width, embedding), nn.Linear(width, embedding)
+        self.video_out, self.text_out = nn.Linear(embed_dim, out_dim), nn.Linear(embed_dim, out_dim)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        initialise(self)
+        if pooled is not None:
+            video, text = pooled
+            self.video_pooled = nn.Sequential(
+                nn.BatchNorm1d(video, affine=False), nn.Linear(video, out_dim, bias=False)
+            )
+            self.text_pooled = nn.Sequential(nn.Linear(text, out_dim, bias=False))
+        init_weights(self)
+
+    @classmethod
+    def for_model(cls, model: EViLM, out_dim: int = 512, temperature: float = 0.05) -> EmbeddingHead:
+        """A head that fits the model: with pooled features where the model gives them."""
+        pooled = (model.video_encoder.channels, 2 * model.config.text_embed_dim)
+        return cls(model.embed_dim, out_dim, temperature, pooled if model.config.pooled_skip else None)
 
     @property
     def temperature(self) -> Tensor:
-        """Learned from its start; never below 0.01, where one pair would drown the rest."""
+        """The learned temperature, at least 0.01: below that a single pair would decide the loss."""
         return self.log_temperature.exp().clamp(min=0.01)
 
-    def video(self, cls: Tensor) -> Tensor:
-        """(B, D) to (B, 512), l2-normalised."""
-        return F.normalize(self.video_out(cls).float(), dim=-1)
+    def remove(self, side: Literal["video", "text"]) -> None:
+        """Remove one half, where nothing trains it."""
+        for name in (f"{side}_out", f"{side}_pooled"):
+            if hasattr(self, name):
+                delattr(self, name)
 
-    def text(self, cls: Tensor) -> Tensor:
-        """(B, D) to (B, 512), l2-normalised."""
-        return F.normalize(self.text_out(cls).float(), dim=-1)
+    def video(self, cls: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """h^CLS (B, D) and pooled features (B, C) of videos alone to (B, out_dim), l2-normalised."""
+        vector = self.video_out(cls)
+        return F.normalize((vector if pooled is None else vector + self.video_pooled(pooled)).float(), dim=-1)
 
-
-class LexicalHead(nn.Module):
-    """A second embedding, without fusion: a text as a weighted bag of pieces, a video as the mean of its features.
-
-    Beyond the paper. Where captions are few, which words were said is learned sooner than what they mean together.
-
-    Args:
-        weights: (K,) how much each word piece counts, such as the logarithm of its rarity; 0 leaves it out.
-        channels: C, of the backbone's features.
-        width: of the embedding.
-    """
-
-    weights: Tensor
-
-    def __init__(self, weights: Tensor, channels: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("weights", weights, persistent=False)
-        self.norm = nn.BatchNorm1d(channels, affine=False)
-        self.video_out = nn.Linear(channels, width)
-        self.words = nn.Parameter(torch.empty(len(weights), width))
-        initialise(self)
-        nn.init.xavier_uniform_(self.words)
-
-    def video(self, features: Tensor) -> Tensor:
-        """(B, T, h, w, C) to (B, width), l2-normalised."""
-        return F.normalize(self.video_out(self.norm(features.float().mean((1, 2, 3)))).float(), dim=-1)
-
-    def text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, L) each to (B, width), l2-normalised."""
-        weights = self.weights[ids] * mask
-        return F.normalize((self.words[ids].float() * weights[..., None]).sum(1), dim=-1)
+    def text(self, cls: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """h^CLS (B, D) and pooled features (B, 2 d) of texts alone to (B, out_dim), l2-normalised."""
+        vector = self.text_out(cls)
+        return F.normalize((vector if pooled is None else vector + self.text_pooled(pooled)).float(), dim=-1)
 
 
 class AnswerHead(nn.Module):
-    """h^CLS (..., D) to logits over K answers: a hidden layer of twice the width, as VQA models have."""
+    """h^CLS (..., D) to logits over K answers, with a hidden layer of width 2 D as in VQA models."""
 
-    def __init__(self, width: int, answers: int, dropout: float) -> None:
+    def __init__(self, embed_dim: int, num_answers: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, 2 * width),
+            nn.Linear(embed_dim, 2 * embed_dim),
             nn.GELU(),
-            nn.LayerNorm(2 * width),
+            nn.LayerNorm(2 * embed_dim),
             nn.Dropout(dropout),
-            nn.Linear(2 * width, answers),
+            nn.Linear(2 * embed_dim, num_answers),
         )
-        initialise(self)
+        init_weights(self)
 
     def forward(self, cls: Tensor) -> Tensor:
         return self.layers(cls)

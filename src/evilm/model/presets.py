@@ -1,88 +1,81 @@
-"""The models by name, each with its facts beside it."""
+"""``ModelConfig``, the settings of an ``EViLM``, and the models that have a name."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from evilm.config import Config
 from evilm.errors import ConfigError
-from evilm.model.video_encoder import Layer, Options
 
-if TYPE_CHECKING:
-    from evilm.model.evilm import EViLM
+Options = dict[str, int | float | bool | str | list[int]]
 
 
 class ModelConfig(Config):
     """The shape of an ``EViLM``; the defaults are the paper's model (sections 3.1, 4.1)."""
 
-    backbone: str = "edgenext_small"
-    backbone_options: Options = {}
-    backbone_weights: str = Field(default="none", description="none, hub, or a safetensors file")
-    backbone_layer: Layer = Field(
-        default="stage", description="last: a MobileNet's or EfficientNet's convolution after the last stage as well"
+    backbone: str = Field(default="edgenext_small", description="any timm model that has feature maps")
+    backbone_options: Options = Field(default={}, description="arguments of the timm model's constructor")
+    backbone_weights: str = Field(default="none", description="none (random), hub, or a safetensors file")
+    backbone_conv_head: bool = Field(
+        default=False, description="include the last 1x1 convolution (conv_head) of a MobileNet or EfficientNet"
+    )
+    stride: int = Field(default=32, gt=0, description="pixels of a patch's side")
+    mean: tuple[float, float, float] | None = Field(default=None, description="pixel mean; none takes the backbone's")
+    std: tuple[float, float, float] | None = Field(default=None, description="pixel standard deviation, likewise")
+    image_size: int = Field(default=256, gt=0, description="pixels of a frame's side")
+    num_frames: int = Field(default=4, gt=0, description="T, frames of a clip")
+    motion: bool = Field(
+        default=False, description="beyond the paper: add projected frame differences to the patches (TDN)"
+    )
+    position_std: float | None = Field(
+        default=None, ge=0, description="initial standard deviation of video positions; none: 0.02 in space, 0 in time"
     )
     text_weights: str = Field(
-        default="none", description="none, a published BERT of this width by its name on the hub, or its files"
+        default="none", description="none (random), or a BERT of this width: its files or its name on the hub"
     )
-    stride: int = Field(default=32, gt=0)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    image_size: int = Field(default=256, gt=0, description="pixels of a frame's side")
-    num_frames: int = Field(default=4, gt=0)
-    embed_dim: int = Field(default=384, gt=0, description="D, of the fusion decoder")
-    depth: int = Field(default=4, gt=0)
-    num_heads: int = Field(default=6, gt=0)
-    mlp_dim: int = Field(default=1536, gt=0)
-    cls_mean: bool = Field(
-        default=False, description="[CLS] begins as the mean of what is fused, beside what is learned"
-    )
-    text_embed_dim: int = Field(default=128, gt=0)
-    text_layers: int = Field(default=6, gt=0)
+    text_embed_dim: int = Field(default=128, gt=0, description="width of BERT")
+    text_depth: int = Field(default=6, gt=0, description="layers of BERT")
     text_num_heads: int = Field(default=4, gt=0)
     text_mlp_dim: int = Field(default=512, gt=0)
-    max_text_len: int = Field(default=512, gt=0)
-    text_position_start: float = Field(
-        default=0.02, ge=0, description="standard deviation of untrained positions in a text; words start with 0.02"
+    max_text_len: int = Field(default=512, gt=0, description="word pieces of the longest text")
+    embed_dim: int = Field(default=384, gt=0, description="D, width of the fusion blocks")
+    depth: int = Field(default=4, gt=0, description="number of fusion blocks")
+    num_heads: int = Field(default=6, gt=0)
+    mlp_dim: int = Field(default=1536, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="of BERT and of the fusion blocks")
+    pooled_skip: bool = Field(
+        default=False, description="beyond the paper: embeddings also use pooled features that skip fusion"
     )
-    space_start: float = Field(default=0.02, ge=0, description="standard deviation of untrained spatial positions")
-    time_start: float = Field(default=0.0, ge=0, description="the same for positions in time")
-    motion: bool = Field(
-        default=False, description="beyond the paper: regions also tell how they differ from the frames beside theirs"
-    )
-    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _fits(self) -> ModelConfig:
+    def _check(self) -> ModelConfig:
         if self.embed_dim % self.num_heads or self.text_embed_dim % self.text_num_heads:
-            raise ValueError("heads must divide width, and text_heads must divide text_width")
+            raise ValueError("num_heads must divide embed_dim, and text_num_heads must divide text_embed_dim")
         if self.image_size % self.stride:
-            raise ValueError(f"size {self.image_size} is no multiple of the stride {self.stride}")
+            raise ValueError(f"image_size {self.image_size} must be a multiple of the stride {self.stride}")
         return self
 
 
-# Parameters without heads and MACs for 4 frames and 30 words at the preset's own size, held by a test.
+# Parameters without heads, and MACs for 4 frames and 30 words, are held by a test (tests/report/test_cost.py).
 PRESETS: dict[str, ModelConfig] = {
-    # The paper's model.
+    # The paper's model: 15.00 M parameters, 7.36 GMAC.
     "evilm-small": ModelConfig(),
-    # Figure 2's size axis.
+    # Figure 2's smaller models.
     "evilm-x-small": ModelConfig(backbone="edgenext_x_small", embed_dim=256, num_heads=4, mlp_dim=1024),
     "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", embed_dim=192, num_heads=3, mlp_dim=768),
-    # For tests and the demo, on a CPU: cells of 16 pixels on frames of 64. A small ResNet, because EdgeNeXt's layer
-    # scale of 1e-6 needs many more steps from scratch than a demo has (docs/decisions.md).
+    # For tests and the demo, trained from scratch on a CPU: patches of 16 pixels on frames of 64. Its backbone is a
+    # small ResNet, because EdgeNeXt's layer scale of 1e-6 needs more steps than a demo has (docs/decisions.md).
     "evilm-tiny": ModelConfig(
         backbone="resnet10t",
-        space_start=0.5,  # as loud as the features: from scratch, motion is learned from where and when
-        time_start=0.5,
-        motion=True,  # else hardly any is learned in a demo's time (docs/decisions.md)
+        position_std=0.5,  # as large as the features: loss 1.83 against 1.90 after 400 steps (docs/decisions.md)
+        motion=True,  # R@1 37.6 against 19.6 in the demo's time (docs/decisions.md)
         stride=16,
         image_size=64,
         embed_dim=192,
         depth=2,
         num_heads=6,
         mlp_dim=768,
-        text_layers=3,
+        text_depth=3,
         max_text_len=64,
         dropout=0.0,
     ),
@@ -90,7 +83,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The shape called ``name``.
+    """The settings of the model called ``name``.
 
     Raises:
         ConfigError: no such preset; lists those there are.
@@ -98,10 +91,3 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}: there are {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def build(config: ModelConfig, vocabulary: int = 9157) -> EViLM:
-    """The model of that shape for a vocabulary of that many word pieces, started at random or from its weights."""
-    from evilm.model.evilm import EViLM
-
-    return EViLM(config, vocabulary)

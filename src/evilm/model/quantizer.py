@@ -46,7 +46,7 @@ class Quantizer(nn.Module):
         restart_below: float = 0.0, kmeans: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.decay, self.restart_below, self.ema = decay, restart_below, codebook == "ema"
+        self.ema_decay, self.dead_code_threshold, self.ema = decay, restart_below, codebook == "ema"
         start = F.normalize(torch.randn(codes, width), dim=-1)
         if self.ema:
             self.register_buffer("codes", start)
@@ -108,12 +108,12 @@ class Quantizer(nn.Module):
     def _keep_alive(self, encoded: Tensor, labels: Tensor) -> None:
         """Count use; move the codes by their running mean (``ema``); re-seed those that died."""
         count = distributed.all_reduce_sum(torch.bincount(labels, minlength=len(self.codes)).to(self.use))
-        self.use.lerp_(count, 1 - self.decay)
+        self.use.lerp_(count, 1 - self.ema_decay)
         if self.ema:
             fresh = torch.zeros_like(self.sums).index_add_(0, labels, encoded)
-            self.sums.lerp_(distributed.all_reduce_sum(fresh), 1 - self.decay)
+            self.sums.lerp_(distributed.all_reduce_sum(fresh), 1 - self.ema_decay)
             self.codes.copy_(F.normalize(self.sums, dim=-1))
-        dead = torch.nonzero(self.use < self.restart_below).flatten()
+        dead = torch.nonzero(self.use < self.dead_code_threshold).flatten()
         if len(dead):
             seeds = _drawn(distributed.all_gather(encoded), len(dead))
             self.codes[dead] = seeds

@@ -16,8 +16,8 @@ from torch import nn
 
 from evilm.config import Config
 from evilm.errors import ConfigError
+from evilm.model.presets import Options
 from evilm.model.tokenizer import FrameEncoder, TokenizerConfig, VideoTokenizer
-from evilm.model.video_encoder import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class PixelTokenizer(VideoTokenizer):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
         self.pixels = nn.Linear(config.embed_dim, 3 * config.stride**2)
-        self.start_decoder(self.pixels)
+        self.init_decoder(self.pixels)
 
     def targets(self, frames: Tensor) -> Tensor:
         """What to tell: (B, T, 3, H, W) uint8 to the normalised pixels of each region, (B, T, h*w, 3 * stride^2)."""
@@ -97,7 +97,7 @@ class FeatureTokenizer(VideoTokenizer):
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
         self.features = nn.Linear(config.embed_dim, self.teacher.width)
-        self.start_decoder(self.features)
+        self.init_decoder(self.features)
 
     @torch.no_grad()
     def targets(self, frames: Tensor) -> Tensor:

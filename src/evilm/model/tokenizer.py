@@ -18,9 +18,10 @@ from torch import nn
 from evilm import metrics
 from evilm.config import Config
 from evilm.errors import CodebookError, ConfigError, GridError
-from evilm.model.layers import Block, Normalise, initialise
+from evilm.model.layers import Block, Normalise, init_weights
+from evilm.model.presets import Options
 from evilm.model.quantizer import Codebook, GumbelQuantizer, Quantizer
-from evilm.model.video_encoder import Options, backbone, feature_map, keep_frozen, statistics
+from evilm.model.video_encoder import backbone_features, build_backbone, freeze_batch_norm, pixel_statistics
 from evilm.model.video_swin import SWIN_MEAN, SWIN_STD, VideoSwinEncoder
 from evilm.types import Grid
 
@@ -80,20 +81,20 @@ class FrameEncoder(nn.Module):
         if "vit" in config.encoder:
             options = {"img_size": config.image_size, **options}
         self.stride = config.stride
-        self.backbone, self.width = backbone(config.encoder, config.stride, options, config.encoder_weights)
-        mean, std = statistics(self.backbone)
+        self.backbone, self.width = build_backbone(config.encoder, config.stride, options, config.encoder_weights)
+        mean, std = pixel_statistics(self.backbone)
         self.normalise = Normalise(config.mean or mean, config.std or std)
 
     def train(self, mode: bool = True) -> FrameEncoder:
         """A frozen backbone stays in evaluation mode, as in ``VideoEncoder``."""
         super().train(mode)
-        keep_frozen(self.backbone)
+        freeze_batch_norm(self.backbone)
         return self
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 to (B, T, h, w, width)."""
         batch, count = frames.shape[:2]
-        features = feature_map(self.backbone, self.normalise(frames.flatten(0, 1)))
+        features = backbone_features(self.backbone, self.normalise(frames.flatten(0, 1)))
         if features.shape[-1] != self.width:
             features = features.permute(0, 2, 3, 1)
         return features.view(batch, count, *features.shape[1:])
@@ -145,7 +146,7 @@ class VideoTokenizer(nn.Module):
         )
         cells = config.image_size // config.stride
         self.from_code = nn.Linear(config.code_dim, config.embed_dim)
-        self.places = nn.Parameter(torch.zeros(1, 1, cells * cells, config.embed_dim))
+        self.positions = nn.Parameter(torch.zeros(1, 1, cells * cells, config.embed_dim))
         self.decoder = nn.ModuleList(
             Block(config.embed_dim, config.num_heads, config.mlp_dim) for _ in range(config.depth)
         )
@@ -153,10 +154,10 @@ class VideoTokenizer(nn.Module):
         # Written by the evaluation that ends training; NaN says that nobody has looked yet.
         self.register_buffer("perplexity", torch.tensor(float("nan")))
 
-    def start_decoder(self, head: nn.Linear) -> None:
+    def init_decoder(self, head: nn.Linear) -> None:
         """Give the decoder and a subclass's head their first weights."""
         for part in (self.from_code, self.decoder, head):
-            initialise(part)
+            init_weights(part)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """The regions that this tokenizer labels in a clip of this size.
@@ -203,7 +204,7 @@ class VideoTokenizer(nn.Module):
             codes: as the quantizer gives them.
             together: whether regions attend to those of the clip's other frames, or to those of their own alone.
         """
-        states = self.from_code(codes).flatten(2, 3) + self.places  # (B, T, h*w, width)
+        states = self.from_code(codes).flatten(2, 3) + self.positions  # (B, T, h*w, width)
         shape = states.shape
         states = states.flatten(1, 2) if together else states.flatten(0, 1)
         for block in self.decoder:
@@ -219,7 +220,7 @@ class VideoTokenizer(nn.Module):
         Raises:
             CodebookError: the codebook has collapsed.
         """
-        self.check_alive()
+        self.check_not_collapsed()
         with torch.autocast(frames.device.type, enabled=False):
             encoded = self.encode(frames)
             return self.quantizer.nearest(encoded.flatten(0, -2)).view(encoded.shape[:-1])
@@ -239,7 +240,7 @@ class VideoTokenizer(nn.Module):
         """Whether the last evaluation found next to all regions in one code."""
         return bool(self.perplexity < COLLAPSED)
 
-    def check_alive(self) -> None:
+    def check_not_collapsed(self) -> None:
         """Raises ``CodebookError`` when the codebook has collapsed."""
         if self.collapsed:
             raise CodebookError(
@@ -269,7 +270,7 @@ class Tokenizer(VideoTokenizer):
     def __init__(self, config: TokenizerConfig, words: int) -> None:
         super().__init__(config)
         self.words = nn.Linear(config.embed_dim, words)
-        self.start_decoder(self.words)
+        self.init_decoder(self.words)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
         """Word logits (B, K) of Eq. 5 and the codes of Eq. 4, from frames (B, T, 3, H, W) uint8."""

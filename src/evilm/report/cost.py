@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "text_encoder": ("text_encoder.bert",),
     "projections": ("video_encoder.project", "video_encoder.motion", "text_encoder.project"),
     "positions": ("video_encoder.space", "video_encoder.time"),
-    "decoder": ("decoder",),
+    "fusion": ("fusion",),
 }
 
 
@@ -118,7 +118,7 @@ def cost_of_shape(
     """
     import torch
 
-    from evilm.model.presets import build
+    from evilm.model.evilm import EViLM
 
     if frames < 1 or not 1 <= words <= config.max_text_len:
         raise ConfigError(
@@ -127,8 +127,8 @@ def cost_of_shape(
         )
     # Only the shape matters, so weights are drawn, not read, and the caller's random numbers are left as they were.
     with torch.random.fork_rng(devices=[]):
-        model = build(config.model_copy(update={"backbone_weights": "none"}), vocabulary).eval()
-        regions = model.video_encoder.grid(frames, size, size).regions
+        model = EViLM(config.model_copy(update={"backbone_weights": "none"}), vocabulary).eval()
+        regions = model.video_encoder.grid(frames, size, size).patches
         heads = _heads(model, regions, words, codes)
     parts = _parts(model, frames, size, words)
     parameters = sum(part.parameters for part in parts.values())
@@ -197,10 +197,10 @@ def _heads(model: EViLM, regions: int, words: int, codes: int) -> Part:
     """The heads of pre-training (3.4): words of all word pieces, codes of all regions, a match."""
     import torch
 
-    from evilm.model.heads import MatchHead, RegionHead, WordHead
+    from evilm.model.heads import MatchHead, PatchHead, WordHead
 
     width, embeddings = model.embed_dim, model.text_encoder.word_embeddings
-    word, region = WordHead(width, embeddings.shape[1], embeddings.shape[0]), RegionHead(width, codes)
+    word, region = WordHead(width, embeddings.shape[1], embeddings.shape[0]), PatchHead(width, codes)
     match = MatchHead(width)
     pieces, cells, cls = torch.zeros(1, words, width), torch.zeros(1, regions, width), torch.zeros(1, width)
     macs = count_macs(lambda: (word(pieces, embeddings), region(cells), match(cls)))

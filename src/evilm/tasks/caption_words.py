@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from evilm.data.vocabulary import Vocabulary
+
 Kind = Literal["all", "nouns-adjectives"]
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
+_COUNTED, _LONGEST = 200_000, 64  # captions, and word pieces of a caption, that ``piece_weights`` reads
 # Closed classes of English: what is neither a noun, an adjective nor a number that one can see.
 FUNCTION_WORDS = frozenset(
     "a an the this that these those some any each every no and or but nor so yet if while as than of in on at by for "
@@ -42,6 +45,25 @@ def words_of(caption: str, kind: Kind = "all") -> list[str]:
 
 def _is_content(word: str) -> bool:
     return word in NOUNS_IN_ING or (word not in FUNCTION_WORDS and not VERB_OR_ADVERB.search(word))
+
+
+def piece_weights(vocabulary: Vocabulary, captions: Sequence[str]) -> NDArray[np.float32]:
+    """(K,) log inverse document frequency of each word piece; 0 for special pieces and those in fewer than two captions.
+
+    Args:
+        vocabulary: the word pieces.
+        captions: training captions; at most 200,000 of them are counted, spread evenly.
+    """
+    captions = captions[:: -(-len(captions) // _COUNTED) or 1]
+    counts = np.zeros(vocabulary.size, dtype=np.int64)
+    for start in range(0, len(captions), 4096):
+        ids, mask = vocabulary.encode_arrays(captions[start : start + 4096], _LONGEST)
+        ids = np.sort(np.where(mask, ids, -1), axis=1)
+        first = np.diff(ids, axis=1, prepend=-1) > 0  # each piece of a caption counts once
+        counts += np.bincount(ids[first], minlength=vocabulary.size)
+    counts[list(vocabulary.special_ids)] = 0
+    rarity = np.log(len(captions) / np.maximum(counts, 1)) if captions else np.zeros(vocabulary.size)
+    return np.where(counts > 1, rarity, 0.0).astype(np.float32)
 
 
 class CaptionWords:

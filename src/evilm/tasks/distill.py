@@ -95,12 +95,12 @@ class Distill(VideoTextTask):
         if not config.cosine_weight and not config.relation_weight:
             raise ConfigError("task.cosine_weight and task.relation_weight are both 0: nothing would be learned")
         self.config, self.texts = config, bool(facts["texts"])
-        self.embed = EmbeddingHead(model.embed_dim, int(facts["width"]), float(facts["temperature"]))
+        self.embed = EmbeddingHead.for_model(model, int(facts["width"]), float(facts["temperature"]))
         self.embed.log_temperature.requires_grad_(False)  # the teacher's, as the space is
         if not self.texts:  # nothing would train these
-            del self.embed.text_out
+            self.embed.remove("text")
             model.text_encoder.requires_grad_(False)
-            model.decoder.type_text.requires_grad_(False)
+            model.fusion.type_text.requires_grad_(False)
         # No modules of ours, so neither trained nor kept in checkpoints.
         self.teacher = teacher
         self.targets: TeacherTargets | None = None
@@ -141,11 +141,13 @@ class Distill(VideoTextTask):
 
     def _video(self, batch: Batch) -> Tensor:
         """(B, d) the student's embeddings."""
-        return self.embed.video(self.model.fuse(video=self.encode(batch)).cls)
+        video = self.encode(batch)
+        return self.embed.video(self.model.fuse_cls(video=video), video.pooled)
 
     def _text(self, captions: Sequence[str], batch: Batch) -> Tensor:
         """(B, d) the student's embeddings of captions; those of rows without one are of no use."""
-        return self.embed.text(self.model.fuse(text=self.model.encode_text(self.text(captions, batch))).cls)
+        text = self.model.encode_text(self.text(captions, batch))
+        return self.embed.text(self.model.fuse_cls(text=text), text.pooled)
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's embeddings (B, d), and for which rows there are some (B,)."""

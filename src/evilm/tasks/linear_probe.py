@@ -12,7 +12,7 @@ from torch import nn
 
 from evilm import metrics
 from evilm.errors import DataError
-from evilm.model.layers import initialise
+from evilm.model.layers import init_weights
 from evilm.tasks.task import Facts, Metrics, Prediction, TaskConfig, VideoTextTask, predicted, scored_rows
 from evilm.types import Losses
 
@@ -56,7 +56,7 @@ class LinearProbe(VideoTextTask):
             pooler, hidden = nn.Linear(width, width), nn.Linear(width, 2 * width)
             layers = [pooler, nn.Tanh(), hidden, nn.GELU(), nn.Linear(2 * width, count)]
         self.classifier = nn.Sequential(*layers)
-        initialise(self.classifier)
+        init_weights(self.classifier)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self._remembered: dict[str, Tensor] = {}

@@ -26,7 +26,7 @@ ASPECT = (0.3, 1 / 0.3)  # BEiT's range of height / width
 ATTEMPTS = 10  # blocks tried before single cells fill the rest
 
 
-def regions(grid: Grid, ratio: float, seeds: Tensor, shape: Shape = "block") -> Tensor:
+def mask_patches(grid: Grid, ratio: float, seeds: Tensor, shape: Shape = "block") -> Tensor:
     """The regions to hide, exactly ``round(ratio * cells)`` of them.
 
     Args:
@@ -78,7 +78,7 @@ def _boxes(rng: np.random.Generator, extent: tuple[int, int, int], ratio: float)
     return hidden
 
 
-def hide(frames: Tensor, where: Tensor, grid: Grid) -> Tensor:
+def hide_patches(frames: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """Set the pixels of hidden regions to zero (paper 3.2: "replacing them with zero-value pixels").
 
     Args:
@@ -95,7 +95,9 @@ def hide(frames: Tensor, where: Tensor, grid: Grid) -> Tensor:
     return frames.masked_fill(pixels, 0.0)
 
 
-def words(text: Text, seeds: Tensor, *, ratio: float, mask_id: int, ordinary: tuple[int, int]) -> tuple[Text, Tensor]:
+def mask_words(
+    text: Text, seeds: Tensor, *, ratio: float, mask_id: int, ordinary: tuple[int, int]
+) -> tuple[Text, Tensor]:
     """Hide whole words: 80 % become [MASK], 10 % a random piece, 10 % stay (BERT's recipe).
 
     Args:

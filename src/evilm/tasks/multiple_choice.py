@@ -58,7 +58,7 @@ class MultipleChoice(VideoTextTask):
         elif config.text_only:
             raise ConfigError("task.text_only needs task.head=match: a cosine is of a video and a text")
         else:
-            self.embed = EmbeddingHead(model.embed_dim, config.embed_dim)
+            self.embed = EmbeddingHead.for_model(model, config.embed_dim)
 
     @classmethod
     def learn_facts(cls, config: MultipleChoiceConfig, examples: Sequence[Example]) -> Facts:
@@ -87,8 +87,10 @@ class MultipleChoice(VideoTextTask):
         rows = torch.tensor([i for i, group in enumerate(options) for _ in group], device=device)
         columns = torch.tensor([k for group in options for k in range(len(group))], device=device)
         if self.config.head == "embed":
-            v = self.embed.video(self.model.fuse_cls(video=self.encode(batch)))[rows]
-            found = (v * self.embed.text(self.model.fuse_cls(text=text))).sum(-1) / self.embed.temperature
+            video = self.encode(batch)
+            v = self.embed.video(self.model.fuse_cls(video=video), video.pooled)[rows]
+            t = self.embed.text(self.model.fuse_cls(text=text), text.pooled)
+            found = (v * t).sum(-1) / self.embed.temperature
         else:
             video = None if self.config.text_only else self.encode(batch)[rows]
             found = self.match(self.model.fuse_cls(video, text)).float()

@@ -57,10 +57,10 @@ class Paraphrase(VideoTextTask):
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: ParaphraseConfig, facts: Facts) -> None:
         super().__init__(model, vocabulary, config.max_text_len)
         self.config = config
-        self.embed = EmbeddingHead(model.embed_dim, config.embed_dim, config.temperature)
-        del self.embed.video_out  # so that no one takes this for a model that ranks videos
+        self.embed = EmbeddingHead.for_model(model, config.embed_dim, config.temperature)
+        self.embed.remove("video")  # it stays untrained, and the checkpoint must not seem to rank videos
         model.video_encoder.requires_grad_(False)
-        model.decoder.type_video.requires_grad_(False)
+        model.fusion.type_video.requires_grad_(False)
 
     @classmethod
     def learn_facts(cls, config: ParaphraseConfig, examples: Sequence[Example]) -> Facts:
@@ -80,7 +80,7 @@ class Paraphrase(VideoTextTask):
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, 512) each, l2-normalised: two captions of every row."""
         text = self.model.encode_text(self.text(self.several_captions(batch, 2), batch))
-        embedded = self.embed.text(self.model.fuse_cls(text=text))
+        embedded = self.embed.text(self.model.fuse_cls(text=text), text.pooled)
         return embedded[0::2], embedded[1::2]
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from evilm import distributed, losses
 from evilm.errors import ConfigError
-from evilm.model.heads import EmbeddingHead, MatchHead, RegionHead, WordHead
+from evilm.model.heads import EmbeddingHead, MatchHead, PatchHead, WordHead
 from evilm.tasks import masking
 from evilm.tasks.task import (
     Facts,
@@ -107,11 +107,11 @@ class Pretrain(VideoTextTask):
         if config.mlm_weight:
             self.word_head = WordHead(width, model.config.text_embed_dim, vocabulary.size)
         if config.mvm_weight:
-            self.region_head = RegionHead(width, int(facts["codes"]))
+            self.patch_head = PatchHead(width, int(facts["codes"]))
         if config.vtm_weight:
             self.match = MatchHead(width)
         if config.contrastive_weight:
-            self.embed = EmbeddingHead(width, config.embed_dim)
+            self.embed = EmbeddingHead.for_model(model, config.embed_dim)
 
     @property
     def tokenizer(self) -> VideoTokenizer | None:
@@ -130,7 +130,7 @@ class Pretrain(VideoTextTask):
         if config.mvm_weight:
             assert fused.video is not None
             labels = self.labels(batch).flatten(1)  # Eq. 4
-            parts["mvm"] = predicted(self.region_head(fused.video[where]), labels[where])  # Eq. 3
+            parts["mvm"] = predicted(self.patch_head(fused.video[where]), labels[where])  # Eq. 3
         if config.mlm_weight:
             assert fused.text is not None
             hidden = hidden_words != losses.IGNORE
@@ -158,16 +158,18 @@ class Pretrain(VideoTextTask):
     def _hide_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, N) bool where regions are hidden, and the normalised frames without them."""
         grid = self.model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
-        where = masking.regions(grid, self.config.mask_ratio, batch.seeds, self.config.mask).to(batch.frames.device)
+        where = masking.mask_patches(grid, self.config.mask_ratio, batch.seeds, self.config.mask).to(
+            batch.frames.device
+        )
         if self.config.mask_when == "before":
-            return where, self.model.normalise(masking.hide(batch.frames, where, grid))
-        return where, masking.hide(self.model.normalise(batch.frames), where, grid)
+            return where, self.model.normalise(masking.hide_patches(batch.frames, where, grid))
+        return where, masking.hide_patches(self.model.normalise(batch.frames), where, grid)
 
     def _hide_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:
         """The text that the model reads, and (B, L) the true pieces of its hidden words; all of it without MLM."""
         if not self.config.mlm_weight:
             return text, torch.full_like(text.ids, losses.IGNORE)
-        return masking.words(
+        return masking.mask_words(
             text,
             batch.seeds,
             ratio=self.config.mlm_ratio,
@@ -185,7 +187,10 @@ class Pretrain(VideoTextTask):
 
     def _embeddings(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
         """(B, 512) each, from one-modality fusion."""
-        return self.embed.video(self.model.fuse_cls(video=video)), self.embed.text(self.model.fuse_cls(text=text))
+        return (
+            self.embed.video(self.model.fuse_cls(video=video), video.pooled),
+            self.embed.text(self.model.fuse_cls(text=text), text.pooled),
+        )
 
     def _matching(self, batch: Batch, video: Encoded, text: Encoded, fused: Fused, similarity: Tensor | None) -> Tensor:
         """VTM: the fusion at hand against fusions of the same video with other texts of the batch."""
@@ -221,7 +226,7 @@ class Pretrain(VideoTextTask):
         columns: dict[str, np.ndarray] = {}
         if config.mvm_weight:
             assert fused.video is not None
-            labels, guess = self.labels(batch).flatten(1), self.region_head(fused.video).argmax(-1)
+            labels, guess = self.labels(batch).flatten(1), self.patch_head(fused.video).argmax(-1)
             columns["mvm"] = _share((guess == labels) & where, where)
             columns["labels"], columns["guesses"] = labels.cpu().numpy(), guess.cpu().numpy()
             columns["hidden"] = where.cpu().numpy()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -12,8 +10,7 @@ from pydantic import Field
 
 from evilm import distributed, losses, metrics
 from evilm.errors import ConfigError
-from evilm.model.heads import EmbeddingHead, LexicalHead, MatchHead
-from evilm.tasks.caption_words import words_of
+from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.task import (
     Facts,
     Metrics,
@@ -30,16 +27,14 @@ from evilm.tasks.task import (
 from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
-    from evilm.types import Batch, Example, Text
-
-_WORDS = 50_000  # of the most frequent, that a checkpoint remembers
+    from evilm.types import Batch
 
 
 class RetrievalConfig(TaskConfig):
@@ -59,9 +54,6 @@ class RetrievalConfig(TaskConfig):
     captions_per_video: int = Field(
         default=1, gt=0, description="captions of each video in a step: the video is encoded once for all of them"
     )
-    lexical: int = Field(
-        default=0, ge=0, description="width of a second embedding, of words and features without fusion; 0 has none"
-    )
     focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
     max_text_len: int = Field(default=30, gt=2)
     embed_dim: int = Field(default=512, gt=0)
@@ -80,25 +72,11 @@ class Retrieval(VideoTextTask):
         # A model that was only taught to match has no dual encoder, and ranking by pairs asks for none.
         self.embeds = config.contrastive_weight > 0 or config.protocol != "pairwise"
         if self.embeds:
-            self.embed = EmbeddingHead(model.embed_dim, config.embed_dim, config.temperature)
-        if config.lexical:
-            weights = torch.tensor(_rarity(vocabulary, facts["captions"], facts["words"]))
-            self.lexical = LexicalHead(weights, model.video_encoder.channels, config.lexical)
+            self.embed = EmbeddingHead.for_model(model, config.embed_dim, config.temperature)
         if config.vtm_weight or config.protocol != "dual-encoder":
             self.match = MatchHead(model.embed_dim)
         # Which candidates are right for which query; a row's own video, until someone knows better.
         self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
-
-    @classmethod
-    def learn_facts(cls, config: RetrievalConfig, examples: Sequence[Example]) -> Facts:
-        """For a lexical embedding: how many captions there are, and how many of them have each word."""
-        if not config.lexical:
-            return {}
-        if not config.contrastive_weight:
-            raise ConfigError("task.lexical needs the dual encoder that task.contrastive_weight > 0 trains")
-        counts = Counter(word for row in examples for caption in row.captions for word in set(words_of(caption)))
-        frequent = {word: count for word, count in counts.most_common(_WORDS) if count > 1}
-        return {"captions": sum(len(row.captions) for row in examples), "words": frequent}
 
     def check_start(self, loaded: Collection[str]) -> None:
         """Refuse to rank by a head that nothing has trained and nothing will.
@@ -125,13 +103,13 @@ class Retrieval(VideoTextTask):
 
     def losses(self, batch: Batch) -> Losses:
         count = self.config.captions_per_video
-        pieces = self.text(self.several_captions(batch, count), batch)  # count rows a video
-        video, text = self.encode(batch), self.model.encode_text(pieces)
+        video = self.encode(batch)
+        text = self.model.encode_text(self.text(self.several_captions(batch, count), batch))  # count rows a video
         parts: dict[str, Tensor] = {}
         same = same_video(batch)
         alike = same.repeat_interleave(count, 1)  # (videos, texts) of the global batch
         if self.embeds:
-            v, t = self.with_words(self.embed_encoded(video, text), batch, pieces)
+            v, t = self.embed_encoded(video, text)
             v, t = distributed.all_gather(v), distributed.all_gather(t)
             parts["contrastive"] = losses.contrastive(v, t, self.embed.temperature, same, self.config.focal_gamma)
             closeness = (v @ t.T).detach()
@@ -148,26 +126,17 @@ class Retrieval(VideoTextTask):
 
     def embed_encoded(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
         """(B, 512) each, l2-normalised, from one-modality fusion."""
-        return self.embed.video(self.model.fuse_cls(video=video)), self.embed.text(self.model.fuse_cls(text=text))
-
-    def with_words(self, fused: tuple[Tensor, Tensor], batch: Batch, text: Text) -> tuple[Tensor, Tensor]:
-        """Embeddings of fusion with those of words and features beside them: cosines are the mean of both kinds'."""
-        if not self.config.lexical:
-            return fused
-        features = batch.features
-        if features is None:  # the second time, where the backbone is not frozen and kept: it is the rarer case
-            features = self.model.video_encoder.features(self.model.normalise(batch.frames))
-        lexical = self.lexical.video(features), self.lexical.text(text.ids, text.mask)
-        video, words = (torch.cat(pair, -1) * 0.5**0.5 for pair in zip(fused, lexical, strict=True))
-        return video, words
+        return (
+            self.embed.video(self.model.fuse_cls(video=video), video.pooled),
+            self.embed.text(self.model.fuse_cls(text=text), text.pooled),
+        )
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        pieces = self.text(self.captions(batch), batch)
-        video, text = self.encode(batch), self.model.encode_text(pieces)
+        video, text = self.encode(batch), self.model.encode_text(self.text(self.captions(batch), batch))
         values: list[dict[str, Any]] = [{} for _ in range(len(batch))]
         if self.config.protocol != "pairwise":
-            v, t = self.with_words(self.embed_encoded(video, text), batch, pieces)
+            v, t = self.embed_encoded(video, text)
             values = [{"video": v[i].cpu().numpy(), "text": t[i].cpu().numpy()} for i in range(len(batch))]
         if self.config.protocol != "dual-encoder":
             assert video.grid is not None
@@ -236,12 +205,3 @@ class Retrieval(VideoTextTask):
             cls = self.model.fuse_cls(video, Encoded(pieces.expand(len(some), -1, -1)))
             found.append(self.match(cls).double().cpu().numpy())
         return np.concatenate(found)
-
-
-def _rarity(vocabulary: Vocabulary, captions: int, words: Mapping[str, int]) -> list[float]:
-    """How much each piece says: the logarithm of how rare the words with it are; 0 for those of no frequent word."""
-    counts = [0] * vocabulary.size
-    for word, count in words.items():
-        for piece in set(vocabulary.pieces_of(word)):
-            counts[piece] += count
-    return [math.log(captions / min(count, captions)) if count else 0.0 for count in counts]

@@ -129,7 +129,7 @@ class VideoTextTask(Task):
     def encode(self, batch: Batch) -> Encoded:
         """e^V of the batch's frames, unmasked; of its features, where these were computed before."""
         if batch.features is not None:
-            return self.model.video_encoder.regions(batch.features)
+            return self.model.video_encoder.patches(batch.features)
         return self.model.encode_video(self.model.normalise(batch.frames))
 
 

@@ -11,10 +11,11 @@ import torch
 from evilm import config, distributed
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError
-from evilm.model.presets import ModelConfig, build
-from evilm.model.text_weights import load_published
+from evilm.model.evilm import EViLM
+from evilm.model.presets import ModelConfig
 from evilm.model.tokenizer import FrameEncoder
 from evilm.tasks import FINETUNE, TOKENIZERS
+from evilm.tasks.caption_words import piece_weights
 from evilm.tasks.distill import Distill, DistillConfig
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
@@ -26,7 +27,6 @@ from evilm.training.recipe import Recipe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evilm.model.evilm import EViLM
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.tasks import AnyTaskConfig, Task
     from evilm.types import Example
@@ -70,8 +70,8 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
         raise CheckpointError(f"{origin}: is a {about.get('task')} checkpoint, which holds no E-ViLM to start from")
     shape = recipe.model or config.check(ModelConfig, (about or {})["model"], str(origin))
     vocabulary = _vocabulary(recipe, origin)
-    model = build(shape if origin is None else shape.model_copy(update={"backbone_weights": "none"}), vocabulary.size)
-    published = tuple(load_published(model, vocabulary.pieces, shape)) if origin is None else ()
+    model = EViLM(shape if origin is None else shape.model_copy(update={"backbone_weights": "none"}), vocabulary.size)
+    published = tuple(model.load_published(vocabulary.pieces)) if origin is None else ()
     if isinstance(task_config, PretrainConfig):
         tokenizer, facts = _tokenizer(task_config)
         if tokenizer is not None:
@@ -88,6 +88,9 @@ def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, A
         facts = kind.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
         task = kind(model, vocabulary, task_config, facts)  # pyright: ignore[reportArgumentType]
     start = Start(published=published) if origin is None else _load_start(task, origin)
+    if shape.pooled_skip and not model.text_encoder.piece_weights.any():
+        weights = piece_weights(vocabulary, [caption for row in rows for caption in row.captions])
+        model.text_encoder.piece_weights.copy_(torch.from_numpy(weights))
     if isinstance(task, Retrieval):
         task.check_start(start.loaded)
     return task, facts, start
@@ -114,7 +117,7 @@ def _tokenizer(task: PretrainConfig) -> tuple[VideoTokenizer | None, dict[str, A
     if not isinstance(restored, TokenizerTask | ReconstructionTask):
         raise CheckpointError(f"{task.tokenizer}: is a {about['task']} checkpoint, not a video tokenizer's")
     tokenizer = restored.tokenizer.eval()
-    tokenizer.check_alive()
+    tokenizer.check_not_collapsed()
     for parameter in tokenizer.parameters():
         parameter.requires_grad_(False)
     return tokenizer, {"codes": tokenizer.config.codebook_size, "tokenizer": tokenizer.fingerprint()}
@@ -184,7 +187,7 @@ def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[s
             update={"backbone_weights": "none"}
         )
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        model = build(shape, vocabulary.size)
+        model = EViLM(shape, vocabulary.size)
         wanted = task or recipe.task
         if isinstance(wanted, PretrainConfig):
             restored = Pretrain(model, vocabulary, wanted, facts, _tokenizer_at_hand(wanted, facts))

@@ -121,7 +121,7 @@ def optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) -> to
     )
 
 
-_BLOCK = re.compile(r"^model\.decoder\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"^model\.fusion\.blocks\.(\d+)\.")
 
 
 def _depth(name: str, deepest: int) -> int:
@@ -129,14 +129,14 @@ def _depth(name: str, deepest: int) -> int:
     block = _BLOCK.search(name)
     if block is not None:
         return deepest + 1 - int(block[1])
-    if name.startswith(("model.video_encoder.", "model.text_encoder.", "model.decoder.type_", "model.decoder.cls")):
+    if name.startswith(("model.video_encoder.", "model.text_encoder.", "model.fusion.type_", "model.fusion.cls")):
         return deepest + 2
     return 0
 
 
 def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
     """Matrices and kernels decay; vectors, embeddings, positions and codes do not."""
-    places = ("embeddings", ".space", ".time", ".places", ".codes", ".cls", ".type_", "pos_embed")
+    places = ("embeddings", ".space", ".time", ".positions", ".codes", ".cls", ".type_", "pos_embed")
     return parameter.ndim > 1 and not any(place in name for place in places)
 
 

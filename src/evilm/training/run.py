@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evilm import distributed
 from evilm.errors import CheckpointError
-from evilm.model.economy import apply_memory_options
-from evilm.model.global_norm import synchronise
+from evilm.model.layers import apply_memory_options, sync_batch_norms
 from evilm.progress import Meter, say, spark
 from evilm.tasks import VideoTextTask
 from evilm.training import checkpoint, evaluate, feed, optim, snapshot
@@ -51,10 +50,10 @@ class Run:
 
     def __init__(self, recipe: Recipe, task: Task, loader: Loader, device: torch.device, about: dict[str, Any]) -> None:
         self.recipe, self.loader, self.device, self.about = recipe, loader, device, about
-        synchronise(task)
+        sync_batch_norms(task)
         self.task = task.to(device)
         distributed.broadcast_weights(self.task.state_dict().values())
-        apply_memory_options(self.task, recompute=recipe.run.grad_checkpointing, compiled=recipe.run.compile)
+        apply_memory_options(self.task, grad_checkpointing=recipe.run.grad_checkpointing, compiled=recipe.run.compile)
         self.out = recipe.run.output_dir
         fresh: frozenset[str] = frozenset() if recipe.start is None else _fresh(task)
         self.optimizer = optim.optimizer(task, recipe.optim, fresh)
