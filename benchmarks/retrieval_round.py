@@ -70,16 +70,16 @@ def embed(model: Any, paths: list[Path], workers: int) -> Any:
     return vectors
 
 
-def fuse_pairs(model: Any, regions: Any, words: Any, mask: Any) -> float:
-    """Seconds that one pass of a video and a text together takes, of passes of all texts with each video in turn."""
+def fuse_pairs(model: Any, videos: Any, texts: Any) -> float:
+    """Seconds of one fusion of a video with a text; every video is fused with all texts at once."""
     spent: list[float] = []
-    seen = np.concatenate([mask, np.ones((len(words), regions.shape[1]), np.bool_)], 1)
-    model.engine.rows = 0
-    for own in regions:
+    seen = np.concatenate([texts.mask, np.ones((len(texts), videos.mask.shape[1]), np.bool_)], 1)
+    model.runtime.rows = 0
+    for own in videos.tokens:
         began = time.perf_counter()
-        model.engine.fuse(np.concatenate([words, np.broadcast_to(own, (len(words), *own.shape))], 1), seen)
+        model.runtime.fuse(np.concatenate([texts.tokens, np.broadcast_to(own, (len(texts), *own.shape))], 1), seen)
         spent.append(time.perf_counter() - began)
-    return float(np.median(spent)) / len(words)
+    return float(np.median(spent)) / len(texts)
 
 
 def main() -> None:
@@ -106,8 +106,7 @@ def main() -> None:
         found = metrics.retrieval((sentences @ videos.T).astype(np.float64), np.eye(len(paths), dtype=bool))
         seconds, passes = time.perf_counter() - began, engine.rows
         frames = np.stack([model.read_frames(Clip(path), "fast") for path in paths[:4]])
-        regions, words = model.encode_frames(frames), model.encode_texts(texts[: _PAIRS // 4])
-        each = fuse_pairs(model, regions, *words)
+        each = fuse_pairs(model, model.encode_frames(frames), model.encode_texts(texts[: _PAIRS // 4]))
     pairs = len(paths) ** 2
     json.dump(
         {

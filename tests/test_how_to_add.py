@@ -50,7 +50,7 @@ def test_the_encoder_is_a_setting() -> None:
 
 def test_the_quantizer_serves_a_tokenizer(names: dict[str, Any], tiny_tokenizer: TokenizerConfig) -> None:
     torch.manual_seed(0)
-    tokenizer = Tokenizer(tiny_tokenizer, words=7)
+    tokenizer = Tokenizer(tiny_tokenizer, 7)
     tokenizer.quantizer = names["RandomQuantizer"](tiny_tokenizer.codebook_size, tiny_tokenizer.code_dim)
     frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)
     logits, quantized = tokenizer(frames)

@@ -24,12 +24,14 @@ from evilm.export import compare, quantize, trace, writer
 from evilm.inference import export_format, graphs
 from evilm.inference.runtime_torch import TorchRuntime
 from evilm.model.evilm import EViLM
+from evilm.training import checkpoint, trainer
 from evilm.types import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from evilm.model.presets import ModelConfig
+    from evilm.training.recipe import Recipe
 
 TEXTS = ["a red disc moves left", "a blue star jumps and a green square grows", "what color is it?"]
 
@@ -99,7 +101,7 @@ def test_an_export_runs_without_torch(exported: Path, small_world: Path) -> None
 def test_graphs_do_what_the_random_model_does(tiny: ModelConfig, tmp_path: Path, motion: bool) -> None:
     """Layer scales are set first: at 1e-6, where training starts, most of the backbone would go untested."""
     torch.manual_seed(0)
-    model = EViLM(tiny.model_copy(update={"motion": motion, "cls_mean": motion}), 60).eval()
+    model = EViLM(tiny.model_copy(update={"motion": motion}), 60).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gamma" in name:
@@ -108,7 +110,7 @@ def test_graphs_do_what_the_random_model_does(tiny: ModelConfig, tmp_path: Path,
     path = tmp_path / "video.onnx"
     rows = torch.export.Dim("rows", min=1, max=64)
     with trace.folded(model.video_encoder, frames.permute(0, 1, 4, 2, 3)):
-        trace.write(graphs.VideoGraph(model), (frames[:2],), path, ["frames"], ["regions"], ({0: rows},))
+        trace.write(graphs.VideoGraph(model), (frames[:2],), path, ["frames"], ["patches"], ({0: rows},))
     proto = onnx.load(path)
     assert [imported.version for imported in proto.opset_import if not imported.domain] == [20]
     assert not {"CumSum", "Loop", "If"} & {node.op_type for node in proto.graph.node}
@@ -350,8 +352,27 @@ def test_an_engine_says_what_it_is(run: Path) -> None:
     assert about.source["recipe"]["task"]["name"] == "retrieval"
 
 
-def test_a_model_that_ranks_by_words_beside_fusion_is_refused() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"ranks by words beside fusion \(task\.lexical\), which only `evilm eval"
-    ):
-        graphs.heads({"lexical.words": torch.zeros(3, 2)}, 32)
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_model_with_pooled_skip_is_exported_and_indexed(
+    make_recipe: Callable[..., Recipe], tiny: ModelConfig, small_world: Path, tmp_path: Path, int8: bool
+) -> None:
+    """Its export gives the checkpoint's vectors, and an index of either finds the same clips."""
+    model = tiny.model_copy(update={"pooled_skip": True}).model_dump()
+    task = {"name": "retrieval", "max_text_len": 24, "embed_dim": 16}
+    run = trainer.train(make_recipe(tmp_path / "run", task, model=model, optim={"epochs": 1}))
+    made = writer.export(run, tmp_path / "export", int8=int8)
+    assert made.measured["cosine"]["video"]["mean"] > (0.98 if int8 else 0.9999)
+    ours, theirs = evilm.load(tmp_path / "export", threads=1), evilm.load(run)
+    clips = sorted((small_world / "videos").glob("*.mp4"))[:6]
+    least = 0.97 if int8 else 1 - 1e-5
+    assert (ours.embed_videos(clips).vectors * theirs.embed_videos(clips).vectors).sum(1).min() > least
+    assert (ours.embed_texts(TEXTS) * theirs.embed_texts(TEXTS)).sum(1).min() > least
+    assert ours.choose(clips[0], TEXTS[:2]).answer in TEXTS
+    (tmp_path / "videos").mkdir()
+    for clip in clips:
+        (tmp_path / "videos" / clip.name).symlink_to(clip)
+    with evilm.VideoIndex.build(tmp_path / "videos", ours, tmp_path / "index") as index:
+        assert index.search(TEXTS[0], k=3)
+    # The task itself, which training evaluates, ranks as the loaded checkpoint does.
+    validated = json.loads((checkpoint.find(run) / "config.json").read_text())["validation"]
+    assert made.measured["metrics"]["checkpoint"] == pytest.approx(validated)

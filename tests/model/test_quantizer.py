@@ -105,7 +105,7 @@ def rival(codes: torch.Tensor, *, learned: bool = False) -> VectorQuantize:
 
 
 def test_running_means_equal_an_independent_implementation() -> None:
-    quantizer = Quantizer(16, 8, codebook="ema", decay=0.9)
+    quantizer = Quantizer(16, 8, codebook="ema", ema_decay=0.9)
     other = rival(quantizer.codes)
     for _ in range(30):
         batch = torch.randn(4, 25, 8) + torch.tensor([2.0, 0, 0, 0, 0, 0, 0, 1.0])
@@ -148,7 +148,7 @@ def test_a_learned_codebook_equals_an_independent_implementation() -> None:
 
 
 def test_use_is_a_running_count_per_batch() -> None:
-    quantizer = Quantizer(2, 2, decay=0.75)
+    quantizer = Quantizer(2, 2, ema_decay=0.75)
     with torch.no_grad():
         quantizer.codes.copy_(torch.eye(2))
     quantizer(torch.tensor([[1.0, 0.1]] * 5 + [[0.1, 1.0]] * 3))
@@ -158,7 +158,7 @@ def test_use_is_a_running_count_per_batch() -> None:
 
 
 def test_dead_codes_move_onto_encodings_of_the_batch() -> None:
-    quantizer = Quantizer(64, 4, decay=0.5, restart_below=0.3)
+    quantizer = Quantizer(64, 4, ema_decay=0.5, dead_code_threshold=0.3)
     batch = torch.cat([torch.randn(20, 4) * 0.05 + torch.tensor([1.0, 0, 0, 0])])
     before = quantizer.codes.detach().clone()
     quantizer(batch)
@@ -174,7 +174,7 @@ def test_dead_codes_move_onto_encodings_of_the_batch() -> None:
 
 
 def test_without_the_remedy_dead_codes_stay_where_they_are() -> None:
-    quantizer = Quantizer(64, 4, decay=0.5)
+    quantizer = Quantizer(64, 4, ema_decay=0.5)
     before = quantizer.codes.detach().clone()
     for _ in range(20):
         quantizer(torch.tensor([[1.0, 0, 0, 0]]))
@@ -182,7 +182,7 @@ def test_without_the_remedy_dead_codes_stay_where_they_are() -> None:
 
 
 def test_re_seeding_does_not_disturb_the_gradient_of_the_step() -> None:
-    with_remedy, without = Quantizer(32, 4, decay=0.01, restart_below=0.9), Quantizer(32, 4)
+    with_remedy, without = Quantizer(32, 4, ema_decay=0.01, dead_code_threshold=0.9), Quantizer(32, 4)
     with torch.no_grad():
         without.codes.copy_(with_remedy.codes)
     x = torch.randn(6, 4)
@@ -210,7 +210,7 @@ def test_k_means_starts_on_the_clusters_of_the_first_batch() -> None:
 
 
 def test_k_means_of_a_moving_codebook_starts_its_means_too() -> None:
-    quantizer = Quantizer(8, 3, codebook="ema", kmeans=True, decay=0.999)
+    quantizer = Quantizer(8, 3, codebook="ema", kmeans=True, ema_decay=0.999)
     batch = F.normalize(torch.randn(100, 3), dim=-1)
     quantizer(batch)
     torch.testing.assert_close(quantizer.codes.norm(dim=-1), torch.ones(8))
@@ -275,7 +275,7 @@ def test_even_shares_have_no_divergence() -> None:
 
 
 def test_drawn_codes_that_died_are_re_seeded_and_labels_do_not_depend_on_chance() -> None:
-    quantizer = GumbelQuantizer(64, 4, decay=0.5, restart_below=0.3)
+    quantizer = GumbelQuantizer(64, 4, ema_decay=0.5, dead_code_threshold=0.3)
     batch = torch.randn(20, 4)
     before = quantizer.codes.detach().clone()
     for _ in range(2):

@@ -37,7 +37,7 @@ def features(tiny_tokenizer: TokenizerConfig) -> FeatureTokenizer:
 
 
 def test_a_region_s_target_is_its_own_pixels(pixels: PixelTokenizer) -> None:
-    """White is (1 - 0.5) / 0.25 = 2; one white pixel in the second column, third row of cells."""
+    """White is (1 - 0.5) / 0.25 = 2; one white pixel in the second column, third row of patches."""
     frames = torch.full((1, 2, 3, 64, 64), 0, dtype=torch.uint8)
     frames[0, 1, 1, 2 * 16 + 5, 1 * 16 + 3] = 255
     found = pixels.targets(frames)
@@ -115,7 +115,7 @@ def test_codes_are_drawn_where_the_recipe_says(pixels: PixelTokenizer, features:
     ("teacher", "complaint"),
     [
         ({"backbone": "nothing_like_it"}, "unknown backbone 'nothing_like_it'"),
-        ({"backbone": "swin3d_t"}, "the teacher sees single frames"),
+        ({"backbone": "swin3d_t"}, "the teacher takes single frames"),
         (
             {"backbone": "vit_small_patch32_224", "options": {"embed_dim": 32, "depth": 3, "num_heads": 2}},
             "has no feature map of stride 16",

@@ -36,9 +36,9 @@ def test_a_vit_answers_its_last_block(depth: int) -> None:
     assert len(seen) == 1
 
 
-def test_the_last_layer_is_what_the_backbone_pools() -> None:
+def test_conv_head_is_what_the_backbone_pools() -> None:
     torch.manual_seed(0)
-    model, width = build_backbone("mobilenetv2_050", 32, {}, layer="last")
+    model, width = build_backbone("mobilenetv2_050", 32, {}, conv_head=True)
     stage, narrow = build_backbone("mobilenetv2_050", 32, {})
     assert (narrow, width) == (160, 1280)
     pixels = torch.rand(2, 3, 64, 96)
@@ -52,11 +52,11 @@ def test_the_last_layer_is_what_the_backbone_pools() -> None:
     torch.testing.assert_close(net.bn2(net.conv_head(before)), found)
 
 
-def test_a_backbone_without_a_layer_after_its_last_stage_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"'resnet10t' pools its last stage as it is: set model.backbone_layer"):
-        build_backbone("resnet10t", 32, {}, layer="last")
-    with pytest.raises(ConfigError, match="its last layer has stride 32, not 16"):
-        build_backbone("mobilenetv2_050", 16, {}, layer="last")
+def test_a_backbone_without_conv_head_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'resnet10t' has no conv_head: set model.backbone_conv_head=false"):
+        build_backbone("resnet10t", 32, {}, conv_head=True)
+    with pytest.raises(ConfigError, match="its conv_head has stride 32, not 16"):
+        build_backbone("mobilenetv2_050", 16, {}, conv_head=True)
 
 
 def encoder() -> FrameEncoder:
@@ -121,7 +121,7 @@ def test_a_few_pictures_at_a_time_are_seen_as_all_at_once(monkeypatch: pytest.Mo
     whole = backbone_features(made.backbone, pixels)
     sizes: list[int] = []
     made.backbone.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr(video_encoder, "_PIECE", 3 * 64 * 64)
+    monkeypatch.setattr(video_encoder, "_CHUNK_PIXELS", 3 * 64 * 64)
     torch.testing.assert_close(backbone_features(made.backbone, pixels), whole)
     assert sizes == [3, 3, 1]
     sizes.clear()
@@ -144,15 +144,14 @@ def test_a_fingerprint_names_backbone_pixels_and_precision() -> None:
 
 
 def test_differences_by_hand() -> None:
-    regions = torch.tensor([1.0, 4.0, 9.0]).view(1, 3, 1, 1)
-    assert frame_differences(regions).flatten(1).tolist() == [
-        [0.0, 3.0, 3.0, 5.0, 5.0, 0.0]
-    ]  # before, after of each frame
+    patches = torch.tensor([1.0, 4.0, 9.0]).view(1, 3, 1, 1)
+    by_hand = [[0.0, 3.0, 3.0, 5.0, 5.0, 0.0]]  # of each frame: from the previous one, to the next one
+    assert frame_differences(patches).flatten(1).tolist() == by_hand
 
 
 def test_motion_tells_the_order_of_frames() -> None:
-    """With it a region differs when frames are reversed, without it only its position in time does."""
-    shape = PRESETS["evilm-tiny"].model_copy(update={"time_start": 0.0})
+    """With ``motion`` a patch changes when frames are reversed; without it only its position in time does."""
+    shape = PRESETS["evilm-tiny"].model_copy(update={"position_std": 0.0})
     features = torch.rand(2, 4, 4, 4, 256, generator=torch.Generator().manual_seed(0))
     for motion in (False, True):
         own = EViLM(shape.model_copy(update={"motion": motion}), 100).video_encoder

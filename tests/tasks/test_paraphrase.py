@@ -37,7 +37,7 @@ def test_gradients_reach_every_parameter_of_the_text_side_and_no_other(
     assert without_gradient(task, found) == []
     trained = {name for name, p in task.named_parameters() if p.requires_grad}
     assert not any("video" in name for name in trained)
-    assert {"embed.text_out.weight", "model.decoder.cls", "model.text_encoder.project.weight"} <= trained
+    assert {"embed.text_out.weight", "model.fusion.cls", "model.text_encoder.project.weight"} <= trained
 
 
 def test_the_loss_is_the_contrast_of_first_and_second_captions(

@@ -254,38 +254,3 @@ def test_a_random_head_does_not_rank(
     else:
         with pytest.raises(ConfigError, match=complaint):
             task.check_start(loaded)
-
-
-@pytest.fixture
-def lexical(model: EViLM, vocabulary: Vocabulary, captioned: list[Example]) -> Retrieval:
-    config = RetrievalConfig(embed_dim=16, lexical=8, captions_per_video=2)
-    torch.manual_seed(1)
-    return Retrieval(model, vocabulary, config, Retrieval.learn_facts(config, captioned))
-
-
-def test_a_lexical_embedding_stands_beside_that_of_fusion(
-    lexical: Retrieval, random_batch: Callable[..., Batch], captioned: list[Example],
-    without_gradient: Callable[..., list[str]], vocabulary: Vocabulary,
-) -> None:  # fmt: skip
-    batch = random_batch(captioned)
-    assert without_gradient(lexical.train(), lexical.losses(batch)) == []
-    found = lexical.eval().predict(batch)
-    text = vocabulary.encode([row.captions[0] for row in captioned], 30)
-    with torch.no_grad():
-        video = lexical.encode(batch)
-        fused = lexical.embed_encoded(video, lexical.model.encode_text(text))
-        features = lexical.model.video_encoder.features(lexical.model.normalise(batch.frames))
-        own = lexical.lexical.video(features), lexical.lexical.text(text.ids, text.mask)
-        cosines = (fused[1] @ fused[0].T + own[1] @ own[0].T) / 2
-    scores = lexical._scores(found)
-    np.testing.assert_allclose(scores, cosines.numpy(), atol=1e-5)
-
-
-def test_a_bag_of_words_has_no_order_and_rare_words_count_more(lexical: Retrieval, vocabulary: Vocabulary) -> None:
-    there, back = (vocabulary.encode([text], 16) for text in ("red disc jumps", "jumps disc red"))
-    head = lexical.lexical
-    torch.testing.assert_close(head.text(there.ids, there.mask), head.text(back.ids, back.mask))
-    # 12 captions: "star" in 4 of them, "red" in 4 (twice each of "a red disc ..." and "a red star ..."), "a" in 9.
-    weights = {word: head.weights[vocabulary.pieces_of(word)[0]].item() for word in ("star", "red", "a")}
-    assert weights == pytest.approx({"star": np.log(12 / 4), "red": np.log(12 / 4), "a": np.log(12 / 9)}, rel=1e-6)
-    assert head.weights[vocabulary.cls_id] == 0

@@ -173,16 +173,17 @@ def _predictions(embedder: Embedder, rows: Rows) -> list[Prediction]:
         text = embedder.embed_texts([caption_of(example, None) for example in rows.examples])
         values = [{"video": v, "text": t} for v, t in zip(video, text, strict=True)]
     elif name == "question_answering":
-        words, mask = embedder.encode_texts([example.question or "" for example in rows.examples])
-        shares = [
-            softmax(row) for row in embedder.score_fused("answer", embedder.encode_frames(rows.frames), words, mask)[0]
-        ]
+        questions = embedder.encode_texts([example.question or "" for example in rows.examples])
+        logits, _ = embedder.score_fused("answer", embedder.encode_frames(rows.frames), questions)
+        shares = [softmax(row) for row in logits]
         answers = embedder.metadata.answers
         values = [{"answer": answers[int(p.argmax())], "probability": float(p.max())} for p in shares]
     elif name == "multiple_choice":
-        pairs = zip(embedder.encode_frames(rows.frames), rows.examples, strict=True)
-        logits = [embedder.score_choices(own, example.choices, example.question)[0] for own, example in pairs]
-        values = [{"probabilities": softmax(row)} for row in logits]
+        videos = embedder.encode_frames(rows.frames)
+        values = [
+            {"probabilities": softmax(embedder.score_choices(videos[i : i + 1], row.choices, row.question)[0])}
+            for i, row in enumerate(rows.examples)
+        ]
     else:
         values = [{"logits": row} for row in embedder.score_classes(rows.frames)]
     readable = [bool(ok) for ok in rows.readable]

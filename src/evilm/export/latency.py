@@ -76,10 +76,9 @@ def as_exported(export: Embedder, clip: NDArray[np.uint8], text: str) -> dict[st
         if "embed_video" in export.metadata.heads:
             export.embed_frames(clip[None])
         else:
-            words, mask = export.encode_texts([text])
-            regions = export.runtime.encode_video(clip[None])
-            seen = np.concatenate([mask, np.ones(regions.shape[:2], dtype=np.bool_)], 1)
-            export.runtime.fuse(np.concatenate([words, regions], 1), seen)
+            words, patches = export.encode_texts([text]), export.encode_frames(clip[None])
+            seen = np.concatenate([words.mask, patches.mask], 1)
+            export.runtime.fuse(np.concatenate([words.tokens, patches.tokens], 1), seen)
 
     def sentence() -> None:
         export.cls_of_texts([text])

@@ -54,15 +54,21 @@ def trace(engine: TorchRuntime, folder: Path) -> None:
     rows = torch.export.Dim("rows", min=1, max=_MOST)
     pieces = torch.export.Dim("pieces", min=3, max=about.max_text_len)
     length = torch.export.Dim("length", min=3, max=_MOST + regions)
+    pooled = ["pooled"] if engine.model.config.pooled_skip else []
     with folded(engine.model.video_encoder, frames.permute(0, 1, 4, 2, 3)):
-        write(engine.graphs["video"], (frames,), folder / "video.onnx", ["frames"], ["regions"], ({0: rows},))
+        made = ["patches", *pooled]
+        write(engine.graphs["video"], (frames,), folder / "video.onnx", ["frames"], made, ({0: rows},))
     each = {0: rows, 1: pieces}
-    write(engine.graphs["text"], (ids, mask), folder / "text.onnx", ["ids", "mask"], ["words"], (each, each))
+    write(engine.graphs["text"], (ids, mask), folder / "text.onnx", ["ids", "mask"], ["words", *pooled], (each, each))
     each = {0: rows, 1: length}
     given, made = ["tokens", "mask"], ["cls", "looked"]
     write(engine.graphs["fusion"], (tokens, seen), folder / "fusion.onnx", given, made, (each, each))
+    cls = torch.zeros(2, about.hidden_dim)
+    widths = {"embed_video": engine.model.video_encoder.channels, "embed_text": 2 * engine.model.config.text_embed_dim}
     for name, head in engine.heads.items():
-        write(head, (torch.zeros(2, about.hidden_dim),), folder / f"{name}.onnx", ["cls"], ["scores"], ({0: rows},))
+        inputs = (cls, torch.zeros(2, widths[name])) if pooled and name in widths else (cls,)
+        given = ["cls", "pooled"][: len(inputs)]
+        write(head, inputs, folder / f"{name}.onnx", given, ["scores"], ({0: rows},) * len(inputs))
 
 
 def _needs_onnx() -> None:

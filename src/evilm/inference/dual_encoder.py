@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evilm.encoders.base import unit
-from evilm.inference.runtime import Metadata
+from evilm.inference.runtime import EncodedArrays, Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,14 +47,15 @@ class DualEncoderRuntime:
             source={"name": str(encoder.name), "weights": encoder.fingerprint},
         )
 
-    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_video(self, frames: NDArray[np.uint8]) -> EncodedArrays:
         """(n, T, H, W, 3) to a unit vector for each frame, (n, T, d)."""
-        return self.encoder.encode_frames(frames)
+        vectors = self.encoder.encode_frames(frames)
+        return EncodedArrays(vectors, np.ones(vectors.shape[:2], dtype=np.bool_))
 
-    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """(n, L) each to (n, L, d): a text has one vector, which stands in each of its places."""
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> EncodedArrays:
+        """(n, L) each to (n, L, d): the text's one vector, repeated at each of its positions."""
         vectors = self.encoder.encode_words(ids, mask)
-        return np.repeat(vectors[:, None], ids.shape[1], axis=1)
+        return EncodedArrays(np.repeat(vectors[:, None], ids.shape[1], axis=1), mask)
 
     def fuse(
         self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
@@ -63,7 +64,9 @@ class DualEncoderRuntime:
         shares = (mask / mask.sum(1, keepdims=True)).astype(np.float32)
         return np.einsum("nsd,ns->nd", tokens, shares), shares
 
-    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply_head(
+        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """(n, d) brought to length one."""
         return unit(cls)
 

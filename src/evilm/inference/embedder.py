@@ -11,6 +11,7 @@ import numpy as np
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, OutputError, VideoError
 from evilm.inference.results import Answer, VideoEmbeddings, join_question, rank_names, softmax
+from evilm.inference.runtime import EncodedArrays
 from evilm.inference.videos import frame_times, to_clip
 
 if TYPE_CHECKING:
@@ -197,7 +198,8 @@ class Embedder:
             DataError: pixels of another shape or kind.
         """
         self._need("embed_video")
-        return self.runtime.apply_head("embed_video", self.cls_of_frames(frames))
+        encoded = self.encode_frames(frames)
+        return self.runtime.apply_head("embed_video", self._fuse_alone(encoded), encoded.pooled)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Sentences to unit vectors (n, d), in the space of the videos'.
@@ -206,19 +208,19 @@ class Embedder:
             VocabularyError: no text, or one that cannot be encoded.
         """
         self._need("embed_text")
-        return self.runtime.apply_head("embed_text", self.cls_of_texts(texts))
+        encoded = self.encode_texts(texts)
+        return self.runtime.apply_head("embed_text", self._fuse_alone(encoded), encoded.pooled)
 
     def cls_of_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """h^CLS of clips alone, (n, D): what embeddings and probes stand on."""
-        regions = self.encode_frames(frames)
-        return self._alone(regions, np.ones(regions.shape[:2], dtype=np.bool_))
+        """h^CLS of clips alone, (n, D), which probes classify."""
+        return self._fuse_alone(self.encode_frames(frames))
 
     def cls_of_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """h^CLS of sentences alone, (n, D)."""
-        return self._alone(*self.encode_texts(texts))
+        return self._fuse_alone(self.encode_texts(texts))
 
-    def encode_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Clips (n, T, size, size, 3) to regions (n, N, D), which ``match_encoded`` takes again.
+    def encode_frames(self, frames: NDArray[np.uint8]) -> EncodedArrays:
+        """Clips (n, T, size, size, 3) to patches (n, N, D), for ``match_encoded`` and ``score_choices``.
 
         Raises:
             DataError: pixels of another shape or kind.
@@ -231,14 +233,11 @@ class Embedder:
             wanted = f"(n, {self.num_frames}, {self.image_size}, {self.image_size}, 3)"
             raise DataError(f"frames are {frames.dtype} {frames.shape}, and this model takes uint8 {wanted}")
         if not len(frames):
-            return np.zeros(
-                (0, self.num_frames * self.metadata.grid[0] * self.metadata.grid[1], self.metadata.hidden_dim),
-                np.float32,
-            )
-        parts = [self.runtime.encode_video(frames[i : i + _AT_ONCE]) for i in range(0, len(frames), _AT_ONCE)]
-        return np.concatenate(parts)
+            return self.encode_frames(np.zeros((1, *frames.shape[1:]), np.uint8))[:0]
+        rows = range(0, len(frames), _AT_ONCE)
+        return EncodedArrays.concatenate([self.runtime.encode_video(frames[i : i + _AT_ONCE]) for i in rows])
 
-    def encode_texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def encode_texts(self, texts: Sequence[str]) -> EncodedArrays:
         """Sentences to words (n, L, D) and their mask (n, L).
 
         Raises:
@@ -246,8 +245,10 @@ class Embedder:
         """
         ids, mask = self.runtime.vocabulary.encode_arrays(texts, self.metadata.max_text_len)
         step = 4 * _AT_ONCE
-        parts = [self.runtime.encode_text(ids[i : i + step], mask[i : i + step]) for i in range(0, len(ids), step)]
-        return np.concatenate(parts), mask
+        rows = range(0, len(ids), step)
+        return EncodedArrays.concatenate(
+            [self.runtime.encode_text(ids[i : i + step], mask[i : i + step]) for i in rows]
+        )
 
     # Questions
 
@@ -262,16 +263,12 @@ class Embedder:
         frames = np.stack([self.read_frames(video) for video in videos])
         if "match" not in self.metadata.heads:
             return self.embed_frames(frames) @ self.embed_texts(texts).T
-        return self.match_encoded(self.encode_frames(frames), *self.encode_texts(texts))
+        return self.match_encoded(self.encode_frames(frames), self.encode_texts(texts))
 
-    def match_encoded(
-        self, regions: NDArray[np.float32], words: NDArray[np.float32], mask: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def match_encoded(self, videos: EncodedArrays, texts: EncodedArrays) -> NDArray[np.float32]:
         """The match head's logits (videos, texts) of what ``encode_frames`` and ``encode_texts`` gave."""
         self._need("match")
-        rows = [
-            self.score_fused("match", np.broadcast_to(own, (len(words), *own.shape)), words, mask)[0] for own in regions
-        ]
+        rows = [self.score_fused("match", videos[i : i + 1], texts)[0] for i in range(len(videos))]
         return np.stack([row[:, 0] for row in rows])
 
     def answer(self, video: Video, question: str, choices: Sequence[str] = ()) -> Answer:
@@ -289,8 +286,8 @@ class Embedder:
                 f"this model does not know the answer {unknown[0]!r}; it knows {', '.join(self.metadata.answers[:12])}"
                 f"{', ...' if len(self.metadata.answers) > 12 else ''}"
             )
-        words, mask = self.encode_texts([question])
-        logits, looked = self.score_fused("answer", self.encode_frames(self.read_frames(video)[None]), words, mask)
+        encoded = self.encode_frames(self.read_frames(video)[None])
+        logits, looked = self.score_fused("answer", encoded, self.encode_texts([question]))
         columns = [self.metadata.answers.index(name) for name in names]
         return self._answer(video, names, logits[0, columns], looked[0])
 
@@ -304,27 +301,28 @@ class Embedder:
         names = list(dict.fromkeys(choices))
         if len(names) < 2:
             raise ConfigError(f"a choice needs at least two different options, and there are {len(names)}")
-        logits, looked = self.score_choices(self.encode_frames(self.read_frames(video)[None])[0], names, question)
+        logits, looked = self.score_choices(self.encode_frames(self.read_frames(video)[None]), names, question)
         return self._answer(video, names, logits, looked)
 
     def score_choices(
-        self, regions: NDArray[np.float32], choices: Sequence[str], question: str | None = None
+        self, video: EncodedArrays, choices: Sequence[str], question: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits (K,) of choices for one video's regions (N, D), and the attention (N,) behind the best.
+        """Logits (K,) of choices for one encoded video, and the attention (N,) of the best choice.
 
         By the match head; without one, by cosines in the temperature that they were trained with.
 
         Raises:
             ConfigError: the model has neither.
         """
-        words, mask = self.encode_texts([join_question(question, name) for name in choices])
+        texts = self.encode_texts([join_question(question, name) for name in choices])
         if "match" in self.metadata.heads or not {"embed_video", "embed_text"} <= {*self.metadata.heads}:
             self._need("match")
-            logits, looked = self.score_fused("match", np.repeat(regions[None], len(words), 0), words, mask)
+            logits, looked = self.score_fused("match", video, texts)
             return logits[:, 0], looked[int(logits[:, 0].argmax())]
-        cls, looked = self.runtime.fuse(regions[None], np.ones((1, len(regions)), dtype=np.bool_))
-        texts = self.runtime.apply_head("embed_text", self._alone(words, mask))
-        return (texts @ self.runtime.apply_head("embed_video", cls)[0]) / self.temperature, looked[0]
+        cls, looked = self.runtime.fuse(video.tokens, video.mask)
+        vector = self.runtime.apply_head("embed_video", cls, video.pooled)[0]
+        vectors = self.runtime.apply_head("embed_text", self._fuse_alone(texts), texts.pooled)
+        return (vectors @ vector) / self.temperature, looked[0]
 
     def ask(self, video: Video, question: str, choices: Sequence[str] = ()) -> Answer:
         """A question with or without choices, by whichever head can answer it.
@@ -374,29 +372,31 @@ class Embedder:
             raise ConfigError(f"this {self.metadata.task} model {what}: {how}")
 
     def score_fused(
-        self, head: Head, regions: NDArray[np.float32], words: NDArray[np.float32], mask: NDArray[np.bool_]
+        self, head: Head, videos: EncodedArrays, texts: EncodedArrays
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A head on h^CLS of both modalities, (n, K), and its attention on regions (n, N).
+        """A head on h^CLS of both modalities, (n, K), and its attention on patches (n, N).
 
         Args:
             head: ``answer`` or ``match``.
-            regions, words, mask: (n, N, D), (n, L, D) and (n, L), as ``encode_frames`` and ``encode_texts`` give them.
+            videos: n of them, or one for all texts.
+            texts: n of them.
         """
         logits: list[NDArray[np.float32]] = []
         looked: list[NDArray[np.float32]] = []
-        for i in range(0, len(words), _AT_ONCE):
-            text, video = words[i : i + _AT_ONCE], regions[i : i + _AT_ONCE]
-            seen = np.concatenate([mask[i : i + _AT_ONCE], np.ones(video.shape[:2], dtype=np.bool_)], 1)
-            cls, attention = self.runtime.fuse(np.concatenate([text, video], 1), seen)
+        for i in range(0, len(texts), _AT_ONCE):
+            text, video = texts[i : i + _AT_ONCE], videos if len(videos) == 1 else videos[i : i + _AT_ONCE]
+            patches = np.broadcast_to(video.tokens, (len(text), *video.tokens.shape[1:]))
+            seen = np.concatenate([text.mask, np.broadcast_to(video.mask, patches.shape[:2])], 1)
+            cls, attention = self.runtime.fuse(np.concatenate([text.tokens, patches], 1), seen)
             logits.append(self.runtime.apply_head(head, cls))
-            looked.append(attention[:, text.shape[1] :])
+            looked.append(attention[:, text.mask.shape[1] :])
         return np.concatenate(logits), np.concatenate(looked)
 
-    def _alone(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _fuse_alone(self, encoded: EncodedArrays) -> NDArray[np.float32]:
         """h^CLS of one modality alone, (n, D)."""
-        steps = range(0, len(tokens), _AT_ONCE)
-        parts = [self.runtime.fuse(tokens[i : i + _AT_ONCE], mask[i : i + _AT_ONCE])[0] for i in steps]
-        return np.concatenate(parts) if parts else np.zeros((0, self.metadata.hidden_dim), dtype=np.float32)
+        parts = [encoded[i : i + _AT_ONCE] for i in range(0, len(encoded), _AT_ONCE)]
+        states = [self.runtime.fuse(part.tokens, part.mask)[0] for part in parts]
+        return np.concatenate(states) if states else np.zeros((0, self.metadata.hidden_dim), dtype=np.float32)
 
     def _answer(
         self, video: Video, names: list[str], logits: NDArray[np.float32], looked: NDArray[np.float32]

@@ -30,45 +30,48 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class VideoGraph(nn.Module):
-    """uint8 pixels (B, T, H, W, 3) to regions (B, N, D) with their type (Eq. 1)."""
+    """uint8 pixels (B, T, H, W, 3) to patches (B, N, D) with their type (Eq. 1), and their pooled features."""
 
     def __init__(self, model: EViLM) -> None:
         super().__init__()
         self.encoder = model.video_encoder
         self.type_video = model.fusion.type_video
 
-    def forward(self, frames: Tensor) -> Tensor:
-        pixels = self.encoder.normalise(frames.permute(0, 1, 4, 2, 3))
-        return self.encoder(pixels).tokens + self.type_video
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        encoded = self.encoder(self.encoder.normalise(frames.permute(0, 1, 4, 2, 3)))
+        patches = encoded.tokens + self.type_video
+        return (patches,) if encoded.pooled is None else (patches, encoded.pooled)
 
 
 class TextGraph(nn.Module):
-    """ids (B, L) and mask (B, L) to words (B, L, D) with their type (Eq. 1)."""
+    """ids (B, L) and mask (B, L) to words (B, L, D) with their type (Eq. 1), and their pooled features."""
 
     def __init__(self, model: EViLM) -> None:
         super().__init__()
         self.encoder = model.text_encoder
         self.type_text = model.fusion.type_text
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.encoder(Text(ids, mask, mask)).tokens + self.type_text
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        encoded = self.encoder(Text(ids, mask, mask))
+        words = encoded.tokens + self.type_text
+        return (words,) if encoded.pooled is None else (words, encoded.pooled)
 
 
 class FusionGraph(nn.Module):
     """Tokens (B, S, D) of one or both modalities and their mask (B, S) to h^CLS (B, D) and its attention (B, S)."""
 
-    def __init__(self, decoder: Fusion) -> None:
+    def __init__(self, fusion: Fusion) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.fusion = fusion
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         seen = torch.cat([mask[:, :1] | True, mask], 1)
-        sequence = torch.cat([self.decoder.first(tokens, seen), tokens], 1)
-        blocks = cast("list[Block]", list(self.decoder.blocks))
+        sequence = torch.cat([self.fusion.cls.expand(tokens.shape[0], -1, -1), tokens], 1)
+        blocks = cast("list[Block]", list(self.fusion.blocks))
         for block in blocks[:-1]:
             sequence = block(sequence, seen)
         state, looked = _one_query(blocks[-1], sequence, seen)
-        return self.decoder.norm(state)[:, 0], looked[:, 1:]
+        return self.fusion.norm(state)[:, 0], looked[:, 1:]
 
 
 def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,9 +80,11 @@ def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Te
     batch, length, width = sequence.shape
     normed = block.norm1(sequence)
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    query = F.linear(normed[:, :1], weight[:width], bias[:width]).view(batch, attention.heads, 1, -1)
-    key, value = F.linear(normed, weight[width:], bias[width:]).view(batch, length, 2, attention.heads, -1).unbind(2)
-    scores = query @ key.permute(0, 2, 3, 1) * (width // attention.heads) ** -0.5  # (B, heads, 1, S)
+    query = F.linear(normed[:, :1], weight[:width], bias[:width]).view(batch, attention.num_heads, 1, -1)
+    key, value = (
+        F.linear(normed, weight[width:], bias[width:]).view(batch, length, 2, attention.num_heads, -1).unbind(2)
+    )
+    scores = query @ key.permute(0, 2, 3, 1) * (width // attention.num_heads) ** -0.5  # (B, heads, 1, S)
     share = scores.masked_fill(~seen[:, None, None, :], float("-inf")).softmax(-1)
     mixed = (share @ value.transpose(1, 2)).reshape(batch, 1, width)
     state = sequence[:, :1] + attention.out(mixed)
@@ -87,14 +92,15 @@ def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Te
 
 
 class _Half(nn.Module):
-    """One side of an ``EmbeddingHead``: h^CLS to a unit vector."""
+    """One side of an ``EmbeddingHead``: h^CLS, and pooled features where the model has them, to a unit vector."""
 
-    def __init__(self, out: nn.Linear) -> None:
+    def __init__(self, out: nn.Linear, pooled: nn.Module | None) -> None:
         super().__init__()
-        self.out = out
+        self.out, self.pooled = out, pooled
 
-    def forward(self, cls: Tensor) -> Tensor:
-        return F.normalize(self.out(cls), dim=-1)
+    def forward(self, cls: Tensor, pooled: Tensor | None = None) -> Tensor:
+        vector = self.out(cls)
+        return F.normalize(vector if self.pooled is None else vector + self.pooled(pooled), dim=-1)
 
 
 class _Column(nn.Module):
@@ -108,29 +114,28 @@ class _Column(nn.Module):
         return self.match(cls)[:, None]
 
 
-def heads(tensors: Mapping[str, Tensor], width: int) -> tuple[dict[Head, nn.Module], float | None]:
+def heads(tensors: Mapping[str, Tensor], model: EViLM) -> tuple[dict[Head, nn.Module], float | None]:
     """The heads that a checkpoint's tensors hold, h^CLS (B, D) to (B, K) each, and the temperature of cosines.
 
     Args:
         tensors: of ``model.safetensors``, by name.
-        width: D.
+        model: what the heads belong to.
 
     Raises:
         CheckpointError: a head whose tensors do not fit together.
     """
-    if "lexical.words" in tensors:
-        raise CheckpointError("ranks by words beside fusion (task.lexical), which only `evilm evaluate` can")
+    width = model.embed_dim
     found: dict[Head, nn.Module] = {}
     temperature = None
     try:
         if "embed.video_out.weight" in tensors:
-            embed = EmbeddingHead(width, tensors["embed.video_out.weight"].shape[0])
+            embed = EmbeddingHead.for_model(model, tensors["embed.video_out.weight"].shape[0])
             if "embed.text_out.weight" not in tensors:  # distilled from videos alone
-                del embed.text_out
+                embed.remove("text")
             _filled(embed, tensors, "embed.")
-            found["embed_video"] = _Half(embed.video_out)
+            found["embed_video"] = _Half(embed.video_out, getattr(embed, "video_pooled", None))
             if hasattr(embed, "text_out"):
-                found["embed_text"] = _Half(embed.text_out)
+                found["embed_text"] = _Half(embed.text_out, getattr(embed, "text_pooled", None))
             temperature = float(embed.temperature.detach())
         if "match.layers.0.weight" in tensors:
             found["match"] = _Column(_filled(MatchHead(width), tensors, "match."))

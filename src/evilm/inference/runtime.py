@@ -2,16 +2,20 @@
 
 A model is cut at the same places whichever form it has, so that one form can be checked against the other:
 
-    video    (n, T, H, W, 3) uint8            -> (n, N, D)   regions, as fusion takes them (Eq. 1)
-    text     (n, L) ids, (n, L) mask          -> (n, L, D)   words, as fusion takes them (Eq. 1)
-    fusion   (n, S, D) tokens, (n, S) mask    -> (n, D), (n, S)   h^CLS (Eq. 2), and where it looked
-    a head   (n, D)                           -> (n, K)
+    video    (n, T, H, W, 3) uint8            -> (n, N, D) patches (Eq. 1), and (n, C) pooled features
+    text     (n, L) ids, (n, L) mask          -> (n, L, D) words (Eq. 1), and (n, 2 d) pooled features
+    fusion   (n, S, D) tokens, (n, S) mask    -> (n, D) h^CLS (Eq. 2), and (n, S) its attention
+    a head   (n, D); for embeddings also pooled features    -> (n, K)
+
+Only models with ``pooled_skip`` have pooled features.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 from pydantic import Field
 
 from evilm.config import Config
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
 Head = Literal["embed_video", "embed_text", "match", "answer", "classify"]
@@ -78,6 +81,37 @@ class Metadata(Config):
     source: dict[str, Any] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedArrays:
+    """One modality as fusion takes it: ``types.Encoded`` in NumPy.
+
+    Attributes:
+        tokens: (n, S, D) patches or word pieces, with their type embedding.
+        mask: (n, S) bool, False in the padding.
+        pooled: (n, C) pooled features, or None where the model has no ``pooled_skip``.
+    """
+
+    tokens: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    pooled: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> EncodedArrays:
+        return EncodedArrays(self.tokens[rows], self.mask[rows], None if self.pooled is None else self.pooled[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence[EncodedArrays]) -> EncodedArrays:
+        """The rows of all parts, at least one, which have equal shapes."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return EncodedArrays(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.mask for part in parts]),
+            np.concatenate(pooled) if pooled else None,
+        )
+
+
 class VocabularyLike(Protocol):
     """What turns texts into the numbers that a model reads; ``Vocabulary`` is ours."""
 
@@ -107,11 +141,11 @@ class Runtime(Protocol):
         """Its words."""
         ...
 
-    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, T, H, W, 3) to regions (n, N, D)."""
+    def encode_video(self, frames: NDArray[np.uint8]) -> EncodedArrays:
+        """(n, T, H, W, 3) to patches (n, N, D)."""
         ...
 
-    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> EncodedArrays:
         """(n, L) each to words (n, L, D)."""
         ...
 
@@ -121,6 +155,8 @@ class Runtime(Protocol):
         """(n, S, D) and (n, S) to h^CLS (n, D) and its attention (n, S)."""
         ...
 
-    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, D) to (n, K)."""
+    def apply_head(
+        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """h^CLS (n, D), and the pooled features for an embedding, to (n, K)."""
         ...

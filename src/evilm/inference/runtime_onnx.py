@@ -7,16 +7,18 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, DependencyError
 from evilm.inference import export_format as folders
+from evilm.inference.runtime import EncodedArrays
 from evilm.training import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from evilm.inference.runtime import Head
@@ -53,13 +55,15 @@ class OnnxRuntime:
         self._open = _openvino if self.export.runtime == "openvino" else _onnxruntime
         self._graphs: dict[str, _Graph] = {}
 
-    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, T, H, W, 3) to regions (n, N, D)."""
-        return self._run("video", {"frames": frames})[0]
+    def encode_video(self, frames: NDArray[np.uint8]) -> EncodedArrays:
+        """(n, T, H, W, 3) to patches (n, N, D)."""
+        patches, *pooled = self._run("video", {"frames": frames})
+        return EncodedArrays(patches, np.ones(patches.shape[:2], dtype=np.bool_), *pooled)
 
-    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> EncodedArrays:
         """(n, L) each to words (n, L, D)."""
-        return self._run("text", {"ids": ids, "mask": mask})[0]
+        words, *pooled = self._run("text", {"ids": ids, "mask": mask})
+        return EncodedArrays(words, mask, *pooled)
 
     def fuse(
         self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
@@ -68,9 +72,11 @@ class OnnxRuntime:
         cls, looked = self._run("fusion", {"tokens": tokens, "mask": mask})
         return cls, looked
 
-    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, D) to (n, K)."""
-        return self._run(name, {"cls": cls})[0]
+    def apply_head(
+        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """h^CLS (n, D), and the pooled features for an embedding, to (n, K)."""
+        return self._run(name, {"cls": cls} if pooled is None else {"cls": cls, "pooled": pooled})[0]
 
     def _run(self, name: str, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         path = self.folder / f"{name}.onnx"

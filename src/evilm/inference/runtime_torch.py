@@ -12,7 +12,7 @@ from evilm import config, distributed
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError
 from evilm.inference import graphs
-from evilm.inference.runtime import Metadata, Threshold
+from evilm.inference.runtime import EncodedArrays, Metadata, Threshold
 from evilm.model.evilm import EViLM
 from evilm.model.presets import ModelConfig
 from evilm.training import checkpoint
@@ -54,7 +54,7 @@ class TorchRuntime:
         own = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         try:
             self.model.load_state_dict(own)
-            self.heads, temperature = graphs.heads(tensors, self.model.embed_dim)
+            self.heads, temperature = graphs.heads(tensors, self.model)
         except RuntimeError as error:
             raise CheckpointError(f"{self.folder}: tensors do not fit the model: {_last(error)}") from None
         except CheckpointError as error:
@@ -71,13 +71,15 @@ class TorchRuntime:
         self.fingerprint = str(self.metadata.source["weights"])[:16]
         self.form = f"checkpoint, {self.device.type}"
 
-    def encode_video(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, T, H, W, 3) to regions (n, N, D)."""
-        return _array(self._run(self.graphs["video"], frames))
+    def encode_video(self, frames: NDArray[np.uint8]) -> EncodedArrays:
+        """(n, T, H, W, 3) to patches (n, N, D)."""
+        patches, *pooled = (_array(each) for each in self._run(self.graphs["video"], frames))
+        return EncodedArrays(patches, np.ones(patches.shape[:2], dtype=np.bool_), *pooled)
 
-    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> EncodedArrays:
         """(n, L) each to words (n, L, D)."""
-        return _array(self._run(self.graphs["text"], ids, mask))
+        words, *pooled = (_array(each) for each in self._run(self.graphs["text"], ids, mask))
+        return EncodedArrays(words, mask, *pooled)
 
     def fuse(
         self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
@@ -86,9 +88,11 @@ class TorchRuntime:
         cls, looked = self._run(self.graphs["fusion"], tokens, mask)
         return _array(cls), _array(looked)
 
-    def apply_head(self, name: Head, cls: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, D) to (n, K)."""
-        return _array(self._run(self.heads[name], cls))
+    def apply_head(
+        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """h^CLS (n, D), and the pooled features for an embedding, to (n, K)."""
+        return _array(self._run(self.heads[name], cls, *([] if pooled is None else [pooled])))
 
     @torch.inference_mode()
     def _run(self, module: nn.Module, *arrays: NDArray[Any]) -> Any:

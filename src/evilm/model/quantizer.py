@@ -1,4 +1,7 @@
-"""The vector quantizer: nearest code, straight-through gradient, and what keeps codes alive (paper 3.3, Eq. 4, 7)."""
+"""The vector quantizer: nearest code, straight-through gradient, re-seeding of dead codes (paper 3.3, Eq. 4, 7).
+
+It is written by hand: libraries for vector quantization share neither statistics nor re-seeding across processes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from evilm.types import Quantized
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARPNESS = 10.0  # of a gumbel codebook before training: scores are this times the cosine
+INITIAL_SHARPNESS = 10.0  # of a gumbel codebook: scores are this times the cosine
 
 Codebook = Literal["gradient", "ema", "gumbel"]
 
@@ -26,14 +29,14 @@ class Quantizer(nn.Module):
     Encodings and codes are l2-normalised (paper 4.1), so the nearest code is the one of largest cosine.
 
     Args:
-        codes: M; the paper's is 9,420.
-        width: d; the paper's is 32.
-        codebook: ``gradient`` moves codes by the second term of Eq. 7 (the paper); ``ema`` by a running mean of
-            the encodings they are chosen for; ``gumbel`` is ``GumbelQuantizer``'s.
-        decay: of the running mean, and of the running count of use.
-        restart_below: a code whose running count of use per batch falls below this is put on a random encoding
-            of the batch; 0 never does (the paper).
-        kmeans: start from k-means of the first batches' encodings instead of at random.
+        codebook_size: M; the paper's is 9,420.
+        code_dim: d; the paper's is 32.
+        codebook: ``gradient`` trains codes by the second term of Eq. 7 (the paper); ``ema`` sets each code to a running
+            mean of the encodings nearest to it; ``gumbel`` belongs to ``GumbelQuantizer``.
+        ema_decay: of the running mean, and of the running count of use.
+        dead_code_threshold: a code whose running count of use per batch falls below this value is replaced by a random
+            encoding of the batch; 0 never replaces one (the paper).
+        kmeans: initialise the codes by k-means of the first batch's encodings instead of at random.
     """
 
     codes: Tensor
@@ -42,18 +45,17 @@ class Quantizer(nn.Module):
     started: Tensor
 
     def __init__(
-        self, codes: int, width: int, *, codebook: Codebook = "gradient", decay: float = 0.99,
-        restart_below: float = 0.0, kmeans: bool = False,
+        self, codebook_size: int, code_dim: int, *, codebook: Codebook = "gradient", ema_decay: float = 0.99,
+        dead_code_threshold: float = 0.0, kmeans: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.ema_decay, self.dead_code_threshold, self.ema = decay, restart_below, codebook == "ema"
-        start = F.normalize(torch.randn(codes, width), dim=-1)
+        self.ema_decay, self.dead_code_threshold, self.ema = ema_decay, dead_code_threshold, codebook == "ema"
+        start = F.normalize(torch.randn(codebook_size, code_dim), dim=-1)
         if self.ema:
             self.register_buffer("codes", start)
         else:
             self.codes = nn.Parameter(start)
-        # One use a code: neither dead at the start nor immortal.
-        self.register_buffer("use", torch.ones(codes))
+        self.register_buffer("use", torch.ones(codebook_size))  # one use each, so that no code is dead at the start
         self.register_buffer("sums", start.clone())
         self.register_buffer("started", torch.tensor(not kmeans))
 
@@ -61,20 +63,20 @@ class Quantizer(nn.Module):
         """Replace each encoding by its nearest code (Eq. 4).
 
         Args:
-            encoded: (..., d), of any length; normalised here.
+            encoded: (..., d); normalised here.
         """
         encoded = F.normalize(encoded.float(), dim=-1)
         flat = encoded.detach().reshape(-1, encoded.shape[-1])
         if self.training and not self.started:
             self._start(flat)
         labels = self.nearest(flat)
-        # A copy: re-seeding writes into the codebook before the gradient has passed through it.
+        # A copy, because re-seeding writes into the codebook before the backward pass.
         codes = F.normalize(self.codes.float().clone(), dim=-1)[labels].view_as(encoded)
         codebook, commitment = losses.quantization(encoded, codes)
         if self.training:
             self._keep_alive(flat, labels)
         return Quantized(
-            codes=encoded + (codes - encoded).detach(),  # straight through: the gradient skips the choice
+            codes=encoded + (codes - encoded).detach(),  # straight-through gradient
             labels=labels.view(encoded.shape[:-1]),
             loss_codebook=codebook * 0 if self.ema else codebook,
             loss_commitment=commitment,
@@ -84,8 +86,8 @@ class Quantizer(nn.Module):
     def nearest(self, encoded: Tensor) -> Tensor:
         """Index of the nearest code (Eq. 4) of encodings (R, d), (R,) int64.
 
-        Between unit vectors the smallest distance is the largest inner product. In chunks: R x M scores of a
-        whole batch would not fit.
+        Between unit vectors the smallest distance is the largest inner product. Scores (R, M) are computed in chunks,
+        because those of a whole batch would not fit in memory.
         """
         encoded, codes = F.normalize(encoded.float(), dim=-1), F.normalize(self.codes.float(), dim=-1)
         starts = range(0, len(encoded), 8192)
@@ -106,12 +108,12 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def _keep_alive(self, encoded: Tensor, labels: Tensor) -> None:
-        """Count use; move the codes by their running mean (``ema``); re-seed those that died."""
+        """Count the use of codes, set them to their running means (``ema``), and re-seed dead ones."""
         count = distributed.all_reduce_sum(torch.bincount(labels, minlength=len(self.codes)).to(self.use))
         self.use.lerp_(count, 1 - self.ema_decay)
         if self.ema:
-            fresh = torch.zeros_like(self.sums).index_add_(0, labels, encoded)
-            self.sums.lerp_(distributed.all_reduce_sum(fresh), 1 - self.ema_decay)
+            sums = torch.zeros_like(self.sums).index_add_(0, labels, encoded)
+            self.sums.lerp_(distributed.all_reduce_sum(sums), 1 - self.ema_decay)
             self.codes.copy_(F.normalize(self.sums, dim=-1))
         dead = torch.nonzero(self.use < self.dead_code_threshold).flatten()
         if len(dead):
@@ -122,40 +124,42 @@ class Quantizer(nn.Module):
 
 
 def _drawn(encoded: Tensor, count: int) -> Tensor:
-    """That many rows at random, the same in all processes; a copy."""
+    """``count`` random rows, copied; the same rows in all processes."""
     return encoded[distributed.broadcast(torch.randint(len(encoded), (count,), device=encoded.device))]
 
 
 class GumbelQuantizer(Quantizer):
-    """Codes that are drawn in training, not looked up: how DALL-E's discrete VAE learns its codebook (Table 6).
+    """Codes that are sampled in training, as in DALL-E's discrete VAE (Table 6).
 
-    An encoding scores each code by its cosine times a learned sharpness. Training draws a code from the softmax of the
-    scores by the Gumbel-max trick, with the gradient of the relaxed draw (straight through, temperature 1). The decoder
-    sees one whole code from the first step, so no temperature has to fall, as DALL-E's does. ``loss_codebook`` is the
-    divergence of these softmaxes from even use of all codes, ``KL(q || 1 / M)`` in nats, as in its bound on the
-    likelihood; nothing commits, and ``loss_commitment`` is 0. Labels are the likeliest code, which is Eq. 4 again.
-
-    It holds R x M scores of a batch at once.
+    The score of a code is its cosine with the encoding times a learned sharpness. Training samples a code from the
+    softmax of the scores by the Gumbel-max trick, with the gradient of the relaxed sample (straight through,
+    temperature 1). The decoder gets one whole code from the first step on, so the temperature need not be lowered as
+    DALL-E's is. ``loss_codebook`` is ``KL(q || 1 / M)`` in nats, the divergence of the softmaxes from uniform use of
+    all codes, as in DALL-E's bound on the likelihood. ``loss_commitment`` is 0. Labels are the most probable codes,
+    which are those of Eq. 4. The scores (R, M) of a whole batch are held in memory.
 
     Args:
-        codes, width, decay, restart_below, kmeans: see ``Quantizer``.
-        codebook: there is one kind, ``gumbel``.
+        codebook_size, code_dim, ema_decay, dead_code_threshold, kmeans: see ``Quantizer``.
+        codebook: ``gumbel``.
     """
 
     def __init__(
-        self, codes: int, width: int, *, codebook: Codebook = "gumbel", decay: float = 0.99,
-        restart_below: float = 0.0, kmeans: bool = False,
+        self, codebook_size: int, code_dim: int, *, codebook: Codebook = "gumbel", ema_decay: float = 0.99,
+        dead_code_threshold: float = 0.0, kmeans: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(codes, width, codebook=codebook, decay=decay, restart_below=restart_below, kmeans=kmeans)
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
+        super().__init__(
+            codebook_size, code_dim, codebook=codebook, ema_decay=ema_decay, dead_code_threshold=dead_code_threshold,
+            kmeans=kmeans,
+        )  # fmt: skip
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(INITIAL_SHARPNESS)))
 
     def forward(self, encoded: Tensor) -> Quantized:
-        """A code for each encoding (..., d): drawn in training, the nearest otherwise."""
+        """A code for each encoding (..., d): sampled in training, the nearest otherwise."""
         flat = F.normalize(encoded.float(), dim=-1).reshape(-1, encoded.shape[-1])
         if self.training and not self.started:
             self._start(flat.detach())
         codes = F.normalize(self.codes.float().clone(), dim=-1)
-        with torch.autocast(encoded.device.type, enabled=False):  # sharp softmaxes want all their digits
+        with torch.autocast(encoded.device.type, enabled=False):  # sharp softmaxes need float32
             scores = self.log_sharpness.exp() * flat @ codes.T
             if self.training:
                 drawn = F.gumbel_softmax(scores, hard=True)

@@ -1,8 +1,7 @@
-"""Video tokenizers that learn without words, which Table 6 compares the semantic one with.
+"""Video tokenizers trained without words, for the comparison of Table 6.
 
-Each is a ``VideoTokenizer``: the same encoder, codebook and decoder, asked for something else about every region, so
-that what differs in their labels is owed to what they had to tell. Frames are decoded one by one, as the published ones
-see single pictures.
+Each is a ``VideoTokenizer`` with the encoder, codebook and decoder of the semantic one; only the target of its decoder
+differs. Frames are decoded one by one, because the published tokenizers encode single pictures.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TeacherConfig(Config):
-    """The frozen network whose features a ``FeatureTokenizer`` tells."""
+    """The frozen network whose features a ``FeatureTokenizer`` predicts."""
 
     backbone: str = Field(description="any timm backbone with a feature map of the tokenizer's stride")
     options: Options = {}
@@ -36,9 +35,9 @@ class TeacherConfig(Config):
 
 
 class PixelTokenizer(VideoTokenizer):
-    """Codes that must redraw the pixels of their region: the role of DALL-E's discrete VAE.
+    """Codes that must reconstruct the pixels of their patch, in the role of DALL-E's discrete VAE.
 
-    With ``codebook = "gumbel"`` its codes are drawn as that one's are; with the others it is a VQ-VAE.
+    With ``codebook = "gumbel"`` codes are sampled as in DALL-E; with the other codebooks it is a VQ-VAE.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -47,29 +46,29 @@ class PixelTokenizer(VideoTokenizer):
         self.init_decoder(self.pixels)
 
     def targets(self, frames: Tensor) -> Tensor:
-        """What to tell: (B, T, 3, H, W) uint8 to the normalised pixels of each region, (B, T, h*w, 3 * stride^2)."""
-        cells = F.pixel_unshuffle(self.encoder.normalise(frames).flatten(0, 1), self.config.stride)
-        return cells.flatten(2).transpose(1, 2).reshape(*frames.shape[:2], -1, cells.shape[1])
+        """(B, T, 3, H, W) uint8 to the normalised pixels of each patch, (B, T, h*w, 3 * stride^2)."""
+        patches = F.pixel_unshuffle(self.encoder.normalise(frames).flatten(0, 1), self.config.stride)
+        return patches.flatten(2).transpose(1, 2).reshape(*frames.shape[:2], -1, patches.shape[1])
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
-        """What the codes tell, shaped as ``targets``, and the codes (Eq. 4), from frames (B, T, 3, H, W) uint8."""
+        """The prediction, shaped like ``targets``, and the codes (Eq. 4), from frames (B, T, 3, H, W) uint8."""
         quantized = self.quantizer(self.encode(frames))
-        return self.pixels(self.decode(quantized.codes, together=False)), quantized
+        return self.pixels(self.decode(quantized.codes, across_frames=False)), quantized
 
-    def pictures(self, told: Tensor) -> Tensor:
+    def pictures(self, pixels: Tensor) -> Tensor:
         """The inverse of ``targets``: (B, T, h*w, 3 * stride^2) to pictures (B, T, 3, H, W) uint8."""
         side = self.config.image_size // self.config.stride
-        cells = told.flatten(0, 1).transpose(1, 2)
-        pixels = F.pixel_shuffle(cells.reshape(*cells.shape[:2], side, side), self.config.stride)
-        pixels = pixels * self.encoder.normalise.std + self.encoder.normalise.mean
-        return pixels.round().clamp(0, 255).to(torch.uint8).view(*told.shape[:2], *pixels.shape[1:])
+        patches = pixels.flatten(0, 1).transpose(1, 2)
+        frames = F.pixel_shuffle(patches.reshape(*patches.shape[:2], side, side), self.config.stride)
+        frames = frames * self.encoder.normalise.std + self.encoder.normalise.mean
+        return frames.round().clamp(0, 255).to(torch.uint8).view(*pixels.shape[:2], *frames.shape[1:])
 
 
 class FeatureTokenizer(VideoTokenizer):
-    """Codes that must tell what a frozen network sees in their region: the role of PeCo's tokenizer, and so of BEVT's.
+    """Codes that must predict a frozen network's features of their patch, in the role of PeCo's (and BEVT's) tokenizer.
 
-    PeCo draws pictures and compares features of drawn and true ones; here the features are decoded at once, and no
-    painter has to be trained beside the codes.
+    PeCo decodes pictures and compares the features of decoded and true ones. Here the features are decoded directly,
+    which needs no picture decoder.
 
     Args:
         config: see ``TokenizerConfig``.
@@ -91,7 +90,7 @@ class FeatureTokenizer(VideoTokenizer):
         }
         if teacher.backbone == "swin3d_t":
             raise ConfigError(
-                "task.teacher.backbone = 'swin3d_t': the teacher sees single frames; name a timm backbone"
+                "task.teacher.backbone = 'swin3d_t': the teacher takes single frames; name a timm backbone"
             )
         self.teacher = FrameEncoder(config.model_copy(update=shape))
         for parameter in self.teacher.parameters():
@@ -101,15 +100,15 @@ class FeatureTokenizer(VideoTokenizer):
 
     @torch.no_grad()
     def targets(self, frames: Tensor) -> Tensor:
-        """What to tell: (B, T, 3, H, W) uint8 to the teacher's features, (B, T, h*w, C).
+        """(B, T, 3, H, W) uint8 to the teacher's features, (B, T, h*w, C).
 
-        Each vector has mean 0 and variance 1, so that loud regions do not drown the others.
+        Each vector is scaled to mean 0 and variance 1, so that all patches weigh the same in the loss.
         """
         with torch.autocast(frames.device.type, enabled=False):
-            seen: Tensor = self.teacher(frames)
-        return F.layer_norm(seen.flatten(2, 3).float(), seen.shape[-1:])
+            features: Tensor = self.teacher(frames)
+        return F.layer_norm(features.flatten(2, 3).float(), features.shape[-1:])
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
-        """What the codes tell, shaped as ``targets``, and the codes (Eq. 4), from frames (B, T, 3, H, W) uint8."""
+        """The prediction, shaped like ``targets``, and the codes (Eq. 4), from frames (B, T, 3, H, W) uint8."""
         quantized = self.quantizer(self.encode(frames))
-        return self.features(self.decode(quantized.codes, together=False)), quantized
+        return self.features(self.decode(quantized.codes, across_frames=False)), quantized

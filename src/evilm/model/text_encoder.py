@@ -119,13 +119,11 @@ def load_text_weights(encoder: TextEncoder, pieces: Sequence[str], source: str) 
         if name == POSITIONS and other.shape[1:] == tensor.shape[1:]:
             other = torch.cat([other[: len(tensor)], tensor[len(other) :]])
         if name == WORDS and other.shape[1:] == tensor.shape[1:]:
-            known = [(own_row, rows[piece]) for own_row, piece in enumerate(pieces) if piece in rows]
-            if known and max(row for _, row in known) >= len(other):
+            known = {row: rows[piece] for row, piece in enumerate(pieces) if piece in rows}
+            if max(known.values(), default=-1) >= len(other):
                 raise CheckpointError(f"{vocabulary}: has more words than {weights.name} has embeddings")
-            mixed = tensor.clone()
-            if known:
-                mixed[[row for row, _ in known]] = other[[row for _, row in known]]
-            other = mixed
+            published_rows, other = other[list(known.values())], tensor.clone()
+            other[list(known)] = published_rows
         if other.shape != tensor.shape:
             raise CheckpointError(
                 f"{weights}: not a BERT of this model's width: {name} is {tuple(other.shape)} there and "
@@ -142,7 +140,7 @@ def load_text_weights(encoder: TextEncoder, pieces: Sequence[str], source: str) 
     shared = sum(piece in rows for piece in pieces)
     return [
         f"text encoder from {source}: {len(loaded)} of {len(own)} tensors, {shared} of {len(pieces)} word pieces",
-        f"text encoder random: {layers(own.keys() - loaded.keys())}, {len(pieces) - shared} word pieces, the projection",
+        f"text encoder random: {layers(own.keys() - loaded.keys())}, {len(pieces) - shared} pieces, the projection",
         f"not used of {source}: {layers(published.keys() - own.keys())}",
     ]
 

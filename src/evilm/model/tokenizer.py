@@ -1,8 +1,8 @@
 """The semantic vector-quantized video tokenizer (paper 3.3, Figure 4, Eq. 4, 5).
 
-It learns to say which words the caption of a clip has, through a bottleneck of one code a region. After training only
-the encoder and the codebook remain: they label the regions that pre-training hides. ``VideoTokenizer`` is what it
-shares with the tokenizers that it is compared with (``reconstruction``, Table 6).
+It learns to predict the words of a clip's caption from one code for each patch. After training only the encoder and
+the codebook are used: they label the patches that pre-training hides. ``VideoTokenizer`` is the base class of all
+tokenizers of Table 6 (see ``reconstruction``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from evilm.types import Quantized
 
-COLLAPSED = 2.0  # a codebook whose perplexity is below this says next to nothing
+COLLAPSED = 2.0  # perplexity below which nearly all patches have the same code
 
 
 class TokenizerConfig(Config):
@@ -48,13 +48,13 @@ class TokenizerConfig(Config):
     std: tuple[float, float, float] | None = None
     codebook_size: int = Field(default=9420, gt=1, description="M")
     code_dim: int = Field(default=32, gt=0, description="d")
-    codebook: Codebook = "gradient"
-    ema_decay: float = Field(default=0.99, gt=0, lt=1)
-    dead_code_threshold: float = Field(default=0.5, ge=0, description="0 leaves dead codes dead, as the paper does")
-    kmeans: bool = False
-    centre: bool = Field(
-        default=True, description="batch-normalise encodings before they go on the sphere; the paper does not"
+    codebook: Codebook = Field(default="gradient", description="how codes are trained, see Quantizer")
+    ema_decay: float = Field(default=0.99, gt=0, lt=1, description="of running means and counts of use")
+    dead_code_threshold: float = Field(
+        default=0.5, ge=0, description="uses per batch below which a code is re-seeded; 0 (the paper) never does"
     )
+    kmeans: bool = Field(default=False, description="initialise codes by k-means of the first batch")
+    centre: bool = Field(default=True, description="batch-normalise encodings before the codebook; the paper does not")
     embed_dim: int = Field(default=384, gt=0, description="of the word decoder")
     depth: int = Field(default=8, gt=0)
     num_heads: int = Field(default=6, gt=0)
@@ -66,9 +66,9 @@ class TokenizerConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> TokenizerConfig:
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"heads {self.num_heads} must divide width {self.embed_dim}")
+            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}")
         if self.image_size % self.stride:
-            raise ValueError(f"size {self.image_size} is no multiple of the stride {self.stride}")
+            raise ValueError(f"image_size {self.image_size} must be a multiple of the stride {self.stride}")
         return self
 
 
@@ -86,7 +86,7 @@ class FrameEncoder(nn.Module):
         self.normalise = Normalise(config.mean or mean, config.std or std)
 
     def train(self, mode: bool = True) -> FrameEncoder:
-        """A frozen backbone stays in evaluation mode, as in ``VideoEncoder``."""
+        """Set the mode; a frozen backbone stays in evaluation mode, as in ``VideoEncoder``."""
         super().train(mode)
         freeze_batch_norm(self.backbone)
         return self
@@ -104,10 +104,10 @@ def _video_swin(config: TokenizerConfig) -> VideoSwinEncoder:
     """E of Eq. 4 as Video Swin-T.
 
     Raises:
-        ConfigError: a stride or weights that it does not have.
+        ConfigError: a stride or weights that Video Swin does not have.
     """
     if config.stride != VideoSwinEncoder.stride:
-        raise ConfigError(f"tokenizer.stride = {config.stride}: Video Swin has stride {VideoSwinEncoder.stride} alone")
+        raise ConfigError(f"tokenizer.stride = {config.stride}: Video Swin has stride {VideoSwinEncoder.stride}")
     if config.encoder_weights not in ("none", "hub"):
         raise ConfigError("tokenizer.encoder_weights: Video Swin takes none or hub")
     return VideoSwinEncoder(
@@ -119,7 +119,7 @@ def _video_swin(config: TokenizerConfig) -> VideoSwinEncoder:
 
 
 class VideoTokenizer(nn.Module):
-    """Frames to one code a region: what all tokenizers of Table 6 share. What the codes must tell is a subclass's.
+    """Frames to one code for each patch: encoder, codebook and decoder. A subclass defines what the codes must predict.
 
     Args:
         config: see ``TokenizerConfig``.
@@ -132,38 +132,38 @@ class VideoTokenizer(nn.Module):
         self.config = config
         self.encoder = _video_swin(config) if config.encoder == "swin3d_t" else FrameEncoder(config)
         self.to_code = nn.Sequential(nn.LayerNorm(self.encoder.width), nn.Linear(self.encoder.width, config.code_dim))
-        # An untrained encoder gives all regions next to the same direction, and one code then serves them all. Centred
-        # and scaled, its encodings lie all over the sphere from the first step (docs/decisions.md).
+        # An untrained encoder gives all patches nearly the same direction, so that one code would be nearest to all of
+        # them. Centred and scaled, its encodings spread over the sphere from the first step (docs/decisions.md).
         self.centre = nn.BatchNorm1d(config.code_dim, affine=False) if config.centre else nn.Identity()
         kind = GumbelQuantizer if config.codebook == "gumbel" else Quantizer
         self.quantizer = kind(
             config.codebook_size,
             config.code_dim,
             codebook=config.codebook,
-            decay=config.ema_decay,
-            restart_below=config.dead_code_threshold,
+            ema_decay=config.ema_decay,
+            dead_code_threshold=config.dead_code_threshold,
             kmeans=config.kmeans,
         )
-        cells = config.image_size // config.stride
+        side = config.image_size // config.stride
         self.from_code = nn.Linear(config.code_dim, config.embed_dim)
-        self.positions = nn.Parameter(torch.zeros(1, 1, cells * cells, config.embed_dim))
+        self.positions = nn.Parameter(torch.zeros(1, 1, side * side, config.embed_dim))
         self.decoder = nn.ModuleList(
             Block(config.embed_dim, config.num_heads, config.mlp_dim) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.embed_dim)
-        # Written by the evaluation that ends training; NaN says that nobody has looked yet.
+        # Set by ``measure``; NaN before the first evaluation.
         self.register_buffer("perplexity", torch.tensor(float("nan")))
 
     def init_decoder(self, head: nn.Linear) -> None:
-        """Give the decoder and a subclass's head their first weights."""
+        """Initialise the decoder and a subclass's head."""
         for part in (self.from_code, self.decoder, head):
             init_weights(part)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """The regions that this tokenizer labels in a clip of this size.
+        """The patches that this tokenizer labels in a clip of this size.
 
         Raises:
-            GridError: a size that the encoder does not take, with those it does.
+            GridError: frames of another size than the tokenizer was trained on.
         """
         stride, size = self.encoder.stride, self.config.image_size
         if (height, width) != (size, size):
@@ -171,17 +171,17 @@ class VideoTokenizer(nn.Module):
         return Grid(frames, height // stride, width // stride)
 
     def check_grid(self, wanted: Grid) -> None:
-        """Refuse a model whose regions are not this tokenizer's.
+        """Check that a model has the same patches as this tokenizer.
 
         Raises:
-            GridError: naming sizes and strides that would fit.
+            GridError: it has not; the message names sizes and strides that fit.
         """
         own = self.grid(wanted.frames, self.config.image_size, self.config.image_size)
         if own == wanted:
             return
         stride = self.encoder.stride
         raise GridError(
-            f"the tokenizer labels {own.height}x{own.width} cells a frame and the model has "
+            f"the tokenizer labels {own.height}x{own.width} patches a frame and the model has "
             f"{wanted.height}x{wanted.width}: train the tokenizer at size {wanted.height * stride} (its stride is "
             f"{stride}), or take one of stride {max(1, self.config.image_size // wanted.height)} at its size "
             f"{self.config.image_size}"
@@ -197,25 +197,25 @@ class VideoTokenizer(nn.Module):
         states = self.to_code(self.encoder(frames))
         return self.centre(states.flatten(0, -2)).view(states.shape)
 
-    def decode(self, codes: Tensor, *, together: bool) -> Tensor:
+    def decode(self, codes: Tensor, *, across_frames: bool) -> Tensor:
         """D of Eq. 5: codes (B, T, h, w, d) to (B, T, h*w, width).
 
         Args:
-            codes: as the quantizer gives them.
-            together: whether regions attend to those of the clip's other frames, or to those of their own alone.
+            codes: of the quantizer.
+            across_frames: whether patches attend to those of all frames of the clip, or of their own frame only.
         """
         states = self.from_code(codes).flatten(2, 3) + self.positions  # (B, T, h*w, width)
         shape = states.shape
-        states = states.flatten(1, 2) if together else states.flatten(0, 1)
+        states = states.flatten(1, 2) if across_frames else states.flatten(0, 1)
         for block in self.decoder:
             states = block(states)
         return self.norm(states).view(shape)
 
     @torch.no_grad()
     def labels(self, frames: Tensor) -> Tensor:
-        """The code of every region (Eq. 4), without a gradient: (B, T, 3, H, W) uint8 to (B, T, h, w) int64.
+        """The code of every patch (Eq. 4), without a gradient: (B, T, 3, H, W) uint8 to (B, T, h, w) int64.
 
-        In float32 always, so that a label does not depend on who asks for it.
+        Always in float32, so that cached labels equal those computed in training.
 
         Raises:
             CodebookError: the codebook has collapsed.
@@ -226,9 +226,9 @@ class VideoTokenizer(nn.Module):
             return self.quantizer.nearest(encoded.flatten(0, -2)).view(encoded.shape[:-1])
 
     def measure(self, labels: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.int64]]:
-        """VOC. RATE (Table 6, percent) and perplexity of the labels of a whole split, and how often each code occurs.
+        """VOC. RATE (Table 6, percent) and perplexity of the labels of a whole split, and the count of each code.
 
-        The perplexity is kept, so that a collapsed codebook is known for one.
+        The perplexity is stored in the checkpoint, by which a collapsed codebook is recognised.
         """
         counts = np.bincount(labels.ravel(), minlength=self.config.codebook_size)
         perplexity = metrics.perplexity(counts)
@@ -237,20 +237,20 @@ class VideoTokenizer(nn.Module):
 
     @property
     def collapsed(self) -> bool:
-        """Whether the last evaluation found next to all regions in one code."""
+        """Whether nearly all patches had the same code in the last evaluation."""
         return bool(self.perplexity < COLLAPSED)
 
     def check_not_collapsed(self) -> None:
-        """Raises ``CodebookError`` when the codebook has collapsed."""
+        """Raise ``CodebookError`` if the codebook has collapsed."""
         if self.collapsed:
             raise CodebookError(
                 f"the tokenizer's codebook has collapsed (perplexity {float(self.perplexity):.2f} of "
-                f"{self.config.codebook_size} codes): its labels teach nothing; train it with "
+                f"{self.config.codebook_size} codes): its labels carry no information; train it with "
                 "tokenizer.dead_code_threshold=0.5 or tokenizer.kmeans=true"
             )
 
     def fingerprint(self) -> str:
-        """16 hex digits that name what decides a label: encoder, projection, codes."""
+        """16 hex digits that change with whatever decides a label: encoder, projection, codes."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for part in (self.encoder, self.to_code, self.centre, self.quantizer):
             for name, tensor in sorted(part.state_dict().items()):
@@ -260,20 +260,20 @@ class VideoTokenizer(nn.Module):
 
 
 class Tokenizer(VideoTokenizer):
-    """The paper's: its codes must say the words of the clip's caption.
+    """The paper's tokenizer: its codes must predict the words of the clip's caption.
 
     Args:
         config: see ``TokenizerConfig``.
-        words: K of Eq. 5, the size of the caption-word vocabulary.
+        num_words: K of Eq. 5, the size of the caption-word vocabulary.
     """
 
-    def __init__(self, config: TokenizerConfig, words: int) -> None:
+    def __init__(self, config: TokenizerConfig, num_words: int) -> None:
         super().__init__(config)
-        self.words = nn.Linear(config.embed_dim, words)
+        self.words = nn.Linear(config.embed_dim, num_words)
         self.init_decoder(self.words)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
         """Word logits (B, K) of Eq. 5 and the codes of Eq. 4, from frames (B, T, 3, H, W) uint8."""
         quantized = self.quantizer(self.encode(frames))
-        states = self.decode(quantized.codes, together=True)
+        states = self.decode(quantized.codes, across_frames=True)
         return self.words(states.flatten(1, 2).mean(1)), quantized

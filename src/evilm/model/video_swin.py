@@ -1,4 +1,4 @@
-"""Video Swin-T, the encoder of a video tokenizer that sees time (paper 3.3; torchvision's ``swin3d_t``)."""
+"""Video Swin-T, an encoder of the video tokenizer that spans frames (paper 3.3; torchvision's ``swin3d_t``)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class VideoSwinEncoder(nn.Module):
     """E of Eq. 4 as Video Swin-T, whose patches span two frames.
 
     Args:
-        published: start from torchvision's weights, which are fetched once.
-        share: frames 2i and 2i + 1 have the same labels, at half the cost; else every frame is shown twice, so that
-            each has labels of its own.
+        published: start from torchvision's weights, which are downloaded once.
+        share: let frames 2i and 2i + 1 have the same labels, at half the cost; otherwise every frame is repeated, so
+            that each has its own labels.
         mean, std: pixel statistics.
 
     Raises:
-        CheckpointError: the weights are not here and cannot be fetched.
+        CheckpointError: the weights are not on this machine and cannot be downloaded.
     """
 
     stride = 32
@@ -41,15 +41,17 @@ class VideoSwinEncoder(nn.Module):
 
         weights = Swin3D_T_Weights.DEFAULT if published else None
         try:
-            if weights is not None and not _fetched(weights.url) and not hub.reachable(weights.url):
-                raise ConnectionError
+            if weights is not None:
+                cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+                if not cached.is_file() and not hub.reachable(weights.url):
+                    raise ConnectionError
             self.swin = swin3d_t(weights=weights)
         except OSError as error:
             raise CheckpointError(
                 f"tokenizer.encoder 'swin3d_t': its weights cannot be fetched ({type(error).__name__}); without a "
-                "network, take another encoder, or start at random with encoder_weights = 'none'"
+                "network, use another encoder, or start at random with encoder_weights = 'none'"
             ) from None
-        del self.swin.head  # its classes are not ours
+        del self.swin.head  # the classifier of Kinetics-400
         self.share = share
         self.width = int(self.swin.num_features)
         self.normalise = Normalise(mean, std)
@@ -63,8 +65,3 @@ class VideoSwinEncoder(nn.Module):
         states = self.swin.pos_drop(self.swin.patch_embed(pixels.transpose(1, 2)))
         states = self.swin.norm(self.swin.features(states))  # (B, ceil(T / 2) or T, h, w, width)
         return states.repeat_interleave(2, 1)[:, :count] if self.share else states
-
-
-def _fetched(url: str) -> bool:
-    """Whether torch's hub has a copy of this file."""
-    return (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file()

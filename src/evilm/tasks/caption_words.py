@@ -48,7 +48,7 @@ def _is_content(word: str) -> bool:
 
 
 def piece_weights(vocabulary: Vocabulary, captions: Sequence[str]) -> NDArray[np.float32]:
-    """(K,) log inverse document frequency of each word piece; 0 for special pieces and those in fewer than two captions.
+    """(K,) log inverse document frequency of each word piece; 0 if it is special or occurs in fewer than two captions.
 
     Args:
         vocabulary: the word pieces.

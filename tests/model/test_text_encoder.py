@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from evilm.errors import CheckpointError
+from evilm.model.presets import ModelConfig
 from evilm.model.text_encoder import TextEncoder, load_text_weights
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ THEIRS = ["[PAD]", "runs", "cat", "a", "dog"]
 
 
 def encoder(layers: int = 2, width: int = 8, positions: int = 6) -> TextEncoder:
-    return TextEncoder(
-        vocabulary=len(PIECES), width=width, layers=layers, heads=2, hidden=16, positions=positions, out=4, dropout=0.0
-    )
+    shape = ModelConfig(
+        text_embed_dim=width, text_depth=layers, text_num_heads=2, text_mlp_dim=16, max_text_len=positions, embed_dim=4,
+        num_heads=2, dropout=0.0,
+    )  # fmt: skip
+    return TextEncoder(shape, len(PIECES))
 
 
 @pytest.fixture
@@ -53,12 +56,12 @@ def test_pieces_are_found_by_spelling_and_the_rest_is_told(published: Path, name
     deeper = "encoder.layer.1.output.dense.weight"
     assert torch.equal(after[deeper], before[deeper])
     assert "4 of 5 word pieces" in lines[0]
-    assert "at random: encoder.layer.1, 1 word pieces" in lines[1]
+    assert "random: encoder.layer.1, 1 pieces" in lines[1]
     assert lines[2].endswith(": pooler.dense.weight")
 
 
 def test_another_width_is_refused(published: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"not a BERT of this model's width: .* change model\.text_width"):
+    with pytest.raises(CheckpointError, match=r"not a BERT of this model's width: .* change model\.text_embed_dim"):
         load_text_weights(encoder(width=4), PIECES, str(published))
 
 
