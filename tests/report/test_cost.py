@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from evilm import cli
 from evilm.errors import ConfigError, GridError
 from evilm.model.evilm import EViLM
 from evilm.model.presets import PRESETS
@@ -70,7 +71,7 @@ def test_shared_parameters_count_once() -> None:
     assert count_parameters(first, second) == 16
 
 
-def test_macs_by_module_tell_parts_apart() -> None:
+def test_macs_by_module() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
     spent = macs_by_module(model, lambda: model(model(torch.zeros(1, 2))[:, :2]), {"first": ("0",), "second": ("1",)})
     assert spent == {"first": 12, "second": 30}
@@ -78,7 +79,7 @@ def test_macs_by_module_tell_parts_apart() -> None:
     assert not model[0]._forward_pre_hooks
 
 
-def test_the_papers_model(small: Cost) -> None:
+def test_evilm_small_has_the_size_of_the_paper(small: Cost) -> None:
     assert 14.9e6 < small.parameters < 16.0e6
     assert 7.2e9 < small.macs < 7.6e9
     assert small.flops == 2 * small.macs
@@ -108,20 +109,20 @@ def test_heads_are_those_of_pretraining() -> None:
     assert cost.parameters_with_heads == count_parameters(task)
 
 
-def test_the_parts_are_the_whole(small: Cost) -> None:
+def test_the_parts_add_up(small: Cost) -> None:
     assert small.parameters == count_parameters(EViLM(PRESETS["evilm-small"]))
     assert sum(part.macs for part in small.parts.values()) == small.macs
 
 
-def test_what_grows_with_what() -> None:
+def test_macs_grow_with_frames() -> None:
     one, two = cost_of("evilm-tiny", frames=1, size=64, words=8), cost_of("evilm-tiny", frames=2, size=64, words=8)
     assert two.parts["video_encoder"].macs == 2 * one.parts["video_encoder"].macs
     assert two.parts["text_encoder"] == one.parts["text_encoder"]
     assert two.parameters == one.parameters
 
 
-def test_json_and_text_say_the_same(small: Cost) -> None:
-    said = json.loads(json.dumps(small.as_json()))
+def test_json_and_text_agree(small: Cost) -> None:
+    values = json.loads(json.dumps(small.as_json()))
     assert {
         "preset",
         "frames",
@@ -132,9 +133,9 @@ def test_json_and_text_say_the_same(small: Cost) -> None:
         "macs",
         "flops",
         "parts",
-    } <= set(said)
-    assert (said["preset"], said["frames"], said["size"], said["words"]) == ("evilm-small", 4, 256, 30)
-    assert said["parts"]["decoder"] == {
+    } <= set(values)
+    assert (values["preset"], values["frames"], values["size"], values["words"]) == ("evilm-small", 4, 256, 30)
+    assert values["parts"]["fusion"] == {
         "parameters": small.parts["fusion"].parameters,
         "macs": small.parts["fusion"].macs,
     }
@@ -149,7 +150,14 @@ def test_json_and_text_say_the_same(small: Cost) -> None:
     ]
 
 
-def test_the_callers_random_numbers_are_left_alone() -> None:
+def test_a_preset_is_counted_at_its_own_clip_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    own = PRESETS["evilm-tiny"]
+    assert cost_of("evilm-tiny") == cost_of("evilm-tiny", own.num_frames, own.image_size)
+    assert cli.run(["cost", "evilm-tiny"]) == 0
+    assert capsys.readouterr().out.startswith(f"evilm-tiny: {own.num_frames} frames of 64x64, 30 words")
+
+
+def test_the_random_state_of_the_caller_is_unchanged() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -168,6 +176,6 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
         ({"preset": "evilm-tiny", "size": -16}, GridError, "-16"),
     ],
 )
-def test_what_cannot_be_counted_is_said(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         cost_of(**arguments)

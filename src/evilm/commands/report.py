@@ -61,8 +61,8 @@ def compare(
 
 def cost(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="Model preset, such as evilm-small.")],
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip.")] = 4,
-    size: Annotated[int, typer.Option(min=1, help="Frame width and height in pixels.")] = 256,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip. [default: the preset's]")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Frame size in pixels. [default: the preset's]")] = None,
     length: Annotated[int, typer.Option("--words", min=1, help="Word pieces of the text.")] = 30,
     as_json: AsJson = False,
 ) -> None:

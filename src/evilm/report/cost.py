@@ -1,7 +1,7 @@
-"""What a model costs: parameters and multiply-accumulates (MACs), counted on a real forward pass (paper, Table 1).
+"""Parameters and multiply-accumulates (MACs) of a model, counted on a forward pass (paper, Table 1).
 
-A MAC is one multiplication and one addition in a convolution or a matrix product, attention's two products included;
-FLOPs are printed as twice that. Norms, activations, softmax, interpolation and look-ups are not counted, as is usual.
+A MAC is one multiplication and one addition in a convolution or a matrix product, including both products of attention;
+FLOPs are 2 x MACs. Norms, activations, softmax, interpolation and embedding look-ups are not counted, as is usual.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evilm.model.evilm import EViLM
     from evilm.model.presets import ModelConfig
 
-# What belongs to which part of Figure 3: names of modules and parameters within an ``EViLM``.
+# The parts of Figure 3: names of modules and parameters of an ``EViLM``.
 PARTS: dict[str, tuple[str, ...]] = {
     "video_encoder": ("video_encoder.backbone",),
     "text_encoder": ("text_encoder.bert",),
@@ -33,7 +33,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 class Part(NamedTuple):
-    """What one part of a model costs."""
+    """Cost of one part of a model."""
 
     parameters: int
     macs: int
@@ -41,16 +41,16 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a preset costs for one clip and one text.
+    """Cost of a model for one clip and one text.
 
     Attributes:
-        preset: its name.
-        frames, size, words: T frames of ``size`` x ``size`` pixels and L word pieces, special ones included.
-        parameters, macs: of the model without heads: the sums over ``parts``.
-        parameters_with_heads, macs_with_heads: with the heads of pre-training (MLM, MVM, VTM), asked about every word
-            piece, every region and [CLS] once; training asks only about what is masked.
+        preset: name of the model.
+        frames, size, words: T frames of ``size`` x ``size`` pixels, and L word pieces with the special ones.
+        parameters, macs: without heads: the sums over ``parts``.
+        parameters_with_heads, macs_with_heads: with the heads of pre-training (MLM on every word piece, MVM on every
+            patch, VTM on [CLS]); training computes MLM and MVM only for masked positions.
         flops: 2 x ``macs``.
-        parts: what each part of Figure 3 adds.
+        parts: cost of each part of Figure 3.
     """
 
     preset: str
@@ -69,7 +69,7 @@ class Cost:
         return asdict(self) | {"parts": {name: part._asdict() for name, part in self.parts.items()}}
 
     def as_text(self) -> str:
-        """A table for people: millions of parameters, thousands of millions of MACs."""
+        """The cost as a table: millions of parameters, 1e9 MACs and FLOPs."""
         heads = Part(self.parameters_with_heads - self.parameters, self.macs_with_heads - self.macs)
         rows = {
             **self.parts,
@@ -87,31 +87,40 @@ class Cost:
 
 
 def cost_of(
-    preset: str, frames: int = 4, size: int = 256, words: int = 30, vocabulary: int = 9157, codes: int = 9420
+    preset: str,
+    frames: int | None = None,
+    size: int | None = None,
+    words: int = 30,
+    vocabulary: int = 9157,
+    codes: int = 9420,
 ) -> Cost:
-    """What a preset costs, counted on one clip and one text.
+    """The cost of a preset for one clip and one text.
 
     Args:
         preset: a name of ``model.presets.PRESETS``.
-        frames: T.
-        size: pixels of a frame's side.
+        frames: T; None for the preset's own.
+        size: height and width of a frame in pixels; None for the preset's own.
         words: L, word pieces of the text with [CLS] and [SEP].
-        vocabulary: how many word pieces the text encoder knows.
-        codes: M of the video tokenizer, which the MVM head tells apart.
+        vocabulary: number of word pieces of the text encoder.
+        codes: M, the size of the video tokenizer's codebook, for the MVM head.
 
     Raises:
         ConfigError: no such preset, or fewer than one frame or word, or more words than the text encoder reads.
         GridError: a size that is no multiple of the encoder's stride.
     """
-    from evilm.model.presets import preset as shape
+    from evilm.model.presets import preset as find
 
-    return cost_of_shape(preset, shape(preset), frames, size, words, vocabulary, codes)
+    shape = find(preset)
+    return cost_of_shape(
+        preset, shape, shape.num_frames if frames is None else frames, shape.image_size if size is None else size,
+        words, vocabulary, codes,
+    )  # fmt: skip
 
 
 def cost_of_shape(
     name: str, config: ModelConfig, frames: int, size: int, words: int, vocabulary: int, codes: int = 9420
 ) -> Cost:
-    """What a model of any shape costs under ``name``; see ``cost_of``.
+    """The cost of a model of any shape, printed under ``name``; see ``cost_of``.
 
     Raises:
         ConfigError, GridError: as for ``cost_of``.
@@ -125,7 +134,7 @@ def cost_of_shape(
             f"{frames} frames and {words} words: preset {name!r} takes 1 frame or more and 1 to "
             f"{config.max_text_len} words"
         )
-    # Only the shape matters, so weights are drawn, not read, and the caller's random numbers are left as they were.
+    # Random weights have the same cost. The caller's random state is not changed.
     with torch.random.fork_rng(devices=[]):
         model = EViLM(config.model_copy(update={"backbone_weights": "none"}), vocabulary).eval()
         regions = model.video_encoder.grid(frames, size, size).patches
@@ -148,15 +157,12 @@ def cost_of_shape(
 
 
 def count_parameters(*modules: nn.Module) -> int:
-    """Numbers that training can change; those shared between modules count once."""
+    """Number of trainable values; parameters shared between modules count once."""
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
 
 def count_macs(call: Callable[[], object]) -> int:
-    """The MACs of one call without arguments, such as ``lambda: model(pixels)``.
-
-    Modules that behave differently in training should be in ``eval`` mode.
-    """
+    """MACs of one call without arguments, such as ``lambda: model(pixels)``; put modules into ``eval`` mode first."""
     with _counting() as counter:
         call()
     return counter.get_total_flops() // 2
@@ -164,13 +170,13 @@ def count_macs(call: Callable[[], object]) -> int:
 
 @contextmanager
 def _counting() -> Generator[FlopCounterMode]:
-    """A counter of floating-point operations (2 a MAC) that sees every product, attention's too."""
+    """A counter of floating-point operations (2 per MAC) that includes the products of attention."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Fused attention and the fused encoder layer are single operations to the counter, some of them without a formula:
-    # written out as matrix products they are all counted alike on every device.
+    # The counter has no formula for some fused attention kernels. With plain matrix products the result is the same on
+    # every device.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -181,7 +187,7 @@ def _counting() -> Generator[FlopCounterMode]:
 
 
 def _parts(model: EViLM, frames: int, size: int, words: int) -> dict[str, Part]:
-    """Each entry of ``PARTS`` with its parameters and MACs."""
+    """Parameters and MACs of each entry of ``PARTS``."""
     import torch
 
     from evilm.types import Text
@@ -194,7 +200,7 @@ def _parts(model: EViLM, frames: int, size: int, words: int) -> dict[str, Part]:
 
 
 def _heads(model: EViLM, regions: int, words: int, codes: int) -> Part:
-    """The heads of pre-training (3.4): words of all word pieces, codes of all regions, a match."""
+    """Cost of the pre-training heads (section 3.4) on all word pieces, all patches and [CLS]."""
     import torch
 
     from evilm.model.heads import MatchHead, PatchHead, WordHead
@@ -208,7 +214,7 @@ def _heads(model: EViLM, regions: int, words: int, codes: int) -> Part:
 
 
 def _parameters(model: nn.Module, places: tuple[str, ...]) -> int:
-    """The parameters at or below the named places."""
+    """Parameters at or below the named modules."""
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
@@ -219,12 +225,12 @@ def _parameters(model: nn.Module, places: tuple[str, ...]) -> int:
 def macs_by_module(
     model: nn.Module, call: Callable[[], object], places: Mapping[str, tuple[str, ...]]
 ) -> dict[str, int]:
-    """The MACs of ``call`` by part of ``model``; places that are no modules (parameters) count none.
+    """MACs of ``call`` by part of ``model``.
 
     Args:
-        model: what is called.
-        call: calls it, without arguments.
-        places: the names of each part's modules; they must not lie within one another.
+        model: the model that ``call`` uses.
+        call: a call without arguments.
+        places: names of each part's modules, none inside another; names of parameters add nothing.
     """
     from torch import nn
 
@@ -241,7 +247,7 @@ def macs_by_module(
 
 
 def _meter(module: nn.Module, counter: FlopCounterMode, spent: dict[str, int], name: str, stack: ExitStack) -> None:
-    """Add what each call of ``module`` costs to ``spent[name]``: the counter afterwards, less the counter before."""
+    """Add the operations of each call of ``module`` to ``spent[name]``."""
 
     def before(_module: nn.Module, _inputs: object) -> None:
         spent[name] -= counter.get_total_flops()
