@@ -11,15 +11,20 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from evilm.errors import ConfigError
+from evilm.model.evilm import EViLM
+from evilm.model.heads import MatchHead, PatchHead, WordHead
+from evilm.model.presets import preset as find_preset
+from evilm.types import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from torch import nn
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from evilm.model.evilm import EViLM
     from evilm.model.presets import ModelConfig
 
 # The parts of Figure 3: names of modules and parameters of an ``EViLM``.
@@ -108,9 +113,7 @@ def cost_of(
         ConfigError: no such preset, or fewer than one frame or word, or more words than the text encoder reads.
         GridError: a size that is no multiple of the encoder's stride.
     """
-    from evilm.model.presets import preset as find
-
-    shape = find(preset)
+    shape = find_preset(preset)
     return cost_of_shape(
         preset, shape, shape.num_frames if frames is None else frames, shape.image_size if size is None else size,
         words, vocabulary, codes,
@@ -125,10 +128,6 @@ def cost_of_shape(
     Raises:
         ConfigError, GridError: as for ``cost_of``.
     """
-    import torch
-
-    from evilm.model.evilm import EViLM
-
     if frames < 1 or not 1 <= words <= config.max_text_len:
         raise ConfigError(
             f"{frames} frames and {words} words: preset {name!r} takes 1 frame or more and 1 to "
@@ -137,9 +136,20 @@ def cost_of_shape(
     # Random weights have the same cost. The caller's random state is not changed.
     with torch.random.fork_rng(devices=[]):
         model = EViLM(config.model_copy(update={"backbone_weights": "none"}), vocabulary).eval()
-        regions = model.video_encoder.grid(frames, size, size).patches
-        heads = _heads(model, regions, words, codes)
-    parts = _parts(model, frames, size, words)
+        width, embeddings = model.embed_dim, model.text_encoder.word_embeddings
+        mlm, mvm = WordHead(width, embeddings.shape[1], embeddings.shape[0]), PatchHead(width, codes)
+        vtm = MatchHead(width)
+    patches = model.video_encoder.grid(frames, size, size).patches
+    pieces, tokens, cls = torch.zeros(1, words, width), torch.zeros(1, patches, width), torch.zeros(1, width)
+    head_macs = count_macs(lambda: (mlm(pieces, embeddings), mvm(tokens), vtm(cls)))
+    pixels, mask = torch.zeros(1, frames, 3, size, size), torch.ones(1, words, dtype=torch.bool)
+    text = Text(ids=torch.zeros(1, words, dtype=torch.long), mask=mask, starts=mask)
+    by_part = macs_by_module(model, lambda: model.fuse(model.encode_video(pixels), model.encode_text(text)), PARTS)
+    values = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    parts = {
+        part: Part(sum(count for key, count in values.items() if f"{key}.".startswith(prefixes)), by_part[part])
+        for part, prefixes in ((part, tuple(f"{place}." for place in places)) for part, places in PARTS.items())
+    }
     parameters = sum(part.parameters for part in parts.values())
     macs = sum(part.macs for part in parts.values())
     return Cost(
@@ -148,9 +158,9 @@ def cost_of_shape(
         size=size,
         words=words,
         parameters=parameters,
-        parameters_with_heads=parameters + heads.parameters,
+        parameters_with_heads=parameters + count_parameters(mlm, mvm, vtm),
         macs=macs,
-        macs_with_heads=macs + heads.macs,
+        macs_with_heads=macs + head_macs,
         flops=2 * macs,
         parts=parts,
     )
@@ -171,10 +181,6 @@ def count_macs(call: Callable[[], object]) -> int:
 @contextmanager
 def _counting() -> Generator[FlopCounterMode]:
     """A counter of floating-point operations (2 per MAC) that includes the products of attention."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
     # The counter has no formula for some fused attention kernels. With plain matrix products the result is the same on
     # every device.
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -184,42 +190,6 @@ def _counting() -> Generator[FlopCounterMode]:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _parts(model: EViLM, frames: int, size: int, words: int) -> dict[str, Part]:
-    """Parameters and MACs of each entry of ``PARTS``."""
-    import torch
-
-    from evilm.types import Text
-
-    pixels = torch.zeros(1, frames, 3, size, size)
-    here = torch.ones(1, words, dtype=torch.bool)
-    text = Text(ids=torch.zeros(1, words, dtype=torch.long), mask=here, starts=here)
-    macs = macs_by_module(model, lambda: model.fuse(model.encode_video(pixels), model.encode_text(text)), PARTS)
-    return {name: Part(_parameters(model, places), macs[name]) for name, places in PARTS.items()}
-
-
-def _heads(model: EViLM, regions: int, words: int, codes: int) -> Part:
-    """Cost of the pre-training heads (section 3.4) on all word pieces, all patches and [CLS]."""
-    import torch
-
-    from evilm.model.heads import MatchHead, PatchHead, WordHead
-
-    width, embeddings = model.embed_dim, model.text_encoder.word_embeddings
-    word, region = WordHead(width, embeddings.shape[1], embeddings.shape[0]), PatchHead(width, codes)
-    match = MatchHead(width)
-    pieces, cells, cls = torch.zeros(1, words, width), torch.zeros(1, regions, width), torch.zeros(1, width)
-    macs = count_macs(lambda: (word(pieces, embeddings), region(cells), match(cls)))
-    return Part(count_parameters(word, region, match), macs)
-
-
-def _parameters(model: nn.Module, places: tuple[str, ...]) -> int:
-    """Parameters at or below the named modules."""
-    return sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if any(name == place or name.startswith(f"{place}.") for place in places)
-    )
 
 
 def macs_by_module(
@@ -232,28 +202,20 @@ def macs_by_module(
         call: a call without arguments.
         places: names of each part's modules, none inside another; names of parameters add nothing.
     """
-    from torch import nn
-
     spent = dict.fromkeys(places, 0)
     with ExitStack() as stack:
         counter = stack.enter_context(_counting())
-        for name, inner in places.items():
-            for place in inner:
-                module = attrgetter(place)(model)
+        for part, names in places.items():
+
+            def before(_module: nn.Module, _inputs: object, part: str = part) -> None:
+                spent[part] -= counter.get_total_flops()
+
+            def after(_module: nn.Module, _inputs: object, _output: object, part: str = part) -> None:
+                spent[part] += counter.get_total_flops()
+
+            for module in (attrgetter(name)(model) for name in names):
                 if isinstance(module, nn.Module):
-                    _meter(module, counter, spent, name, stack)
+                    stack.callback(module.register_forward_pre_hook(before).remove)
+                    stack.callback(module.register_forward_hook(after).remove)
         call()
-    return {name: flops // 2 for name, flops in spent.items()}
-
-
-def _meter(module: nn.Module, counter: FlopCounterMode, spent: dict[str, int], name: str, stack: ExitStack) -> None:
-    """Add the operations of each call of ``module`` to ``spent[name]``."""
-
-    def before(_module: nn.Module, _inputs: object) -> None:
-        spent[name] -= counter.get_total_flops()
-
-    def after(_module: nn.Module, _inputs: object, _output: object) -> None:
-        spent[name] += counter.get_total_flops()
-
-    stack.callback(module.register_forward_pre_hook(before).remove)
-    stack.callback(module.register_forward_hook(after).remove)
+    return {part: flops // 2 for part, flops in spent.items()}
