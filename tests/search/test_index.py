@@ -1,4 +1,4 @@
-"""An index as people use it: built, kept up to date, searched; and what they may do wrong."""
+"""``VideoIndex``: building, updating, searching, and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build(folder: Path, model: Any, at: Path, **options: Any) -> tuple[VideoInde
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory, painted: Callable[..., Path]) -> Path:
-    """Eight colours of a second, one video of three colours of six seconds, one that is none, and pictures."""
+    """Eight videos of one colour, one of three colours of six seconds each, a file that is no video, and a picture."""
     home = tmp_path_factory.mktemp("library")
     for colour in ("red", "green", "blue", "yellow", "black", "white", "cyan", "magenta"):
         painted(home / "videos" / ("dark" if colour in ("black", "blue") else "bright") / f"{colour}.mp4", [colour])
@@ -68,7 +68,7 @@ def indexed(library: Path, make_model: Callable[..., Any]) -> Iterator[VideoInde
         yield index
 
 
-def test_a_text_finds_its_moments(indexed: VideoIndex) -> None:
+def test_a_text_finds_its_segments(indexed: VideoIndex) -> None:
     hits = indexed.search("something red", k=3)
     found = {(hit.path.name, round(hit.start), round(hit.end)) for hit in hits.hits[:2]}
     assert found == {("red.mp4", 0, 1), ("long.mp4", 0, 6)}
@@ -80,17 +80,17 @@ def test_a_text_finds_its_moments(indexed: VideoIndex) -> None:
     assert list(row["hits"][0]) == ["path", "start", "end", "score"]
 
 
-def test_what_is_not_there_is_no_good_match(indexed: VideoIndex) -> None:
+def test_an_absent_scene_gives_no_good_match(indexed: VideoIndex) -> None:
     assert indexed.search("nothing that has a colour").no_good_match
 
 
-def test_a_video_or_a_picture_finds_what_looks_like_it(indexed: VideoIndex, library: Path) -> None:
+def test_a_video_or_a_picture_finds_similar_segments(indexed: VideoIndex, library: Path) -> None:
     assert {hit.path.name for hit in indexed.search(library / "green.png", k=2)} == {"green.mp4", "long.mp4"}
     found = indexed.search(Clip(library / "videos" / "long.mp4", 12, 18), k=2)
     assert {(hit.path.name, round(hit.start)) for hit in found} == {("blue.mp4", 0), ("long.mp4", 12)}
 
 
-def test_filters(indexed: VideoIndex, library: Path) -> None:
+def test_filters_limit_the_files(indexed: VideoIndex, library: Path) -> None:
     def names(**options: Any) -> set[str]:
         return {hit.path.name for hit in indexed.search("red", k=20, where=Filter(**options))}
 
@@ -103,7 +103,7 @@ def test_filters(indexed: VideoIndex, library: Path) -> None:
     assert names(before=today) == set()
 
 
-def test_re_ranking_is_the_fusion_decoders_order(indexed: VideoIndex) -> None:
+def test_reranking_orders_hits_by_the_match_head(indexed: VideoIndex) -> None:
     plain, again = indexed.search("blue", k=3), indexed.search("blue", k=3, rerank=3)
     assert {hit.path for hit in plain} == {hit.path for hit in again}
     assert [hit.start for hit in again] == sorted(hit.start for hit in plain)
@@ -119,7 +119,7 @@ def test_queries_that_cannot_be_searched_for(indexed: VideoIndex, text: str, sai
         indexed.search(text)
 
 
-def test_labels_set_the_line(indexed: VideoIndex, library: Path, tmp_path: Path, model: Any) -> None:
+def test_labels_calibrate_scores(indexed: VideoIndex, library: Path, tmp_path: Path, model: Any) -> None:
     shutil.copytree(indexed.folder, tmp_path / "index")
     bright = library / "videos" / "bright"
     with VideoIndex.open(tmp_path / "index", model) as index:
@@ -207,7 +207,7 @@ def test_threads_search_while_another_process_updates(
         assert len(index.search("red", k=99)) == 24
 
 
-# Keeping up to date
+# Updates
 
 
 def test_only_what_changed_is_encoded_again(
@@ -234,7 +234,7 @@ def test_only_what_changed_is_encoded_again(
         assert index.search("magenta", k=1)[0].path.name == "red.mp4"
 
 
-def test_a_video_that_turned_unreadable_is_no_longer_found(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_a_video_that_became_unreadable_is_not_found(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     build(clips, model, at)[0].close()
     (clips / "red.mp4").write_bytes(b"gone bad")
@@ -247,7 +247,7 @@ def test_a_video_that_turned_unreadable_is_no_longer_found(clips: Path, tmp_path
         assert "red.mp4" not in {hit.path.name for hit in index.search("red", k=9)}
 
 
-def test_a_file_that_vanishes_during_the_scan(
+def test_a_file_that_is_deleted_during_the_update(
     clips: Path, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def vanishing(*arguments: Any, **options: Any) -> Any:
@@ -262,8 +262,8 @@ def test_a_file_that_vanishes_during_the_scan(
     assert (report.vanished, report.files, report.unreadable) == (1, 3, [])
 
 
-def test_a_hanging_file_costs_itself_only(clips: Path, tmp_path: Path, model: Any) -> None:
-    """A limit that nothing keeps, so that each file counts as hanging; then all of them are tried again."""
+def test_files_that_timed_out_are_tried_again(clips: Path, tmp_path: Path, model: Any) -> None:
+    """With a limit that every file exceeds, and then with the default."""
     at = tmp_path / "index"
     with contextlib.suppress(VideoIndexError):
         build(clips, model, at, limits=Limits(timeout=1e-6))
@@ -274,7 +274,7 @@ def test_a_hanging_file_costs_itself_only(clips: Path, tmp_path: Path, model: An
     assert (report.changed, report.files) == (4, 4)
 
 
-def test_an_empty_mount_point_does_not_empty_the_index(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_an_empty_folder_needs_allow_empty(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     build(clips, model, at)[0].close()
     clips.rename(tmp_path / "away")
@@ -287,10 +287,10 @@ def test_an_empty_mount_point_does_not_empty_the_index(clips: Path, tmp_path: Pa
     index.close()
 
 
-# Careless use
+# Errors
 
 
-def test_an_index_of_another_model(clips: Path, tmp_path: Path, model: Any, make_model: Callable[..., Any]) -> None:
+def test_another_model_is_refused(clips: Path, tmp_path: Path, model: Any, make_model: Callable[..., Any]) -> None:
     at = tmp_path / "index"
     build(clips, model, at)[0].close()
     for act in (lambda: build(clips, make_model(1), at), lambda: VideoIndex.open(at, make_model(1)).search("red")):
@@ -302,7 +302,7 @@ def test_an_index_of_another_model(clips: Path, tmp_path: Path, model: Any, make
         assert len(index.search("red")) == 4
 
 
-def test_settings_are_of_the_index(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_other_settings_than_those_of_the_index_are_refused(clips: Path, tmp_path: Path, model: Any) -> None:
     build(clips, model, tmp_path / "index", config=IndexConfig(segments=SegmentConfig(max_seconds=0.4)))[0].close()
     index, report = build(clips, model, tmp_path / "index")
     index.close()
@@ -341,7 +341,7 @@ def test_an_open_index_updates_itself(clips: Path, tmp_path: Path, model: Any, p
         assert index.search("cyan", k=1)[0].path.name == "new.mp4"
 
 
-def test_a_folder_of_something_else(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_a_folder_of_something_else_is_refused(clips: Path, tmp_path: Path, model: Any) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputError, match="holds something else"):
@@ -361,7 +361,7 @@ def test_a_folder_without_videos_leaves_no_index(tmp_path: Path, model: Any) -> 
     assert not (tmp_path / "index").exists()
 
 
-def test_no_video_readable(tmp_path: Path, model: Any) -> None:
+def test_a_folder_of_unreadable_videos_gives_an_error(tmp_path: Path, model: Any) -> None:
     (tmp_path / "videos").mkdir()
     for name in ("a.mp4", "b.avi"):
         (tmp_path / "videos" / name).write_bytes(b"nothing")
@@ -398,7 +398,7 @@ def test_a_full_disk_keeps_what_was_committed(
     index.close()
 
 
-def test_one_writer_at_a_time_and_readers_beside_it(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_one_process_writes_and_others_read_meanwhile(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     build(clips, model, at)[0].close()
     with update.writing(at), Database(at, write=True) as database, database.transaction():
@@ -426,7 +426,7 @@ def test_a_damaged_database_gives_an_error(clips: Path, tmp_path: Path, model: A
         VideoIndex.open(at, model)
 
 
-def test_an_index_that_was_killed_before_it_knew_its_model(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_an_index_without_its_model_was_interrupted(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     at.mkdir()
     (at / ".evilm").write_text("index of videos\n")
@@ -444,7 +444,9 @@ def test_an_index_that_was_killed_before_it_knew_its_model(clips: Path, tmp_path
 
 
 @pytest.mark.parametrize("harm", ["gone", "flipped", "short", "other"])
-def test_a_cache_that_does_not_fit_is_only_a_cache(indexed: VideoIndex, tmp_path: Path, model: Any, harm: str) -> None:
+def test_a_missing_or_damaged_cache_changes_no_result(
+    indexed: VideoIndex, tmp_path: Path, model: Any, harm: str
+) -> None:
     shutil.copytree(indexed.folder, tmp_path / "index")
     path = tmp_path / "index" / vectors.NAME
     data = bytearray(path.read_bytes())
@@ -461,7 +463,7 @@ def test_a_cache_that_does_not_fit_is_only_a_cache(indexed: VideoIndex, tmp_path
         assert [hit.cosine for hit in index.search("red")] == [hit.cosine for hit in indexed.search("red")]
 
 
-def test_compacting_gives_space_back_and_loses_nothing(clips: Path, tmp_path: Path, model: Any) -> None:
+def test_compacting_frees_space_and_loses_nothing(clips: Path, tmp_path: Path, model: Any) -> None:
     at = tmp_path / "index"
     index, _ = build(clips, model, at)
     with update.writing(at), Database(at, write=True) as database:
@@ -482,7 +484,7 @@ def test_compacting_gives_space_back_and_loses_nothing(clips: Path, tmp_path: Pa
         assert len(index.search("red")) == 4
 
 
-def test_an_index_that_may_only_be_read(indexed: VideoIndex, tmp_path: Path, model: Any) -> None:
+def test_a_read_only_index_can_be_searched(indexed: VideoIndex, tmp_path: Path, model: Any) -> None:
     shutil.copytree(indexed.folder, tmp_path / "index")
     with contextlib.closing(sqlite3.connect(tmp_path / "index" / "index.db")) as base:
         base.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -29,7 +29,7 @@ Content = list[tuple[float, float, bytes]]  # start, end and vector of each segm
 
 
 class Folder:
-    """A folder that changes, what ought to be in its index, and the processes that are killed over it."""
+    """A folder that changes, what its index must hold, and processes that are killed while they write it."""
 
     def __init__(self, home: Path, pool: Path, model: Any, seed: int) -> None:
         self.videos, self.place, self.model = home / "videos", home / "index", model
@@ -62,7 +62,7 @@ class Folder:
                 self.before.setdefault(name, set()).add(self.now.pop(name))
 
     def run(self, operation: str, *, kill: bool) -> bool:
-        """Work on the index, and be killed somewhere; whether it came to its end."""
+        """Work on the index in a process that may be killed; returns whether it finished."""
         what = "compact" if operation == "compact" else "update"
         process = subprocess.Popen(
             [sys.executable, str(DRIVER), what, str(self.videos), str(self.place)], stdout=subprocess.PIPE, bufsize=0
@@ -101,7 +101,7 @@ class Folder:
         return done
 
     def check(self) -> None:
-        """What I1 promises."""
+        """Check what I1 of docs/reliability.md requires."""
         if not (self.place / "index.db").exists():
             assert not self.acknowledged()
             return
@@ -124,9 +124,9 @@ class Folder:
         with VideoIndex.open(self.place, self.model) as index:
             found = index.search("a red thing", k=10)
             assert time.monotonic() - began < 5
-            for name, moments in contents(index).items():
+            for name, segments in contents(index).items():
                 allowed = {self.now.get(name), *self.before.get(name, ())}
-                assert any(source and moments == self.content[source] for source in allowed), name
+                assert any(source and segments == self.content[source] for source in allowed), name
             self.check_search(index, found)
 
     def acknowledged(self) -> set[str]:
@@ -138,8 +138,8 @@ class Folder:
         query = self.model.embed_texts(["a red thing"])[0].astype(np.float64)
         every = [
             (name, start, end, float(np.frombuffer(vector, "<f4").astype(np.float64) @ query))
-            for name, moments in contents(index).items()
-            for start, end, vector in moments
+            for name, segments in contents(index).items()
+            for start, end, vector in segments
         ]
         every.sort(key=lambda row: -row[3])
         assert [hit.cosine for hit in found] == pytest.approx([row[3] for row in every[:10]], abs=1e-5)
@@ -149,7 +149,7 @@ class Folder:
 
 
 def contents(index: VideoIndex) -> dict[str, Content]:
-    """File name to its moments, read past all caches."""
+    """File name to its segments, read from the database and not from a cache."""
     base = sqlite3.connect(index.folder / "index.db")
     rows = base.execute(
         "SELECT path, start, end, vector FROM files f LEFT JOIN moments m ON m.file = f.id ORDER BY path, start"
@@ -172,7 +172,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, painted: Callable[..., Path])
 
 
 def survive(home: Path, pool: Path, model: Any, kills: int, seed: int) -> dict[str, int]:
-    """Change, kill, check, until there were so many kills; how many of each operation."""
+    """Change the folder, kill the writer and check, until there were so many kills; returns kills of each operation."""
     folder = Folder(home, pool, model, seed)
     killed = dict.fromkeys(OPERATIONS, 0)
     folder.change("add")
@@ -199,13 +199,13 @@ def test_killed_a_few_times(tmp_path: Path, pool: Path, model: Any) -> None:
 
 @pytest.mark.slow
 def test_killed_a_hundred_times(tmp_path: Path, pool: Path, model: Any) -> None:
-    """The promise I1 of docs/reliability.md."""
+    """I1 of docs/reliability.md."""
     killed = survive(tmp_path, pool, model, kills=100, seed=0)
     assert all(count >= 10 for count in killed.values()), killed
     print("kills survived:", killed)  # noqa: T201 - `pytest -s` shows how they were spread
 
 
-def test_the_lock_of_a_dead_writer_is_free(tmp_path: Path, pool: Path, model: Any) -> None:
+def test_the_lock_of_a_killed_writer_is_released(tmp_path: Path, pool: Path, model: Any) -> None:
     folder = Folder(tmp_path, pool, model, 2)
     folder.change("add")
     process = subprocess.Popen(

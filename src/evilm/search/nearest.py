@@ -267,7 +267,7 @@ class Lance:
             search = search.where(f"row IN ({listed})", prefilter=True)
         elif allowed is not None:
             count = min(self.rows, k + int((~allowed).sum()))
-        found = search.limit(count).select(["row", "vector"]).to_arrow()
+        found = search.limit(count).select(["row", "vector", "_distance"]).to_arrow()
         rows = found["row"].to_numpy().astype(np.int64)
         matrix = np.stack(found["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
         order = np.argsort(rows)
