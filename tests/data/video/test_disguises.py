@@ -127,7 +127,6 @@ def test_nothing_else_is_opened(tmp_path: Path, canary: Path) -> None:
         "-m",
         "evilm",
         "data",
-        "data",
         "check-videos",
         str(folder),
         "--workers",

@@ -171,8 +171,9 @@ def test_no_byte_is_lost(film: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_decoder_process_does_not_grow(film: Path, tmp_path: Path) -> None:
-    """10,000 questions, by the clock of `_QUESTIONS` answered by two processes: none of them grows."""
+def test_a_decoder_process_does_not_grow(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 requests are answered by two processes, because one is replaced after 5,000; neither grows."""
+    monkeypatch.setattr("evilm.data.video.pool._REQUESTS", 5000)
     paths = [film, write(tmp_path / "a.mp4", range(10), second=25), tmp_path / "none"]
     sizes: dict[int, list[int]] = {}
     with DecoderPool() as pool:
