@@ -14,16 +14,16 @@ ODD = '''
 import os, time
 import numpy as np
 from evilm.data import transforms
-from evilm.data.pixels import Decoding, FilePixels
+from evilm.data.pixels import FilePixels
 from evilm.errors import DataError, VideoError
 
 kept = []
 
 
-class OddDecoding(Decoding):
-    """Grey of the number that a clip is named by; its moment is in the first pixel."""
+class OddPixels(FilePixels):
+    """Grey of the number that a clip is named by; its random time is in the first pixel."""
 
-    def frames(self, job):
+    def read(self, job, count):
         name = job.clip.path.stem
         if "slow" in name:
             time.sleep(0.3)
@@ -45,14 +45,9 @@ class OddDecoding(Decoding):
         if "bad" in name:
             raise VideoError(job.clip.path, "encrypted", "is locked")
         number = int("".join(c for c in name if c.isdigit())) % 251
-        pixels = np.full((self.count, self.size, self.size, 3), number, dtype=np.uint8)
-        pixels[:, 0, 0, 0] = 0 if job.rng is None else job.rng.integers(256, size=self.count)
+        pixels = np.full((count, self.size, self.size, 3), number, dtype=np.uint8)
+        pixels[:, 0, 0, 0] = 0 if job.rng is None else job.rng.integers(256, size=count)
         return transforms.apply(pixels, job.plan)
-
-
-class OddPixels(FilePixels):
-    def decoding(self, count):
-        return OddDecoding(count, self.size, self.fit)
 '''
 
 

@@ -78,7 +78,7 @@ from evilm.data.pixels import FilePixels
 from evilm.data.config import SourceConfig
 
 class Grey(FilePixels):
-    heavy = False
+    needs_workers = False
     def read(self, job, count):
         return np.zeros((count, self.size, self.size, 3), np.uint8)
 

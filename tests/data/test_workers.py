@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evilm.data.pixels import Decoding, Job
+from evilm.data.pixels import FilePixels, Job
 from evilm.data.video import Limits
 from evilm.data.workers import Workers
 from evilm.errors import DataError, EvilmError, VideoError
@@ -29,7 +30,7 @@ def job(name: str) -> Job:
 
 @pytest.fixture(scope="module")
 def pool(odd: Any) -> Iterator[Workers]:
-    made = Workers(2, odd.OddDecoding(2, 8), timeout=1.0)
+    made = Workers(2, partial(odd.OddPixels(8).read, count=2), timeout=1.0)
     yield made
     made.close()
 
@@ -84,17 +85,17 @@ def test_what_kills_a_process_by_chance_is_tried_once_more(pool: Workers, tmp_pa
 def test_memory_beyond_the_limit_costs_the_sample(odd: Any, tmp_path: Path) -> None:
     """A film of 3008x3008, whose decoder alone wants more than a process may have; and what just takes memory."""
     film = write(tmp_path / "large.mp4", range(4), second=25, size=(3008, 3008), preset="ultrafast")
-    made = Workers(1, Decoding(2, 8), limits=Limits(memory=24 << 20))
+    made = Workers(1, partial(FilePixels(8).read, count=2), limits=Limits(memory=24 << 20))
     found = list(made.map([Job(Clip(film)), Job(Clip(write(tmp_path / "small.mp4", range(4), second=25)))]))
     made.close()
     assert [each.status if isinstance(each, VideoError) else "ok" for each in found] == ["too_large", "ok"]
-    greedy = Workers(1, odd.OddDecoding(2, 8))
+    greedy = Workers(1, partial(odd.OddPixels(8).read, count=2))
     assert outcomes(greedy, ["eat2", "3"]) == ["too_large", 3]
     greedy.close()
 
 
 def test_a_process_that_has_kept_much_is_replaced(odd: Any) -> None:
-    pool = Workers(1, odd.OddDecoding(2, 8))
+    pool = Workers(1, partial(odd.OddPixels(8).read, count=2))
     assert outcomes(pool, ["1"]) == [1]
     before = pool.pool.processes
     assert outcomes(pool, ["keep4", "5", "6"]) == [4, 5, 6]
@@ -124,7 +125,7 @@ def test_first_comes_before_all_that_wait(pool: Workers) -> None:
 
 
 def test_closing_ends_the_processes(odd: Any) -> None:
-    pool = Workers(2, odd.OddDecoding(2, 8))
+    pool = Workers(2, partial(odd.OddPixels(8).read, count=2))
     outcomes(pool, ["1", "slow2"])
     future = pool.submit(job("hang1"))
     time.sleep(0.5)
@@ -138,7 +139,7 @@ def test_closing_ends_the_processes(odd: Any) -> None:
 
 def test_processes_that_cannot_start(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [folder for folder in sys.path if "odd" not in folder])
-    pool = Workers(1, odd.OddDecoding(2, 8))
+    pool = Workers(1, partial(odd.OddPixels(8).read, count=2))
     with pytest.raises(EvilmError, match=r"does not start"):
         pool.submit(job("1")).result()
     pool.close()
@@ -149,13 +150,14 @@ def test_processes_end_with_a_parent_that_is_killed(odd: Any) -> None:
 import sys, time
 sys.path.insert(0, {str(Path(odd.__file__).parent)!r})
 from pathlib import Path
-from odd_decoding import OddDecoding
+from functools import partial
+from odd_decoding import OddPixels
 from evilm.data.pixels import Job
 from evilm.data.workers import Workers
 from evilm.types import Clip
 
 if __name__ == "__main__":
-    pool = Workers(1, OddDecoding(2, 8))
+    pool = Workers(1, partial(OddPixels(8).read, count=2))
     pool.submit(Job(Clip(Path("1.mp4")))).result()
     pool.submit(Job(Clip(Path("hang1.mp4"))))
     import time; time.sleep(0.5)

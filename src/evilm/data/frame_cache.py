@@ -14,11 +14,12 @@ import fcntl
 import hashlib
 import json
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evilm.data.pixels import Decoding, Job
+from evilm.data.pixels import FilePixels, Job
 from evilm.data.workers import TIMEOUT, Workers
 from evilm.errors import DataError, OutputError, VideoError, VideoStatus
 from evilm.files import write_atomic
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evilm.data.video import Fit
+    from evilm.data.workers import Decoder
     from evilm.types import Clip
 
 TODO, DONE, BAD = 0, 1, 2
@@ -111,8 +113,8 @@ class FrameCache:
             missing = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._should_decode(self.ids[row])]
             # Starting a process takes longer than decoding a few clips.
             processes = min(workers, -(-len(missing) // 4))
-            decoding = Decoding(self.cached_frames, self.size, self.resize_mode)
-            results = decode_all((Job(self.clips[self.ids[row]]) for row in missing), decoding, processes, timeout)
+            decoder = partial(FilePixels(self.size, self.resize_mode).read, count=self.cached_frames)
+            results = decode_all((Job(self.clips[self.ids[row]]) for row in missing), decoder, processes, timeout)
             try:
                 for done, (row, result) in enumerate(zip(missing, results, strict=True), 1):
                     self._store(row, result)
@@ -172,17 +174,17 @@ class FrameCache:
 
 
 def decode_all(
-    jobs: Iterable[Job], decoding: Decoding, workers: int, timeout: float = TIMEOUT
+    jobs: Iterable[Job], decoder: Decoder, workers: int, timeout: float = TIMEOUT
 ) -> Iterator[NDArray[np.uint8] | VideoError]:
     """The frames of each job, or its error, in order; ``workers`` 0 decodes in this process."""
     if not workers:
         for job in jobs:
             try:
-                yield decoding.frames(job)
+                yield decoder(job)
             except VideoError as error:
                 yield error
         return
-    pool = Workers(workers, decoding, timeout)
+    pool = Workers(workers, decoder, timeout)
     try:
         yield from pool.map(jobs)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -161,7 +162,7 @@ class Loader:
     ) -> Generator[NDArray[np.uint8] | VideoError]:
         """The frames of every row of every batch, in order, or its error."""
         samples = (self._sample(epoch, row) for part in parts for row in part.tolist())
-        if self.pixels.heavy and self.workers:
+        if self.pixels.needs_workers and self.workers:
             jobs = (self._known_error(example, bad) or job for example, job in samples)
             yield from self._processes().map(jobs, ahead=4 * self.workers + 4)
             return
@@ -186,7 +187,7 @@ class Loader:
 
     def _read(self, job: Job) -> NDArray[np.uint8] | VideoError:
         try:
-            if not (self.pixels.heavy and self.workers):
+            if not (self.pixels.needs_workers and self.workers):
                 return self.pixels.read(job, self.num_frames)
             return self._processes().submit(job, first=True).result()
         except VideoError as error:
@@ -194,7 +195,7 @@ class Loader:
 
     def _processes(self) -> Workers:
         if self._pool is None:
-            self._pool = Workers(self.workers, self.pixels.decoding(self.num_frames), self.timeout)
+            self._pool = Workers(self.workers, partial(self.pixels.read, count=self.num_frames), self.timeout)
         return self._pool
 
     def _batch(

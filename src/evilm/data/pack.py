@@ -14,6 +14,7 @@ import shutil
 import tarfile
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import av
@@ -22,7 +23,7 @@ import numpy as np
 from evilm.data import packed_frames
 from evilm.data.frame_cache import decode_all, file_stamp, folder_lock
 from evilm.data.packed_frames import PackConfig, clip_hash, index_type
-from evilm.data.pixels import Decoding, Job
+from evilm.data.pixels import FilePixels, Job
 from evilm.data.table import Table
 from evilm.data.workers import TIMEOUT
 from evilm.errors import OutputError, VideoError
@@ -101,8 +102,10 @@ class _Packer:
         missing = [number for number in range(self.shards) if not self._index_part(number).is_file()]
         if missing or not (self.folder / packed_frames.SETTINGS).is_file():
             clips = (self._clip(i) for number in missing for i in self._span(number))
-            decoding = Decoding(self.config.cached_frames, self.config.size, self.config.resize_mode)
-            results = decode_all((Job(example.clip) for example in clips), decoding, workers, timeout)
+            decoder = partial(
+                FilePixels(self.config.size, self.config.resize_mode).read, count=self.config.cached_frames
+            )
+            results = decode_all((Job(example.clip) for example in clips), decoder, workers, timeout)
             finished = len(self.groups) - sum(len(self._span(number)) for number in missing)
             for number in missing:
                 self._shard(number, results, lambda n, base=finished: progress and progress(base + n, len(self.groups)))

@@ -1,7 +1,7 @@
 """Where the frames of a batch come from: video files, or a store of frames that were decoded once.
 
-``decode`` is what a process that decodes does for one sample, whoever asks: the loader, ``evilm data pack``, a store
-that is being filled.
+A pixel source is used by this process, or is sent to worker processes, where it decodes one sample at a time for the
+loader, ``evilm data pack`` or a frame cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from evilm.data import sampling, transforms
-from evilm.data.sampling import pick_frames
 from evilm.data.video import Fit, read_clip
 
 if TYPE_CHECKING:
@@ -28,54 +27,27 @@ class Job:
     """The frames that one sample needs.
 
     Attributes:
-        clip: of it.
-        moments: the seed that draws them; None takes the middles.
-        plan: what is done to them.
+        clip: where its pixels are.
+        seed: draws the times of the frames; None takes the middles of the segments.
+        plan: random changes of the frames.
     """
 
     clip: Clip
-    moments: int | None = None
+    seed: int | None = None
     plan: transforms.Plan = transforms.IDENTITY
 
     @property
     def rng(self) -> np.random.Generator | None:
-        return None if self.moments is None else sampling.generator(self.moments, "moments")
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How video files become frames.
-
-    Attributes:
-        count: T.
-        size: pixels of a frame's side.
-        fit: ``crop`` or ``squash``, see ``pictures.to_rgb``.
-    """
-
-    count: int
-    size: int
-    fit: Fit = "crop"
-
-    def frames(self, job: Job) -> NDArray[np.uint8]:
-        """(T, size, size, 3) uint8; raises VideoError."""
-        return transforms.apply(read_clip(job.clip, self.count, self.size, job.rng, fit=self.fit), job.plan)
-
-
-class Decoder(Protocol):
-    """What a decoder process does for a sample: ``Decoding`` or ``StoredDecoding``."""
-
-    def frames(self, job: Job) -> NDArray[np.uint8]:
-        """(T, H, W, 3) uint8; raises VideoError."""
-        ...
+        return None if self.seed is None else sampling.generator(self.seed, "moments")
 
 
 class Store(Protocol):
-    """Frames decoded once: ``FrameStore`` and ``PackedFrames``.
+    """Frames decoded once: ``FrameCache`` or ``PackedFrames``.
 
     Attributes:
-        folder: where it lies.
-        cached_frames: evenly spaced frames kept of each clip.
-        size: pixels of a frame's side.
+        folder: where the store is.
+        cached_frames: number of evenly spaced frames of each clip.
+        size: H = W in pixels.
     """
 
     folder: Path
@@ -83,16 +55,16 @@ class Store(Protocol):
     size: int
 
     def __len__(self) -> int:
-        """How many clips there are."""
+        """The number of clips."""
         ...
 
     @property
     def encoded(self) -> bool:
-        """Whether frames have to be decoded once more, which is work for other processes."""
+        """Whether frames are compressed pictures, which worker processes should decode."""
         ...
 
     def row(self, clip: Clip) -> int:
-        """Where a clip is; raises DataError for a clip that is not in the store."""
+        """The row of a clip; raises DataError if the store does not have it."""
         ...
 
     def clip_id(self, row: int) -> str:
@@ -100,40 +72,42 @@ class Store(Protocol):
         ...
 
     def read(self, clip: Clip, chosen: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        """The candidates ``chosen`` (None: all) of a clip, (T, size, size, 3); raises VideoError with its status."""
+        """The frames ``chosen`` (None: all) of a clip, (T, size, size, 3); raises VideoError if it was unreadable."""
         ...
 
     def frames_of(self, row: int) -> NDArray[np.uint8] | None:
-        """All candidates of a row, or None where the clip could not be read."""
+        """All frames of a row, or None if the clip was unreadable."""
         ...
 
 
 @dataclass(frozen=True)
 class FilePixels:
-    """Frames decoded when they are asked for."""
+    """Frames decoded from files each time they are needed.
+
+    Attributes:
+        size: H = W in pixels.
+        fit: ``crop`` or ``squash``, see ``pictures.to_rgb``.
+    """
 
     size: int
     fit: Fit = "crop"
 
     @property
-    def heavy(self) -> bool:
-        """Whether reading is work for other processes."""
+    def needs_workers(self) -> bool:
+        """Whether reading takes so long that worker processes should do it."""
         return True
 
-    def decoding(self, count: int) -> Decoding:
-        """How ``count`` frames come about, here or in another process."""
-        return Decoding(count, self.size, self.fit)
-
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:
-        return self.decoding(count).frames(job)
+        """``count`` frames of a job, (count, size, size, 3) uint8; raises VideoError."""
+        return transforms.apply(read_clip(job.clip, count, self.size, job.rng, fit=self.fit), job.plan)
 
 
 @dataclass(frozen=True)
 class NoPixels(FilePixels):
-    """Black frames, for a task that reads captions alone: the videos need not be there."""
+    """Black frames, for a task that reads only captions: the videos need not exist."""
 
     @property
-    def heavy(self) -> bool:
+    def needs_workers(self) -> bool:
         return False
 
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:
@@ -142,32 +116,18 @@ class NoPixels(FilePixels):
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """Frames out of a store, and which candidates they were."""
+    """Frames of a store."""
 
     store: Store
 
     @property
-    def heavy(self) -> bool:
-        """Whether reading is work for other processes."""
+    def needs_workers(self) -> bool:
         return self.store.encoded
 
-    def decoding(self, count: int) -> StoredDecoding:
-        """How ``count`` frames come about, here or in another process."""
-        return StoredDecoding(self, count)
-
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:
+        """``count`` frames of a job, (count, size, size, 3) uint8; raises VideoError."""
         return transforms.apply(self.store.read(job.clip, self.choose(job, count)), job.plan)
 
     def choose(self, job: Job, count: int) -> NDArray[np.int64]:
-        return pick_frames(self.store.cached_frames, count, job.rng)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDecoding:
-    """How kept frames become frames."""
-
-    pixels: StoredPixels
-    count: int
-
-    def frames(self, job: Job) -> NDArray[np.uint8]:
-        return self.pixels.read(job, self.count)
+        """(count,) which frames of the store ``read`` returns."""
+        return sampling.pick_frames(self.store.cached_frames, count, job.rng)

@@ -14,14 +14,15 @@ from evilm.data.video import LIMITS, DecoderPool, Limits
 from evilm.errors import TooManyBadSamplesError, VideoError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from evilm.data.pixels import Decoder, Job
+    from evilm.data.pixels import Job
 
     Frames = NDArray[np.uint8]
+    Decoder = Callable[[Job], Frames]
     Jobs = queue.PriorityQueue[tuple[bool, int, Job | None, Future[Frames]]]
 
 TIMEOUT = 9.0  # seconds for one sample
@@ -36,7 +37,7 @@ class Workers:
 
     Args:
         count: number of processes, at least 1.
-        decoder: how samples become frames.
+        decoder: makes the frames of a sample; is pickled into the processes.
         timeout: seconds that one sample may take, for frames of at most 1920x1080 pixels.
         limits: limits of each file.
     """

@@ -35,10 +35,10 @@ def odd(real):
         if "once" in name and not os.path.lexists(path.with_suffix(".died")):
             path.with_suffix(".died").symlink_to("x")
             os.kill(os.getpid(), 6)
-        if "eat" in name: return {"status": "ok", "shape": [1 << 31]}, bytearray(1 << 31)
+        if "eat" in name: return bytearray(1 << 31)
         if "odd" in name: raise RuntimeError("what no one foresaw")
-        if "lie" in name: return {"status": "fine"}, None
-        if "shape" in name: return {"status": "ok", "shape": [7]}, None
+        if "lie" in name: return {"status": "fine"}
+        if "shape" in name: return {"status": "ok", "shape": [7]}
         if "babble" in name: os.write(1, b"x" * 9)
         return real(path, question, limits)
     return answer
@@ -114,7 +114,7 @@ import time
 from evilm.data.video import child, clips
 def check(path, question, limits):
     with child.VideoReader(path, limits): time.sleep(1.5)
-    return {"status": "ok"}, None
+    return {"status": "ok"}
 child.ANSWERS["check"] = check
 child.main()
 """
@@ -207,7 +207,7 @@ def answer(path, question, limits):
                           ("files", lambda: [open(path) for _ in range(100)])):
         try: attempt()
         except (OSError, MemoryError): refused.append(what)
-    return {"status": "corrupt", "reason": " ".join(refused)}, None
+    return {"status": "corrupt", "reason": " ".join(refused)}
 child.ANSWERS["check"] = answer
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 child.main()

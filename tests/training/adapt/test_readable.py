@@ -50,18 +50,18 @@ def test_a_file_that_timed_out_or_crashed_is_asked_once_more(monkeypatch: pytest
 def test_frames_that_were_not_decoded_in_time_are_decoded_once_more(
     monkeypatch: pytest.MonkeyPatch, small_world: Path, tmp_path: Path
 ) -> None:
-    from evilm.data.pixels import Decoding
+    from evilm.data.pixels import FilePixels
 
-    whole, asked = Decoding.frames, Counter[str]()
+    whole, asked = FilePixels.read, Counter[str]()
 
-    def frames(self: Decoding, job: Job) -> Any:
+    def read(self: FilePixels, job: Job, count: int) -> Any:
         name = job.clip.path.name
         asked[name] += 1
         if name == "video1.mp4" or (name == "video0.mp4" and asked[name] == 1):
             raise VideoError(job.clip.path, "timeout", "not decoded within 9 s")
-        return whole(self, job)
+        return whole(self, job, count)
 
-    monkeypatch.setattr(Decoding, "frames", frames)
+    monkeypatch.setattr(FilePixels, "read", read)
     given = rows(small_world / "videos", "video0.mp4", "video1.mp4", "video2.mp4")
     source = SourceConfig(reader="captions", annotations=tmp_path / "train.jsonl")
     data = DataConfig(train=source, cache=tmp_path / "cache", cached_frames=2, workers=0)

@@ -5,7 +5,7 @@ process limits its own memory, cannot write files, and ends itself if its parent
 long.
 
 A message is 4 bytes of length (big endian), a JSON object of that length, and as many raw bytes as its ``bytes`` says.
-The first request holds the limits and, for the loader, a pickled ``Decoder``. Requests come from the parent, so
+The first request holds the limits and, for the loader, a pickled function. Requests come from the parent, so
 pickles in them can be trusted.
 """
 
@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -37,18 +37,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Decoder = Callable[[Any], NDArray[np.uint8]]  # makes the frames of a job of the loader
+
 Facts = dict[str, Any]
-Answer = tuple[Facts, "NDArray[np.uint8] | None"]
 
 _DESCRIPTORS = 64  # files that the process may have open
-
-
-class Decoder(Protocol):
-    """The frames of a job: what a decoder process does for the loader."""
-
-    def frames(self, job: Any) -> NDArray[np.uint8]:
-        """(T, H, W, 3) uint8; raises VideoError."""
-        ...
 
 
 def main() -> None:
@@ -76,76 +69,73 @@ def main() -> None:
         # There is no handler, so that the system ends this process even within a decoder that hangs.
         signal.setitimer(signal.ITIMER_REAL, _patience(question["timeout"]))
         container.on_frame_size = extend
-        if payload and decoder is not None:
-            facts, pixels = _guarded(lambda d=decoder, p=payload: _decoded(d, p), question, limits)
-        else:
-            facts, pixels = _guarded(lambda q=question: ANSWERS[q["ask"]](Path(q["path"]), q, limits), question, limits)
+        facts, raw = _answer(question, payload, decoder, limits)
         # A process that keeps much of its memory is replaced, so that the next file has as much as this one.
-        _send(answers, facts | {"spent": memory_in_use() - before > limits.memory // 2}, pixels)
+        _send(answers, facts | {"spent": memory_in_use() - before > limits.memory // 2}, raw)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _limit_memory(before + limits.memory)
 
 
-def _guarded(work: Callable[[], Answer], question: Facts, limits: Limits) -> Answer:
-    """The answer of ``work``, or the status of its error."""
+def _answer(
+    question: Facts, payload: bytes, decoder: Decoder | None, limits: Limits
+) -> tuple[Facts, bytes | memoryview]:
+    """The facts and raw bytes of an answer, with a status."""
+    path = Path(question["path"])
     try:
-        return work()
+        if question["ask"] == "decode" and decoder is not None:
+            result = decoder(pickle.loads(payload))  # noqa: S301 - of the parent
+        else:
+            result = ANSWERS[question["ask"]](path, question, limits)
+        if isinstance(result, np.ndarray):
+            return {"status": "ok", "shape": result.shape}, np.ascontiguousarray(result).reshape(-1).data
+        return ({"status": "ok"}, result) if isinstance(result, bytes) else ({"status": "ok"} | result, b"")
     except VideoError as error:
-        return {"status": error.status, "reason": error.reason[:1000], "path": error.path}, None
+        return {"status": error.status, "reason": error.reason[:1000]}, b""
     except EvilmError as error:
-        return {"error": str(error)[:1000]}, None
+        return {"error": str(error)[:1000]}, b""
     except MemoryError:
-        error = limits.out_of_memory(Path(question["path"]))
-        return {"status": error.status, "reason": error.reason}, None
+        error = limits.out_of_memory(path)
+        return {"status": error.status, "reason": error.reason}, b""
     except Exception as error:  # noqa: BLE001 - one file must not prevent the answers for all others
         reason = f"{type(error).__name__} while decoding: {str(error)[:200]}"
-        return {"status": "crashed", "reason": reason}, None
+        return {"status": "crashed", "reason": reason}, b""
 
 
-def _frames_answer(pixels: NDArray[np.uint8]) -> Answer:
-    return {"status": "ok", "shape": pixels.shape}, pixels
-
-
-def _decoded(decoder: Decoder, payload: bytes) -> Answer:
-    return _frames_answer(decoder.frames(pickle.loads(payload)))  # noqa: S301 - of the parent
-
-
-def _clip(path: Path, question: Facts, limits: Limits) -> Answer:
+def _clip(path: Path, question: Facts, limits: Limits) -> NDArray[np.uint8]:
     clip = Clip(path, question["start"], question["end"], tuple(question["frames"]))
     within = np.array(question["within"], dtype=np.float64)
-    return _frames_answer(clips.frames_of(clip, within, question["size"], question["mode"], question["fit"], limits))
+    return clips.frames_of(clip, within, question["size"], question["mode"], question["fit"], limits)
 
 
-def _frames(path: Path, question: Facts, limits: Limits) -> Answer:
+def _frames(path: Path, question: Facts, limits: Limits) -> NDArray[np.uint8]:
     with VideoReader(path, limits) as reader:
-        return _frames_answer(reader.frames_at(question["times"], question["mode"], question["size"], question["fit"]))
+        return reader.frames_at(question["times"], question["mode"], question["size"], question["fit"])
 
 
-def _picture(path: Path, question: Facts, limits: Limits) -> Answer:
-    return _frames_answer(clips.read_picture(path, question["size"], question["fit"], limits))
+def _picture(path: Path, question: Facts, limits: Limits) -> NDArray[np.uint8]:
+    return clips.read_picture(path, question["size"], question["fit"], limits)
 
 
-def _duration(path: Path, _: Facts, limits: Limits) -> Answer:
+def _duration(path: Path, _: Facts, limits: Limits) -> Facts:
     with VideoReader(path, limits) as reader:
-        return {"status": "ok", "seconds": reader.duration}, None
+        return {"seconds": reader.duration}
 
 
-def _check(path: Path, _: Facts, limits: Limits) -> Answer:
+def _check(path: Path, _: Facts, limits: Limits) -> Facts:
     result = check(path, limits)
-    return {"status": result.status, "reason": result.reason}, None
+    return {"status": result.status, "reason": result.reason}
 
 
-def _thumbnail(path: Path, question: Facts, limits: Limits) -> Answer:
-    data = clips.thumbnail(path, question["time"], question["height"], limits)
-    return {"status": "ok"}, np.frombuffer(data, dtype=np.uint8)
+def _thumbnail(path: Path, question: Facts, limits: Limits) -> bytes:
+    return clips.thumbnail(path, question["time"], question["height"], limits)
 
 
-def _cut(path: Path, question: Facts, limits: Limits) -> Answer:
-    data = clips.cut(path, question["start"], question["end"], question["height"], limits)
-    return {"status": "ok"}, np.frombuffer(data, dtype=np.uint8)
+def _cut(path: Path, question: Facts, limits: Limits) -> bytes:
+    return clips.cut(path, question["start"], question["end"], question["height"], limits)
 
 
-ANSWERS: dict[str, Callable[[Path, Facts, Limits], Answer]] = {
+# What a request may ask for: frames, facts or the bytes of a file.
+ANSWERS: dict[str, Callable[[Path, Facts, Limits], NDArray[np.uint8] | Facts | bytes]] = {
     "clip": _clip, "frames": _frames, "picture": _picture, "duration": _duration, "check": _check,
     "thumbnail": _thumbnail, "cut": _cut,
 }  # fmt: skip
@@ -162,11 +152,10 @@ def _receive(requests: BinaryIO) -> tuple[Facts, bytes] | None:
     return facts, requests.read(facts["bytes"])
 
 
-def _send(answers: BinaryIO, facts: Facts, pixels: NDArray[np.uint8] | None = None) -> None:
-    header = json.dumps(facts | {"bytes": 0 if pixels is None else pixels.nbytes}).encode()
+def _send(answers: BinaryIO, facts: Facts, raw: bytes | memoryview = b"") -> None:
+    header = json.dumps(facts | {"bytes": len(raw)}).encode()
     answers.write(len(header).to_bytes(4) + header)
-    if pixels is not None:
-        answers.write(np.ascontiguousarray(pixels).reshape(-1).data)
+    answers.write(raw)
     answers.flush()
 
 

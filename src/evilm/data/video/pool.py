@@ -19,11 +19,11 @@ from evilm.errors import DataError, VideoError
 from evilm.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from evilm.data.video.child import Decoder, Facts
+    from evilm.data.video.child import Facts
     from evilm.data.video.limits import Fit, Limits, Mode
     from evilm.errors import VideoStatus
     from evilm.types import Clip
@@ -49,7 +49,7 @@ class DecoderPool:
     """
 
     def __init__(
-        self, count: int = 1, limits: Limits = LIMITS, decoder: Decoder | None = None,
+        self, count: int = 1, limits: Limits = LIMITS, decoder: Callable[[Any], NDArray[np.uint8]] | None = None,
         program: Sequence[str] = PROGRAM,
     ) -> None:  # fmt: skip
         self.count, self.limits, self.program = max(1, count), limits, tuple(program)
@@ -119,7 +119,7 @@ class DecoderPool:
         """The frames that the pool's ``decoder`` makes of ``job``.
 
         Args:
-            job: the argument of ``Decoder.frames``.
+            job: the argument of ``decoder``.
             path: the video, for error messages.
 
         Raises:
