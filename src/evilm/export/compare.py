@@ -1,4 +1,4 @@
-"""What an export costs: how near its embeddings are, what its answers lose, how large it is."""
+"""Comparison of an export with its checkpoint: cosines of embeddings, metrics on validation data, file sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evilm import config
+from evilm import config, metrics
 from evilm.errors import EvilmError
 from evilm.inference import Embedder, softmax
 from evilm.inference.runtime import Threshold
@@ -29,18 +29,25 @@ if TYPE_CHECKING:
     from evilm.tasks import Metrics, VideoTextTask
     from evilm.types import Example
 
-COSINE = {"fp32": 0.9999, "bf16": 0.98, "int8": 0.98}  # least mean cosine of embeddings with the checkpoint's
-POINTS = 1.0  # most that a metric may lose, in points of a percentage
-_ROWS = 1000  # of the evaluation data, spread evenly
+# Limits of an export. `evilm export --help` states them.
+MIN_MEAN_COSINE = {"fp32": 0.9999, "bf16": 0.98, "int8": 0.98}
+MIN_COSINE_P1 = {"fp32": 0.999, "bf16": 0.95, "int8": 0.95}  # the 1st percentile over clips, and over texts
+MAX_DROP = 1.0  # points of a metric in percent
+
+_MAX_ROWS = 1000  # of validation data, spread evenly
+_MAX_TEXTS = 256
+_SENTENCES = ("a video", "someone walks", "two dogs play in the snow", "a red square moves left")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Evaluation data, decoded once.
+class EvalData:
+    """Validation rows with their decoded frames.
 
     Attributes:
-        task: what summarises predictions on it, and names the metric that counts.
-        examples, frames, readable: rows of the validation split, (n, T, H, W, 3) uint8, (n,) bool.
+        task: computes the metrics.
+        examples: n rows.
+        frames: (n, T, H, W, 3) uint8.
+        readable: (n,) False where the video could not be decoded.
     """
 
     task: VideoTextTask
@@ -50,49 +57,59 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Standard:
-    """What the checkpoint itself does: an export is measured against it.
+class Reference:
+    """Results of the checkpoint, which an export is compared with.
 
     Attributes:
         frames: (n, T, H, W, 3) clips whose embeddings are compared.
-        texts: sentences, the same.
-        states: what the checkpoint makes of ``video`` and ``text``: embeddings, or h^CLS where it embeds nothing;
-            a student of videos alone has no ``text``.
-        rows: evaluation data, or None where there is none.
-        metrics: of the checkpoint on these, in percent.
-        cannot_tell: the threshold on answers that these set, for a task that answers.
+        texts: sentences whose embeddings are compared.
+        vectors: of ``video`` and ``text``: embeddings, or h^CLS where the model has no embedding head. A student that
+            was distilled from videos alone has no ``text``.
+        data: validation data, or None where there are none.
+        metrics: the checkpoint's metrics on these data, in percent.
+        scores: for each gated metric, the score of every row, 0 to 1.
+        answer_threshold: the threshold on answers that these data set, for a task that answers.
     """
 
     frames: NDArray[np.uint8]
     texts: tuple[str, ...]
-    states: dict[str, NDArray[np.float32]]
-    rows: Rows | None
+    vectors: dict[str, NDArray[np.float32]]
+    data: EvalData | None
     metrics: dict[str, float]
-    cannot_tell: Threshold | None
+    scores: dict[str, NDArray[np.float64]]
+    answer_threshold: Threshold | None
 
 
-def rows_of(engine: TorchRuntime) -> Rows:
-    """The validation split of a checkpoint's own recipe.
+def load_eval_data(runtime: TorchRuntime) -> EvalData:
+    """The validation split of a checkpoint's own recipe, at most 1,000 rows.
 
     Raises:
-        EvilmError: it has none, or its data are not here.
+        EvilmError: the recipe has none, or its files are missing.
     """
-    if reason := immeasurable(engine):
+    if reason := why_not_measurable(runtime):
         raise EvilmError(reason)
-    recipe, source = engine.recipe, _source(engine)
+    source = _source(runtime)
     assert source is not None
     examples = feed.examples(source)
-    examples = [examples[i * len(examples) // _ROWS] for i in range(_ROWS)] if len(examples) > _ROWS else examples
-    task = _task(engine)
+    if len(examples) > _MAX_ROWS:
+        examples = [examples[i * len(examples) // _MAX_ROWS] for i in range(_MAX_ROWS)]
+    settings = runtime.recipe.task
+    if isinstance(settings, PretrainConfig | DistillConfig):
+        settings = RetrievalConfig(max_text_len=settings.max_text_len)
+    if isinstance(settings, RetrievalConfig):
+        update = {"protocol": "dual-encoder", "embed_dim": runtime.metadata.embed_dim}
+        settings = settings.model_copy(update=update)
+    facts = {"answers": runtime.metadata.answers, "classes": runtime.metadata.classes}
+    task = FINETUNE[settings.name](runtime.model, runtime.vocabulary, settings, facts).eval()  # pyright: ignore[reportArgumentType]
     truth = (source.annotations if source.annotations.is_dir() else source.annotations.parent) / "world.jsonl"
     if isinstance(task, Retrieval) and truth.is_file():
         task.relevance = evaluate.by_truth(truth)
-    loader = feed.loader(recipe, task, examples, train=False)
+    loader = feed.loader(runtime.recipe, task, examples, train=False)
     try:
         batches = list(loader)
     finally:
         loader.close()
-    return Rows(
+    return EvalData(
         task,
         tuple(example for batch in batches for example in batch.examples),
         np.concatenate([batch.frames.permute(0, 1, 3, 4, 2).numpy() for batch in batches]),
@@ -100,59 +117,47 @@ def rows_of(engine: TorchRuntime) -> Rows:
     )
 
 
-def immeasurable(engine: TorchRuntime) -> str:
-    """Why no metric can be taken of a checkpoint, whatever data are here; empty where one can."""
-    settings, heads = engine.recipe.task, engine.metadata.heads
+def why_not_measurable(runtime: TorchRuntime) -> str:
+    """Why a checkpoint has no metric to compare, whatever data are here; empty where it has one."""
+    settings, heads = runtime.recipe.task, runtime.metadata.heads
     if isinstance(settings, PretrainConfig) and "embed_video" not in heads:
-        return "a model pre-trained without the contrastive objective has nothing to be measured by"
+        return "a model that was pre-trained without the contrastive objective has no retrieval metric"
     if isinstance(settings, DistillConfig) and "embed_text" not in heads:
-        return "a student of videos alone reads no captions to be measured by"
-    return "" if _source(engine) is not None else "the checkpoint's recipe names no validation data"
+        return "a model that was distilled from videos alone has no retrieval metric"
+    return "" if _source(runtime) is not None else "the checkpoint's recipe names no validation data"
 
 
-def _source(engine: TorchRuntime) -> SourceConfig | None:
-    data = engine.recipe.data
-    return data.validation or (data.test if engine.metadata.task == "linear_probe" else None)
+def _source(runtime: TorchRuntime) -> SourceConfig | None:
+    data = runtime.recipe.data
+    return data.validation or (data.test if runtime.metadata.task == "linear_probe" else None)
 
 
-def _task(engine: TorchRuntime) -> VideoTextTask:
-    """The task that summarises: the checkpoint's own, or retrieval for what was trained otherwise and embeds."""
-    settings = engine.recipe.task
-    if isinstance(settings, PretrainConfig | DistillConfig):
-        settings = RetrievalConfig(max_text_len=settings.max_text_len)
-    if isinstance(settings, RetrievalConfig):
-        settings = settings.model_copy(update={"protocol": "dual-encoder", "embedding": engine.metadata.embed_dim})
-    facts = {"answers": engine.metadata.answers, "classes": engine.metadata.classes}
-    task = FINETUNE[settings.name](engine.model, engine.vocabulary, settings, facts)  # pyright: ignore[reportArgumentType]
-    return task.eval()
-
-
-def standard(engine: TorchRuntime, frames: NDArray[np.uint8], rows: Rows | None) -> Standard:
-    """Measure the checkpoint itself.
+def reference(
+    runtime: TorchRuntime, frames: NDArray[np.uint8], texts: Sequence[str], data: EvalData | None
+) -> Reference:
+    """Compute the checkpoint's own results.
 
     Args:
-        engine: it.
-        frames: (n, T, H, W, 3) clips for the cosine.
-        rows: evaluation data, where there are any.
+        runtime: the checkpoint.
+        frames: (n, T, H, W, 3) clips for the cosines.
+        texts: for the cosines; where there are none, those of the validation data or four plain sentences.
+        data: validation data, where there are any.
     """
-    embedder = Embedder(engine)
-    texts = tuple(_texts(rows)) or ("a video", "someone walks", "two dogs play in the snow", "a red square moves left")
-    found = None if rows is None else measured(embedder, rows)
-    told = None if found is None else found.details.get("cannot_tell")
-    withheld = None if told is None else config.check(Threshold, told, "the validation split")
-    seen = {} if found is None else found.metrics
-    return Standard(frames, texts, _states(embedder, frames, texts), rows, seen, withheld)
+    embedder = Embedder(runtime)
+    if not texts and data is not None:
+        texts = [text for row in data.examples if (text := row.question or caption_of(row, None))]
+    texts = tuple(dict.fromkeys(texts))[:_MAX_TEXTS] or _SENTENCES
+    vectors = _vectors(embedder, frames, texts)
+    if data is None:
+        return Reference(frames, texts, vectors, None, {}, {}, None)
+    result, scores = evaluate_rows(embedder, data)
+    threshold = result.details.get("cannot_tell")
+    if threshold is not None:
+        threshold = config.check(Threshold, threshold, "the validation split")
+    return Reference(frames, texts, vectors, data, result.metrics, scores, threshold)
 
 
-def _texts(rows: Rows | None) -> list[str]:
-    if rows is None:
-        return []
-    texts = [example.question or caption_of(example, None) for example in rows.examples[:64]]
-    return [text for text in dict.fromkeys(texts) if text]
-
-
-def _states(embedder: Embedder, frames: NDArray[np.uint8], texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Embeddings of clips and of texts, or the h^CLS that other heads stand on."""
+def _vectors(embedder: Embedder, frames: NDArray[np.uint8], texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     heads = embedder.metadata.heads
     if "embed_video" not in heads:
         return {"video": embedder.cls_of_frames(frames), "text": embedder.cls_of_texts(texts)}
@@ -160,75 +165,95 @@ def _states(embedder: Embedder, frames: NDArray[np.uint8], texts: Sequence[str])
     return video | {"text": embedder.embed_texts(texts)} if "embed_text" in heads else video
 
 
-def measured(embedder: Embedder, rows: Rows) -> Metrics:
-    """What a model amounts to on evaluation data, by the rules of its task."""
-    return rows.task.compute_metrics(_predictions(embedder, rows))
+def evaluate_rows(embedder: Embedder, data: EvalData) -> tuple[Metrics, dict[str, NDArray[np.float64]]]:
+    """The task's metrics of a model, and for each gated metric the score (n,) of every row.
 
-
-def _predictions(embedder: Embedder, rows: Rows) -> list[Prediction]:
-    name = rows.task.name
+    Gated are R@1, R@5 and R@10 in both directions for retrieval, else the task's primary metric.
+    """
+    name = data.task.name
     values: list[dict[str, Any]]
     if name == "retrieval":
-        video = embedder.embed_frames(rows.frames)
-        text = embedder.embed_texts([caption_of(example, None) for example in rows.examples])
+        video = embedder.embed_frames(data.frames)
+        text = embedder.embed_texts([caption_of(example, None) for example in data.examples])
         values = [{"video": v, "text": t} for v, t in zip(video, text, strict=True)]
     elif name == "question_answering":
-        questions = embedder.encode_texts([example.question or "" for example in rows.examples])
-        logits, _ = embedder.score_fused("answer", embedder.encode_frames(rows.frames), questions)
-        shares = [softmax(row) for row in logits]
+        questions = embedder.encode_texts([example.question or "" for example in data.examples])
+        logits, _ = embedder.score_fused("answer", embedder.encode_frames(data.frames), questions)
         answers = embedder.metadata.answers
-        values = [{"answer": answers[int(p.argmax())], "probability": float(p.max())} for p in shares]
+        values = [{"answer": answers[int(p.argmax())], "probability": float(p.max())} for p in map(softmax, logits)]
     elif name == "multiple_choice":
-        videos = embedder.encode_frames(rows.frames)
+        videos = embedder.encode_frames(data.frames)
         values = [
             {"probabilities": softmax(embedder.score_choices(videos[i : i + 1], row.choices, row.question)[0])}
-            for i, row in enumerate(rows.examples)
+            for i, row in enumerate(data.examples)
         ]
     else:
-        values = [{"logits": row} for row in embedder.score_classes(rows.frames)]
-    readable = [bool(ok) for ok in rows.readable]
-    return [Prediction(*row) for row in zip(rows.examples, readable, values, strict=True)]
+        values = [{"logits": row} for row in embedder.score_classes(data.frames)]
+    readable = [bool(ok) for ok in data.readable]
+    predictions = [Prediction(*row) for row in zip(data.examples, readable, values, strict=True)]
+    result = data.task.compute_metrics(predictions)
+    if not isinstance(data.task, Retrieval):
+        return result, {data.task.primary_metric: np.array([row["score"] for row in result.rows])}
+    cosines = (text @ video.T).astype(np.float64)
+    cosines[:, ~data.readable] = -1e9
+    relevant = data.task.relevance(predictions)
+    relevant = relevant & data.readable
+    scores = {f"R@{k}": metrics.hits(cosines, relevant, k) for k in (1, 5, 10)}
+    return result, scores | {f"v2t_R@{k}": metrics.hits(cosines.T, relevant.T, k) for k in (1, 5, 10)}
 
 
-def compare(export: Embedder, against: Standard, precision: str) -> tuple[dict[str, Any], list[str]]:
-    """What an export costs, and in what it falls below the limits.
+def compare(export: Embedder, against: Reference, precision: str) -> tuple[dict[str, Any], list[str]]:
+    """Measure an export against its checkpoint.
+
+    A metric counts as fallen when the 95 % interval of its paired differences, row by row, lies below ``-MAX_DROP``.
 
     Args:
-        export: to be judged.
-        against: the checkpoint.
-        precision: ``fp32``, ``bf16`` or ``int8``: which limits.
+        export: the export.
+        against: results of the checkpoint.
+        precision: ``fp32``, ``bf16`` or ``int8``: which limits apply.
 
     Returns:
-        the report (see ``Export.measured``), and one line for each limit that is not kept; each begins with the graph
-        that is to blame.
+        the report (``ExportDescription.measured``), and one line for each limit that is broken. A line begins with the
+        graph that probably causes it.
     """
-    least, faults = COSINE[precision], list[str]()
+    faults = list[str]()
     report: dict[str, Any] = {"cosine": {}}
-    states = _states(export, against.frames, against.texts)
-    for name, theirs in against.states.items():
-        cosines = _cosines(states[name], theirs)
-        report["cosine"][name] = {"mean": float(cosines.mean()), "least": float(cosines.min()), "samples": len(cosines)}
-        if not cosines.mean() >= least:
-            faults.append(f"{name}: its mean cosine with the checkpoint is {cosines.mean():.4f}, below {least}")
-    if against.rows is not None:
-        found = measured(export, against.rows).metrics
-        report["metrics"] = {"checkpoint": against.metrics, "export": found, "rule": "the recipe's validation split"}
-        counted = ("R@10",) if against.rows.task.name == "retrieval" else (against.rows.task.primary_metric,)
-        faults += [
-            f"fusion: {name} falls from {against.metrics[name]:.1f} to {found[name]:.1f}, by more than {POINTS:g} point"
-            for name in counted
-            if not found[name] >= against.metrics[name] - POINTS
-        ]
+    vectors = _vectors(export, against.frames, against.texts)
+    for name, wanted in against.vectors.items():
+        a, b = vectors[name].astype(np.float64), wanted.astype(np.float64)
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines = (a * b).sum(1) / np.maximum(1e-12, norms)
+        mean, low = float(cosines.mean()), float(np.percentile(cosines, 1))
+        report["cosine"][name] = {"mean": mean, "percentile_1": low, "samples": len(cosines)}
+        if not mean >= MIN_MEAN_COSINE[precision]:
+            limit = MIN_MEAN_COSINE[precision]
+            faults.append(f"{name}: the mean cosine with the checkpoint is {mean:.4f}, below {limit}")
+        elif not low >= MIN_COSINE_P1[precision]:
+            limit = MIN_COSINE_P1[precision]
+            faults.append(f"{name}: the 1st percentile of cosines with the checkpoint is {low:.4f}, below {limit}")
+    if against.data is not None:
+        result, scores = evaluate_rows(export, against.data)
+        differences: dict[str, Any] = {}
+        for name, wanted in against.scores.items():
+            change = 100 * (scores[name] - wanted)[against.data.readable]
+            low, high = metrics.interval(change)
+            differences[name] = {"mean": float(change.mean()) if len(change) else 0.0, "interval": [low, high]}
+            if high < -MAX_DROP:
+                faults.append(
+                    f"fusion: {name} falls from {against.metrics[name]:.1f} to {result.metrics[name]:.1f}, and the "
+                    f"95 % interval of the change, {low:.1f} to {high:.1f}, lies below -{MAX_DROP:g} point"
+                )
+        report["metrics"] = {
+            "checkpoint": against.metrics,
+            "export": result.metrics,
+            "differences": differences,
+            "rule": f"the recipe's validation split, {len(against.data.examples)} rows",
+        }
     return report, faults
 
 
-def _cosines(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float64]:
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    return (a * b).sum(1) / np.maximum(1e-12, np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-
-
-def size(folder: Path) -> dict[str, float]:
-    """Megabytes (10^6) of each graph, and of the whole folder."""
+def sizes(folder: Path) -> dict[str, float]:
+    """Megabytes (10^6 bytes) of each graph, and of the whole folder as ``all``."""
     files = {path.name: path.stat().st_size / 1e6 for path in sorted(folder.iterdir()) if path.is_file()}
     graphs = {name.removesuffix(".onnx"): value for name, value in files.items() if name.endswith(".onnx")}
     return {**graphs, "all": sum(files.values())}

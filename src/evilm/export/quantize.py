@@ -1,7 +1,7 @@
-"""int8 graphs: words and matrices by their own range as they come, convolutions by ranges seen in calibration.
+"""int8 graphs with static scales: weights by output channel, activations by the ranges that calibration data show.
 
-Activations of a matrix product are quantized as they come ("dynamic"), which needs no calibration and costs less
-accuracy than fixed ranges. Convolutions take fixed ranges. Weights have a scale for each output channel.
+Static activation scales make a vector independent of the clips and texts that are computed beside it. Dynamic scales,
+which ONNX Runtime takes from the whole batch, do not: with them a score changes with the batch size.
 """
 
 from __future__ import annotations
@@ -13,112 +13,151 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-Feed = dict[str, "NDArray[Any]"]
-Kind = Literal["int8", "int8 but some layers", "int8 matrices", "fp32"]  # from the smallest to the most exact
-_SHARE = 0.25  # of convolutions that stay in fp32 in "int8 but some layers": those that int8 hurts most
+Feed = dict[str, "NDArray[Any]"]  # one call's inputs, by name
+# How much of a graph is int8: all of it; all but the layers that int8 harms most; all but convolutions; nothing.
+Precision = Literal["int8", "int8/fp32", "int8 matrices", "fp32"]
+
+_SENSITIVE_RATIO = 0.25  # of layers that "int8/fp32" leaves in fp32
+_FRAMES_PER_CALL = 4
 
 
-def quantize(source: Path, target: Path, kind: Kind, feeds: Sequence[Feed]) -> list[str]:
-    """Write ``source`` to ``target`` in int8.
+def calibration_feeds(
+    folder: Path, frames: NDArray[np.uint8], texts: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_]]]
+) -> dict[str, list[Feed]]:
+    """The inputs of every fp32 graph in ``folder``, computed by running the graphs in order.
 
     Args:
-        source, target: ONNX files.
-        kind: how far to go; ``fp32`` copies.
-        feeds: inputs that convolutions are calibrated on.
+        folder: holds ``video.onnx``, ``text.onnx``, ``fusion.onnx`` and one graph a head.
+        frames: (n, T, H, W, 3) uint8 clips, at least one.
+        texts: token ids (1, L) and mask (1, L) of each text, at least one.
 
     Returns:
-        the convolutions that stayed in fp32.
+        graph name to its inputs. Fusion gets each video alone, each text alone, and each text with a video. Heads on
+        both modalities (``match``, ``answer``) get the last of these; ``classify`` gets the first.
+    """
+    graphs = {path.stem: _session(path.read_bytes()) for path in folder.glob("*.onnx")}
+    feeds: dict[str, list[Feed]] = {name: [] for name in graphs}
+    videos: list[NDArray[Any]] = []
+    for start in range(0, len(frames), _FRAMES_PER_CALL):
+        feeds["video"].append({"frames": frames[start : start + _FRAMES_PER_CALL]})
+        patches = graphs["video"].run(None, feeds["video"][-1])[0]
+        seen = np.ones(patches.shape[:2], dtype=np.bool_)
+        feeds["fusion"].append({"tokens": patches, "mask": seen})
+        if "classify" in graphs:
+            feeds["classify"].append({"cls": graphs["fusion"].run(None, feeds["fusion"][-1])[0]})
+        videos += [patches[i : i + 1] for i in range(len(patches))]
+    for number, (ids, mask) in enumerate(texts):
+        feeds["text"].append({"ids": ids, "mask": mask})
+        words = graphs["text"].run(None, feeds["text"][-1])[0]
+        feeds["fusion"].append({"tokens": words, "mask": mask})
+        if both := [name for name in ("match", "answer") if name in graphs]:
+            tokens = np.concatenate([words, videos[number % len(videos)]], 1)
+            seen = np.concatenate([mask, np.ones((1, tokens.shape[1] - mask.shape[1]), dtype=np.bool_)], 1)
+            feeds["fusion"].append({"tokens": tokens, "mask": seen})
+            cls = graphs["fusion"].run(None, feeds["fusion"][-1])[0]
+            for name in both:
+                feeds[name].append({"cls": cls})
+    return feeds
+
+
+def quantize(source: Path, target: Path, precision: Precision, feeds: Sequence[Feed]) -> list[str]:
+    """Write the ONNX file ``source`` to ``target`` in the given precision.
+
+    Args:
+        source: an fp32 graph.
+        target: where to write.
+        precision: ``fp32`` copies the file.
+        feeds: calibration inputs, see ``calibration_feeds``.
+
+    Returns:
+        names of the convolutions and matrix products that stayed in fp32.
     """
     import onnx
 
-    if kind == "fp32":
+    if precision == "fp32":
         target.write_bytes(source.read_bytes())
         return []
+    ort: Any = importlib.import_module("onnxruntime.quantization")
+    shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
     plain = target.with_suffix(".plain.onnx")
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # onnxruntime recommends to anyone to prepare a model, prepared or not
+    logging.disable(logging.WARNING)  # the quantizer advises to prepare the model, also where it is prepared
     try:
-        _prepare(source, plain)
-        convolutions = [node.name for node in onnx.load(plain).graph.node if node.op_type == "Conv"]
-        spared = convolutions
-        if kind in ("int8", "int8 but some layers") and convolutions and feeds:
-            spared = worst(plain, feeds) if kind == "int8 but some layers" else []
-            _static(plain, plain, feeds, spared)
-        _dynamic(plain, target)
+        shapes.quant_pre_process(str(source), str(plain), skip_symbolic_shape=True)
+        model = onnx.load(plain)
+        del model.graph.value_info[:]  # some shapes are outdated after the transpositions above; they are inferred anew
+        onnx.save(model, plain)
+        layers = {node.name: node for node in _layers(model)}
+        if precision == "int8 matrices":
+            spared = [name for name, node in layers.items() if node.op_type == "Conv"]
+        else:
+            spared = sensitive_layers(plain, feeds) if precision == "int8/fp32" else []
+        attention = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in layers]
+        ort.quantize_static(
+            str(plain), str(plain), _Reader(feeds), quant_format=ort.QuantFormat.QDQ, per_channel=True,
+            activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"], nodes_to_exclude=[*spared, *attention],
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+        )  # fmt: skip
+        # An embedding has no activations: only its weights are made int8.
+        ort.quantize_dynamic(
+            str(plain), str(target), op_types_to_quantize=["Gather"], per_channel=True, weight_type=ort.QuantType.QInt8
+        )
     finally:
         logging.disable(before)
         plain.unlink(missing_ok=True)
     return spared
 
 
-def _prepare(source: Path, target: Path) -> None:
-    """Constants folded, names and shapes given: what the quantizer asks for."""
+def sensitive_layers(path: Path, feeds: Sequence[Feed]) -> list[str]:
+    """The quarter of convolutions and matrix products whose inputs lose most when 256 levels span their range."""
     import onnx
 
-    shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
-    shapes.quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-    model = onnx.load(target)
-    del model.graph.value_info[:]  # some are still of matrices that were transposed since; they are inferred again
-    onnx.save(model, target)
-
-
-class _Reader:
-    """Feeds, one after the other, as the calibration asks for them."""
-
-    def __init__(self, feeds: Sequence[Feed]) -> None:
-        self.left = iter(feeds)
-
-    def get_next(self) -> Feed | None:
-        return next(self.left, None)
-
-
-def _static(source: Path, target: Path, feeds: Sequence[Feed], spared: Collection[str]) -> None:
-    """Convolutions but ``spared`` in int8, with the ranges that ``feeds`` show."""
-    ort: Any = importlib.import_module("onnxruntime.quantization")
-    ort.quantize_static(
-        str(source), str(target), _Reader(feeds), quant_format=ort.QuantFormat.QDQ, per_channel=True,
-        activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8, op_types_to_quantize=["Conv"],
-        nodes_to_exclude=list(spared),
-    )  # fmt: skip
-
-
-def _dynamic(source: Path, target: Path) -> None:
-    """Matrix products and embeddings in int8."""
-    ort: Any = importlib.import_module("onnxruntime.quantization")
-    kinds = ["MatMul", "Gemm", "Gather"]
-    ort.quantize_dynamic(
-        str(source), str(target), op_types_to_quantize=kinds, per_channel=True, weight_type=ort.QuantType.QInt8
-    )
-
-
-def worst(path: Path, feeds: Sequence[Feed]) -> list[str]:
-    """The convolutions whose inputs lose most when 256 levels span their range."""
-    import onnx
-
-    runtime: Any = importlib.import_module("onnxruntime")
     model = onnx.load(path)
-    inputs = {node.name: node.input[0] for node in model.graph.node if node.op_type == "Conv"}
+    inputs = {node.name: node.input[0] for node in _layers(model)}
     known = {value.name for value in [*model.graph.input, *model.graph.output]}
     for name in dict.fromkeys(inputs.values()):
         if name not in known:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    session = runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = _session(model.SerializeToString())
     names = [output.name for output in session.get_outputs()]
-    seen: dict[str, NDArray[Any]] = dict(zip(names, session.run(None, feeds[0]), strict=True))
-    lost = {node: loss(seen[name]) for node, name in inputs.items() if name in seen}
-    count = max(1, round(_SHARE * len(lost)))
-    return sorted(lost, key=lambda node: -lost[node])[:count]
+    values: dict[str, NDArray[Any]] = dict(zip(names, session.run(None, feeds[0]), strict=True))
+    errors = {node: rounding_error(values[name]) for node, name in inputs.items() if name in values}
+    return sorted(errors, key=lambda node: -errors[node])[: max(1, round(_SENSITIVE_RATIO * len(errors)))]
 
 
-def loss(values: NDArray[Any]) -> float:
-    """Mean square of what rounding to 256 levels takes from ``values``, relative to their own."""
+def rounding_error(values: NDArray[Any]) -> float:
+    """Mean square error of rounding ``values`` to 256 levels over their range, relative to their mean square."""
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     step = max(1e-12, (high - low) / 255)
     return float(np.mean((values - np.rint(values / step) * step) ** 2) / max(1e-12, float(np.mean(values**2))))
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """The nodes with a constant weight. Products of two activations, as in attention, stay in fp32: they are cheap."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in constants:
+            yield node
+
+
+class _Reader:
+    """Feeds in the form that the calibration of ONNX Runtime reads."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self.rest = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self.rest, None)
+
+
+def _session(model: bytes) -> Any:
+    runtime: Any = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # fatal errors only
+    return runtime.InferenceSession(model, options, ["CPUExecutionProvider"])

@@ -61,7 +61,7 @@ def trace(engine: TorchRuntime, folder: Path) -> None:
     each = {0: rows, 1: pieces}
     write(engine.graphs["text"], (ids, mask), folder / "text.onnx", ["ids", "mask"], ["words", *pooled], (each, each))
     each = {0: rows, 1: length}
-    given, made = ["tokens", "mask"], ["cls", "looked"]
+    given, made = ["tokens", "mask"], ["cls", "attention"]
     write(engine.graphs["fusion"], (tokens, seen), folder / "fusion.onnx", given, made, (each, each))
     cls = torch.zeros(2, about.hidden_dim)
     widths = {"embed_video": engine.model.video_encoder.channels, "embed_text": 2 * engine.model.config.text_embed_dim}

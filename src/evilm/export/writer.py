@@ -1,8 +1,7 @@
-"""``evilm export``: a checkpoint to a folder that needs no torch, kept once it is known what that cost.
+"""``evilm export``: write a checkpoint as a folder of ONNX graphs that needs no torch.
 
-The graphs are traced, made smaller where that is asked for, and compared with the checkpoint: by the cosine of their
-embeddings, by the task's metric on its validation data, by time and by size. What loses too much is taken back, graph
-by graph: some layers first, then all convolutions, then the whole graph.
+The graphs are traced, quantized where that is asked for, and compared with the checkpoint (see ``compare``). While a
+limit is broken, a graph gets more precision: some layers in fp32, then all convolutions, then the whole graph.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +23,10 @@ from evilm.data import sampling
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, OutputError, VideoError
 from evilm.export import card, compare, latency, quantize, trace
-from evilm.inference import Embedder, export_format
+from evilm.inference import Embedder, export_format, join_question
 from evilm.inference.runtime_onnx import OnnxRuntime
 from evilm.inference.runtime_torch import TorchRuntime
+from evilm.tasks.task import caption_of
 from evilm.training import checkpoint, feed
 from evilm.types import Clip
 
@@ -35,49 +35,66 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from evilm.export.quantize import Feed, Kind
+    from evilm.export.quantize import Feed, Precision
     from evilm.inference.runtime import Metadata
 
-VIDEOS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .flv .wmv .ogv .gif".split())
-_CLIPS = 64  # clips that embeddings are compared on, and that convolutions are calibrated on
-_LADDER: dict[str, tuple[Kind, ...]] = {
-    "video": ("int8", "int8 but some layers", "int8 matrices", "fp32"),
-    "text": ("int8", "fp32"),
-    "fusion": ("int8", "fp32"),
+_MAX_CLIPS = 128  # every second one calibrates int8, the others compare the export with the checkpoint
+_MAX_TEXTS = 512  # alike
+_RANDOM_TEXTS = 64  # calibrate where there are no texts
+_LADDER: dict[str, tuple[Precision, ...]] = {  # from the smallest to the most exact
+    "video": ("int8", "int8/fp32", "int8 matrices", "fp32"),
+    "text": ("int8", "int8/fp32", "fp32"),
+    "fusion": ("int8", "int8/fp32", "fp32"),
 }
-_ROOM = 5  # times the weights that drafts take: plain graphs, two drafts, and what the quantizer writes in between
-_ELSEWHERE = "free space, or name another folder in TMPDIR"
-_SMALL_HEADS = ("embed_video", "embed_text")  # one small matrix each, and the last before cosines: never in int8
+_FP32_HEADS = ("embed_video", "embed_text")  # one small matrix each, directly before the cosines
+_DISK_FACTOR = 5  # the drafts' size over that of the weights: fp32 graphs, two drafts, the quantizer's own files
+_REMEDY = "free space, or name another folder in TMPDIR"
 
 
 @dataclass
-class Plan:
-    """How precise each graph is to be, and what was given up on the way.
+class PrecisionPlan:
+    """The precision of each graph, and the steps back that led to it.
 
     Attributes:
-        rungs: the place of each graph on its ladder.
-        said: one line for each step back.
-        spared: convolutions of a graph that stay in fp32.
+        steps: index of each graph's precision in ``_LADDER``.
+        given_up: one line for each step back.
+        fp32_layers: number of layers of each graph that stay in fp32.
     """
 
-    rungs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_LADDER, 0))
-    said: list[str] = field(default_factory=lambda: [])
-    spared: dict[str, int] = field(default_factory=lambda: {})
+    steps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_LADDER, 0))
+    given_up: list[str] = field(default_factory=lambda: [])
+    fp32_layers: dict[str, int] = field(default_factory=lambda: {})
 
-    def kind(self, graph: str) -> Kind:
-        return _LADDER[graph][self.rungs[graph]]
+    def precision(self, graph: str) -> Precision:
+        return _LADDER[graph][self.steps[graph]]
 
     def step_back(self, fault: str) -> bool:
-        """Take back some precision for a fault that begins with its graph; False where there is none left to take."""
-        guilty = fault.partition(":")[0]
-        order = [guilty, *(graph for graph in ("fusion", "video", "text") if graph != guilty)]
-        for graph in order:
-            if self.rungs[graph] + 1 < len(_LADDER[graph]):
-                before = self.kind(graph)
-                self.rungs[graph] += 1
-                self.said.append(f"{fault}; {graph}: {before} gave way to {self.kind(graph)}")
+        """Raise the precision of the graph that ``fault`` begins with, else of another; False if all are fp32."""
+        cause = fault.partition(":")[0]
+        for graph in (cause, *(graph for graph in ("fusion", "video", "text") if graph != cause)):
+            if self.steps[graph] + 1 < len(_LADDER[graph]):
+                before = self.precision(graph)
+                self.steps[graph] += 1
+                self.given_up.append(f"{fault}; {graph} is changed from {before} to {self.precision(graph)}")
                 return True
         return False
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Data that an export is calibrated on and compared on.
+
+    Attributes:
+        data: validation rows, or None where there are none.
+        frames: (n, T, H, W, 3) uint8 clips of the training videos, or of those named by ``--calibrate``.
+        texts: captions or questions of the training rows; may be empty.
+        not_measured: what cannot be compared, and why; empty if all can.
+    """
+
+    data: compare.EvalData | None
+    frames: NDArray[np.uint8]
+    texts: list[str]
+    not_measured: str
 
 
 def export(
@@ -88,76 +105,80 @@ def export(
 
     Args:
         source: a run or a checkpoint.
-        out: the folder to write: new, empty, or an export that then gives way.
-        int8: make it small and fast.
-        openvino: for OpenVINO, in bf16.
-        calibrate: videos (a folder or a file) whose values int8 is fitted to, and on which embeddings are compared;
-            None takes the recipe's training videos.
-        say: told of what happens, a line at a time.
+        out: the folder to write: new, empty, or an export, which is replaced.
+        int8: quantize the graphs.
+        openvino: write for OpenVINO, in bf16.
+        calibrate: a video or a folder of videos that int8 is calibrated on and embeddings are compared on; None takes
+            the recipe's training videos.
+        say: called with each line of progress.
 
     Raises:
         OutputError: ``out`` holds something else, or the disk is full.
-        CheckpointError, ConfigError, DataError, DependencyError: whatever does not fit, before any work.
-        ExportError: the export would lose too much even so; nothing is kept.
+        CheckpointError, ConfigError, DataError, DependencyError: wrong input; found before any work.
+        ExportError: a limit of ``compare`` is broken even in fp32; nothing is written.
     """
     if int8 and openvino:
-        raise ConfigError("--int8 and --openvino do not go together: OpenVINO runs in bf16, and loses less")
+        raise ConfigError("--int8 and --openvino cannot be combined: OpenVINO runs in bf16")
     files.check_output_dir(out, export_format.KIND)
-    engine = TorchRuntime(source)
-    _check_room(engine)
-    rows, frames, unmeasured = _evidence(engine, calibrate, say)
-    against = compare.standard(engine, frames, rows)
+    runtime = TorchRuntime(source)
+    _check_disk(runtime)
+    samples = _load_samples(runtime, calibrate, say)
+    against = compare.reference(runtime, samples.frames[::2], samples.texts[::2], samples.data)
     precision = "int8" if int8 else "bf16" if openvino else "fp32"
-    with _drafts() as (plain, draft):
+    with _draft_folders() as (plain, draft):
         say("tracing the graphs")
-        trace.trace(engine, plain)
-        about = engine.metadata.model_copy(
-            update={"answer_threshold": against.cannot_tell or engine.metadata.answer_threshold}
-        )
-        plan = Plan() if int8 else Plan({graph: len(kinds) - 1 for graph, kinds in _LADDER.items()})
+        trace.trace(runtime, plain)
+        threshold = against.answer_threshold or runtime.metadata.answer_threshold
+        metadata = runtime.metadata.model_copy(update={"answer_threshold": threshold})
+        plan = PrecisionPlan() if int8 else PrecisionPlan({graph: len(steps) - 1 for graph, steps in _LADDER.items()})
+        feeds: dict[str, list[Feed]] = {}
+        if int8:
+            frames = samples.frames[1::2] if len(samples.frames) > 1 else samples.frames
+            feeds = quantize.calibration_feeds(plain, frames, _token_ids(runtime, samples.texts[1::2]))
         while True:
-            _draft(plain, draft, plan, engine, about, precision, frames)
-            runnable = OnnxRuntime(draft, torch.get_num_threads())  # as many as torch, which it is compared with
-            candidate = Embedder(runnable)
+            _write_draft(plain, draft, plan, runtime, metadata, precision, feeds)
+            loaded = OnnxRuntime(draft, torch.get_num_threads())  # as many threads as torch, for the comparison of time
+            candidate = Embedder(loaded)
             report, faults = compare.compare(candidate, against, precision)
             if not faults:
                 break
             if not int8 or not plan.step_back(faults[0]):
                 raise ExportError(f"{source}: not exported: {'; '.join(faults)}")
-            say(plan.said[-1])
-        report["size in MB"] = compare.size(draft)
-        say("measuring how long it takes")
-        report["latency"] = latency.latency(engine, candidate, frames[0], against.texts[0])
-        report["given up"] = plan.said
-        report["kept in fp32"] = plan.spared
-        if unmeasured:
-            report["not measured"] = unmeasured
+            say(plan.given_up[-1])
+        report["size in MB"] = compare.sizes(draft)
+        say("measuring the time for a clip and a text")
+        report["latency"] = latency.latency(runtime, candidate, samples.frames[0], against.texts[0])
+        report["given up"] = plan.given_up
+        report["layers in fp32"] = plan.fp32_layers
+        if samples.not_measured:
+            report["not measured"] = samples.not_measured
         report["machine"] = {"processor": platform.processor() or platform.machine(), "evilm": __version__}
-        exported = runnable.export.model_copy(update={"measured": report})
+        exported = loaded.export.model_copy(update={"measured": report})
         export_format.write(out, lambda temporary: _fill(temporary, draft, exported))
     return exported
 
 
-def _check_room(engine: TorchRuntime) -> None:
-    """Whether drafts will have room; asked beforehand, as the quantizer does not notice a full disk.
+def _check_disk(runtime: TorchRuntime) -> None:
+    """Check that the drafts will fit on the disk, because the quantizer does not notice a full disk.
 
     Raises:
         OutputError: they will not.
     """
     place = tempfile.gettempdir()
-    needed, free = _ROOM * (engine.folder / "model.safetensors").stat().st_size, shutil.disk_usage(place).free
+    needed = _DISK_FACTOR * (runtime.folder / "model.safetensors").stat().st_size
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise OutputError(
-            f"{place}: has {free / 1e6:.1f} MB free and the drafts of this export take {needed / 1e6:.1f}; {_ELSEWHERE}"
+            f"{place}: has {free / 1e6:.1f} MB free and the drafts of this export take {needed / 1e6:.1f}; {_REMEDY}"
         )
 
 
 @contextlib.contextmanager
-def _drafts() -> Generator[tuple[Path, Path]]:
-    """A folder for plain graphs and a place for drafts, gone afterwards.
+def _draft_folders() -> Generator[tuple[Path, Path]]:
+    """A folder for fp32 graphs and a path for the draft export, both deleted at the end.
 
     Raises:
-        OutputError: the disk is full all the same.
+        OutputError: the disk is full.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="evilm-export-") as name:
@@ -168,104 +189,107 @@ def _drafts() -> Generator[tuple[Path, Path]]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         place = tempfile.gettempdir()
-        raise OutputError(f"{place}: cannot keep the drafts of this export: {error.strerror}; {_ELSEWHERE}") from error
+        raise OutputError(f"{place}: cannot hold the drafts of this export: {error.strerror}; {_REMEDY}") from error
 
 
-def _evidence(
-    engine: TorchRuntime, calibrate: Path | None, say: Callable[[str], None]
-) -> tuple[compare.Rows | None, NDArray[np.uint8], str]:
-    """Evaluation data where there are any, clips for calibration and cosines, and what cannot be measured and why."""
-    rows, unmeasured = None, ""
-    try:
-        rows = compare.rows_of(engine)
-    except EvilmError as error:
-        say(f"metrics are not measured: {error}")
-        # The card is published, so without the paths that an error may name.
-        unmeasured = "metrics: " + (compare.immeasurable(engine) or "the recipe's validation data are not here")
-    if calibrate is not None:
-        clips = [Clip(path) for path in _videos(calibrate)]
-    else:
-        try:
-            clips = list(dict.fromkeys(example.clip for example in feed.examples(engine.recipe.data.train)))
-        except EvilmError as error:
-            if rows is not None and rows.readable.any():
-                return rows, rows.frames[rows.readable][:_CLIPS], unmeasured
-            raise DataError(f"no videos to measure the export on ({error}): name some with --calibrate") from None
-    return rows, _frames(engine, clips, calibrate), unmeasured
-
-
-def _frames(engine: TorchRuntime, clips: Sequence[Clip], calibrate: Path | None) -> NDArray[np.uint8]:
-    """Up to ``_CLIPS`` clips, spread evenly, as the model takes them; unreadable ones left out."""
-    about, found = engine.metadata, list[Any]()
-    chosen = [clips[i * len(clips) // _CLIPS] for i in range(_CLIPS)] if len(clips) > _CLIPS else clips
-    with DecoderPool() as decoders:
-        for clip in chosen:
-            try:
-                found.append(decoders.read(clip, about.num_frames, about.image_size, fit=about.resize_mode))
-            except VideoError:
-                continue
-    if not found:
-        where = calibrate or engine.recipe.data.train.annotations
-        raise DataError(f"{where}: none of its {len(clips)} videos can be read: name others with --calibrate")
-    return np.stack(found)
-
-
-def _videos(path: Path) -> list[Path]:
-    """The videos of a folder, or the one that ``path`` is.
+def _load_samples(runtime: TorchRuntime, calibrate: Path | None, say: Callable[[str], None]) -> Samples:
+    """Validation rows, clips and texts.
 
     Raises:
-        DataError: there is none.
+        DataError: no video can be read.
+    """
+    data, not_measured = None, ""
+    try:
+        data = compare.load_eval_data(runtime)
+    except EvilmError as error:
+        say(f"metrics are not measured: {error}")
+        # The card is published, so it omits the paths that an error may name.
+        not_measured = "metrics: " + (compare.why_not_measurable(runtime) or "the validation data are not on the disk")
+    problem, clips, texts = "", list[Clip](), list[str]()
+    try:
+        rows = feed.examples(runtime.recipe.data.train)
+        clips = list(dict.fromkeys(row.clip for row in rows))
+        chosen = [rows[i * len(rows) // _MAX_TEXTS] for i in range(_MAX_TEXTS)] if len(rows) > _MAX_TEXTS else rows
+        named = [join_question(row.question, row.choices[0]) if row.choices else row.question for row in chosen]
+        texts = [text for i, row in enumerate(chosen) if (text := named[i] or caption_of(row, None))]
+    except EvilmError as error:
+        problem = str(error)
+    if calibrate is not None:
+        clips = [Clip(path) for path in _find_videos(calibrate)]
+    elif problem:
+        if data is not None and data.readable.any():
+            return Samples(data, data.frames[data.readable][:_MAX_CLIPS], texts, not_measured)
+        raise DataError(f"no videos to measure the export on ({problem}): name some with --calibrate")
+    metadata = runtime.metadata
+    frames: list[NDArray[np.uint8]] = []
+    if len(clips) > _MAX_CLIPS:
+        clips = [clips[i * len(clips) // _MAX_CLIPS] for i in range(_MAX_CLIPS)]
+    with DecoderPool() as decoders:
+        for clip in clips:
+            with contextlib.suppress(VideoError):
+                frames.append(decoders.read(clip, metadata.num_frames, metadata.image_size, fit=metadata.resize_mode))
+    if not frames:
+        where = calibrate or runtime.recipe.data.train.annotations
+        raise DataError(f"{where}: none of its {len(clips)} videos can be read: name others with --calibrate")
+    return Samples(data, np.stack(frames), texts, not_measured)
+
+
+def _find_videos(path: Path) -> list[Path]:
+    """The videos of a folder and its subfolders, or ``path`` itself if it is a file.
+
+    Raises:
+        DataError: the folder holds none.
     """
     if path.is_file():
         return [path]
-    found = sorted(each for each in path.rglob("*") if each.suffix.lower() in VIDEOS)
-    if not found:
-        raise DataError(f"{path}: holds no videos ({', '.join(sorted(VIDEOS))}): name others with --calibrate")
-    return found
+    videos = sorted(each for each in path.rglob("*") if each.suffix.lower() in files.VIDEO_SUFFIXES)
+    if not videos:
+        raise DataError(f"{path}: holds no videos (such as .mp4): name another folder with --calibrate")
+    return videos
 
 
-def _draft(
-    plain: Path,
-    draft: Path,
-    plan: Plan,
-    engine: TorchRuntime,
-    about: Metadata,
-    precision: str,
-    frames: NDArray[np.uint8],
-) -> None:
-    """A whole export by a plan, to be judged."""
+def _token_ids(runtime: TorchRuntime, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Token ids (1, L) and mask (1, L) of each text without padding; random word pieces if there are no texts."""
+    vocabulary, longest = runtime.vocabulary, runtime.metadata.max_text_len
+    if texts:
+        ids, mask = vocabulary.encode_arrays(texts, longest)
+        rows = [row[seen] for row, seen in zip(ids, mask, strict=True)]
+    else:
+        random = sampling.generator(0, "calibration")
+        lengths = random.integers(1, longest - 1, _RANDOM_TEXTS)
+        words = [random.integers(len(vocabulary.special_ids), vocabulary.size, length) for length in lengths]
+        rows = [np.array([vocabulary.cls_id, *row, vocabulary.sep_id], dtype=np.int64) for row in words]
+    return [(row[None], np.ones((1, len(row)), dtype=np.bool_)) for row in rows]
+
+
+def _write_draft(
+    plain: Path, draft: Path, plan: PrecisionPlan, runtime: TorchRuntime, metadata: Metadata, precision: str,
+    feeds: dict[str, list[Feed]],
+) -> None:  # fmt: skip
+    """Write a whole export by a plan, to be compared."""
 
     def fill(to: Path) -> None:
         kinds: dict[str, str] = {}
-        for graph in export_format.GRAPHS:
-            feeds = _feeds(graph, frames)
-            kind = plan.kind(graph)
-            plan.spared[graph] = len(quantize.quantize(plain / f"{graph}.onnx", to / f"{graph}.onnx", kind, feeds))
-            kinds[graph] = "bf16" if precision == "bf16" else kind
-        for head in about.heads:
-            small = precision == "int8" and head not in _SMALL_HEADS
-            kinds[head] = "int8" if small else "fp32"
-            quantize.quantize(plain / f"{head}.onnx", to / f"{head}.onnx", "int8" if small else "fp32", [])
-        engine.vocabulary.save(to / "vocabulary.json")
-        runtime: export_format.Runtime = "openvino" if precision == "bf16" else "onnxruntime"
-        made = export_format.ExportDescription(metadata=about, runtime=runtime, precision=kinds)
-        checkpoint.write_json(to / export_format.NAME, made.model_dump(mode="json"))
+        for name in (*export_format.GRAPHS, *metadata.heads):
+            kind: Precision
+            if name in export_format.GRAPHS:
+                kind = plan.precision(name)
+            else:
+                kind = "int8" if precision == "int8" and name not in _FP32_HEADS else "fp32"
+            layers = quantize.quantize(plain / f"{name}.onnx", to / f"{name}.onnx", kind, feeds.get(name, []))
+            plan.fp32_layers[name] = len(layers)
+            kinds[name] = "bf16" if precision == "bf16" and name in export_format.GRAPHS else kind
+        runtime.vocabulary.save(to / "vocabulary.json")
+        engine: export_format.RuntimeName = "openvino" if precision == "bf16" else "onnxruntime"
+        description = export_format.ExportDescription(metadata=metadata, runtime=engine, precision=kinds)
+        checkpoint.write_json(to / export_format.NAME, description.model_dump(mode="json"))
 
     export_format.write(draft, fill)
 
 
-def _feeds(graph: str, frames: NDArray[np.uint8]) -> list[Feed]:
-    """What a graph's convolutions are calibrated on; only the video graph has any."""
-    if graph != "video":
-        return []
-    order = sampling.generator(0, "calibration").permutation(len(frames))[: _CLIPS // 2]
-    return [{"frames": frames[rows]} for rows in np.array_split(order, max(1, len(order) // 4))]
-
-
 def _fill(temporary: Path, draft: Path, exported: export_format.ExportDescription) -> None:
-    """The files of a draft that was kept, with what it cost and its card."""
-    for path in draft.glob("*.onnx"):
+    """Copy the files of the accepted draft, and add the measured description and the model card."""
+    for path in (*draft.glob("*.onnx"), draft / "vocabulary.json"):
         (temporary / path.name).write_bytes(path.read_bytes())
-    (temporary / "vocabulary.json").write_bytes((draft / "vocabulary.json").read_bytes())
     checkpoint.write_json(temporary / export_format.NAME, exported.model_dump(mode="json"))
     (temporary / checkpoint.CARD).write_text(card.text(exported), encoding="utf-8")

@@ -9,9 +9,19 @@ A video is a path, or (path, start, end) in seconds, or a ``Clip``. Nothing here
 
 from __future__ import annotations
 
-from evilm.inference.embedder import Embedder
-from evilm.inference.loading import load
-from evilm.inference.results import Answer, VideoEmbeddings, join_question, softmax
-from evilm.inference.videos import frame_times, to_clip
+from evilm.inference.embedder import Embedder, load
+from evilm.inference.loading import BUNDLED, DEFAULT_MODEL
+from evilm.inference.results import Answer, VideoEmbeddings, frame_times, join_question, softmax, to_clip
 
-__all__ = ["Answer", "Embedder", "VideoEmbeddings", "frame_times", "join_question", "load", "softmax", "to_clip"]
+__all__ = [
+    "BUNDLED",
+    "DEFAULT_MODEL",
+    "Answer",
+    "Embedder",
+    "VideoEmbeddings",
+    "frame_times",
+    "join_question",
+    "load",
+    "softmax",
+    "to_clip",
+]

@@ -10,9 +10,17 @@ import numpy as np
 
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, OutputError, VideoError
-from evilm.inference.results import Answer, VideoEmbeddings, join_question, rank_names, softmax
+from evilm.inference import loading
+from evilm.inference.results import (
+    Answer,
+    VideoEmbeddings,
+    frame_times,
+    join_question,
+    rank_names,
+    softmax,
+    to_clip,
+)
 from evilm.inference.runtime import EncodedArrays
-from evilm.inference.videos import frame_times, to_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +31,8 @@ if TYPE_CHECKING:
     from evilm.data.video import Fit, Mode
     from evilm.errors import VideoStatus
     from evilm.inference.loading import Device
+    from evilm.inference.results import Video
     from evilm.inference.runtime import Head, Metadata, Runtime
-    from evilm.inference.videos import Video
 
 _DECODERS = 4  # processes at most: beyond that the model is what takes the time
 _AT_ONCE = 16  # clips, or texts times 4, that go through a graph together
@@ -63,8 +71,6 @@ class Embedder:
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: Device = "auto", threads: int | None = None) -> Embedder:
         """``load``, by the name that the hub's libraries have for it."""
-        from evilm.inference.loading import load
-
         return load(name, device=device, threads=threads)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
@@ -425,3 +431,20 @@ _LACKS: dict[Head, tuple[str, str]] = {
     "answer": ("answers no questions", "take a question_answering model, or name choices of a multiple_choice one"),
     "classify": ("has no classes of its own", "give names, or take a linear_probe model"),
 }
+
+
+def load(model: str | Path, *, device: Device = "auto", threads: int | None = None) -> Embedder:
+    """Load a trained model.
+
+    Args:
+        model: the folder of an export, or of a run or checkpoint (needs torch); a bundled model (see
+            ``loading.BUNDLED``); a name on the hub (``owner/name``); or a dual encoder of another library, such as
+            ``open_clip:ViT-B-32:laion2b_s34b_b79k`` (see ``evilm.encoders``).
+        device: where a checkpoint or a dual encoder runs; an export runs on the CPU.
+        threads: of an export; None takes one for each core. Torch has its own setting.
+
+    Raises:
+        CheckpointError: no such model, or it is damaged or refused.
+        DependencyError: the model needs a library that is not installed.
+    """
+    return Embedder(loading.open_runtime(model, device=device, threads=threads))

@@ -1,4 +1,4 @@
-"""``evilm.load``: from a name to an ``Embedder``."""
+"""Open a model by name: a folder, a bundled model, a model on the hub, or a dual encoder of another library."""
 
 from __future__ import annotations
 
@@ -7,56 +7,49 @@ from typing import TYPE_CHECKING, Literal
 
 from evilm.encoders import names as encoder_names
 from evilm.errors import CheckpointError, DependencyError
-from evilm.inference.embedder import Embedder
 from evilm.training import checkpoint
 
 if TYPE_CHECKING:
-    from evilm.inference.dual_encoder import DualEncoderRuntime
+    from evilm.inference.runtime import Runtime
 
     Device = Literal["auto", "cpu", "cuda"]
 
-EXPORT_FILE = "export.json"  # what tells an exported folder from a checkpoint
+EXPORT_FILE = "export.json"  # distinguishes an exported folder from a checkpoint
 _SHIPPED = Path(__file__).parent / "shipped"
-TINY = "world-tiny"
-# Models that may be bundled with the package, the best for real videos first, and what each was trained on.
-_TRAINED_ON = {
-    "evilm-photo": "photographs and videos of everyday scenes, with captions",
-    TINY: "videos of moving shapes in the synthetic world, and nothing else",
+
+# Bundled models: what each was trained on and what it recognises. A model is offered if its folder is there.
+_DESCRIPTIONS = {
+    "evilm-photo": "trained on captioned photographs and short videos; recognises everyday people, things and scenes",
+    "world-tiny": "trained on synthetic clips of moving shapes; recognises those shapes, colours and movements only",
 }
-BUNDLED = {name: trained_on for name, trained_on in _TRAINED_ON.items() if (_SHIPPED / name).is_dir()}
-DEFAULT_MODEL = next(iter(BUNDLED), TINY)  # of an index that is made without naming a model
+BUNDLED = {name: text for name, text in _DESCRIPTIONS.items() if (_SHIPPED / name).is_dir()}
+TINY = "world-tiny"  # the model of `evilm quickstart`
+DEFAULT_MODEL = next(iter(BUNDLED), TINY)
 
 
-def load(model: str | Path, *, device: Device = "auto", threads: int | None = None) -> Embedder:
-    """A trained model, ready to be asked.
-
-    Args:
-        model: the folder of an export; of a run or checkpoint (needs torch); ``world-tiny``, which comes with the
-            package; a name on the hub (``owner/name``); or a dual encoder of another library, such as
-            ``open_clip:ViT-B-32:laion2b_s34b_b79k`` (see ``evilm.encoders``).
-        device: where a checkpoint or a dual encoder runs; an export runs on the CPU.
-        threads: of an export's runtime; None takes one for each core. Torch keeps its own count.
+def open_runtime(model: str | Path, *, device: Device = "auto", threads: int | None = None) -> Runtime:
+    """Open a trained model; see ``evilm.load``.
 
     Raises:
-        CheckpointError: no such model, or it is damaged or not to be trusted.
-        DependencyError: torch is missing and the folder is a checkpoint.
+        CheckpointError: no such model, or it is damaged or refused.
+        DependencyError: the model needs a library that is not installed.
     """
     path = bundled_folder(model) or Path(model).expanduser()
-    if not _exists(path) and encoder_names.is_name(str(model)):
-        return Embedder(_dual(str(model), device))
     if not _exists(path):
+        if encoder_names.is_name(str(model)):
+            return _open_dual_encoder(str(model), device)
         from evilm.export import hub
 
         if not hub.is_name(str(model)):
             raise CheckpointError(
-                f"{model}: no such model; name the folder of an export, a run or a checkpoint, a bundled model "
-                f"({', '.join(BUNDLED)}), or owner/name on the hub"
+                f"{model}: no such model; name the folder of an export, a run or a checkpoint, owner/name on the hub, "
+                f"or a bundled model: {bundled_list()}"
             )
         path = hub.download(str(model))
     if (path / EXPORT_FILE).is_file():
         from evilm.inference.runtime_onnx import OnnxRuntime
 
-        return Embedder(OnnxRuntime(path, threads))
+        return OnnxRuntime(path, threads)
     try:
         from evilm.inference.runtime_torch import TorchRuntime
     except ModuleNotFoundError as error:
@@ -64,24 +57,28 @@ def load(model: str | Path, *, device: Device = "auto", threads: int | None = No
         raise DependencyError(
             f"{path}: is a checkpoint, which needs {error.name}: pip install 'evilm[train]', or load an export of it"
         ) from None
-    return Embedder(TorchRuntime(path, device))
+    return TorchRuntime(path, device)
 
 
 def bundled_folder(model: str | Path) -> Path | None:
-    """Folder of the bundled model of that name; None if there is none, or if a folder of that name exists here."""
+    """The folder of a bundled model; None for other names, and where the current folder holds a folder of that name."""
     return _SHIPPED / str(model) if str(model) in BUNDLED and not _exists(Path(model)) else None
 
 
+def bundled_list() -> str:
+    """The bundled models with what each recognises, in one line."""
+    return "; ".join(f"{name} ({text})" for name, text in BUNDLED.items())
+
+
 def absolute_name(model: str | Path) -> str:
-    """What ``load`` takes, so written that it means the same from any folder."""
+    """A name that ``open_runtime`` takes from any current folder."""
     path = Path(model).expanduser()
     if _exists(path):
         return str(path.resolve())
     return encoder_names.absolute(str(model)) if encoder_names.is_name(str(model)) else str(model)
 
 
-def _dual(name: str, device: Device) -> DualEncoderRuntime:
-    """A dual encoder of another library."""
+def _open_dual_encoder(name: str, device: Device) -> Runtime:
     try:
         from evilm.encoders import base
         from evilm.inference.dual_encoder import DualEncoderRuntime
@@ -91,7 +88,7 @@ def _dual(name: str, device: Device) -> DualEncoderRuntime:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is something; a name that the system cannot even look up is none."""
+    """Whether there is a file or folder; False for a name that the system rejects."""
     try:
         return path.exists()
     except OSError:

@@ -1,13 +1,16 @@
-"""Whether an ONNX file may be loaded, decided by reading its bytes: nothing in it is run, and no library is needed.
+"""Scan of an untrusted ONNX file: decide from its bytes whether it may be loaded, and read the shapes of its ends.
 
-A graph of ours is a plain one: all weights inside the file, each as long as its shape says, operators from a closed
-list, constants that make no giant out of a small file. What breaks a rule is refused before a runtime sees it.
+A graph may be loaded if its weights are all inside the file and as long as their shapes say, its operators are in a
+closed list, and no constant makes a huge tensor out of a small file. Others are refused before a runtime opens them.
+
+The scan is written by hand because inference does not depend on ``onnx``, which itself loads external data.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evilm.errors import CheckpointError
@@ -16,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-MAX_BYTES = 2**31  # protobuf's own limit
-MAX_ELEMENTS = 2**28  # of a tensor that an operator makes out of constants
+MAX_BYTES = 2**31  # the limit of protobuf
+MAX_ELEMENTS = 2**28  # of a tensor whose shape is a constant
 MAX_NODES = 50_000
-MAX_DEPTH = 4  # subgraphs within subgraphs; ours have none
+MAX_DEPTH = 4  # of nested subgraphs; exports have none
 
-# Beyond plain arithmetic on tensors, nothing: no loops, no calls, no sequences, no custom domains.
+# Arithmetic on tensors only: no loops, calls, sequences or custom domains.
 OPERATORS = frozenset(
     "Abs Add And AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvInteger Cos "
     "DepthToSpace DequantizeLinear Div DynamicQuantizeLinear Einsum Equal Erf Exp Expand Flatten Floor Gather "
@@ -34,51 +37,66 @@ OPERATORS = frozenset(
 )
 DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 MICROSOFT = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
-_MAKERS = frozenset({"ConstantOfShape", "Expand", "Tile", "Reshape", "Pad", "Resize", "Range"})
+_SHAPE_OPERATORS = frozenset({"ConstantOfShape", "Expand", "Tile", "Reshape", "Pad", "Resize", "Range"})
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_VALUE = 1, 2, 1, 2, 1, 1
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = 5, 6, 10, 11, (22, 23)
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_INT64, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 7, 8, 9
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
-_TENSOR_TYPED = (4, 5, 7, 10, 11)  # repeated values of each kind, a byte each at least
+_TENSOR_TYPED = (4, 5, 7, 10, 11)  # repeated values of each type, at least one byte each
 _ATTRIBUTE_INTS = 8
-_INT64, _SHORT = 7, 16  # DataType, and the longest tensor that may be a shape
-# Bytes of an element, by TensorProto.DataType; strings (8) and what is below a byte are not taken.
+_INT64, _MAX_RANK = 7, 16  # a DataType, and the longest tensor that is taken as a shape
+# Bytes of an element by TensorProto.DataType; strings (8) and types below one byte are refused.
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 
 
-def check(path: Path) -> None:
-    """Refuse an ONNX file that is not a plain one.
+@dataclass(frozen=True)
+class GraphInfo:
+    """What the scan reads of a graph.
+
+    Attributes:
+        inputs, outputs: name to shape; None for a dimension of any size. Weights are not inputs.
+        operators: the operators that occur.
+    """
+
+    inputs: dict[str, tuple[int | None, ...]]
+    outputs: dict[str, tuple[int | None, ...]]
+    operators: frozenset[str]
+
+
+def scan(path: Path) -> GraphInfo:
+    """Check that an ONNX file keeps the rules above.
 
     Raises:
-        CheckpointError: missing, too large, no ONNX at all, or against one of the rules.
+        CheckpointError: the file is missing, too large, not ONNX, or breaks a rule.
     """
     try:
         size = path.stat().st_size
         if not path.is_file() or not size:
-            raise CheckpointError(f"{path}: is not a graph ({'empty' if path.is_file() else 'no file'})")
+            raise CheckpointError(f"{path}: is not an ONNX graph ({'empty' if path.is_file() else 'no file'})")
         if size > MAX_BYTES:
             raise CheckpointError(f"{path}: refused: {size:,} bytes, and a graph has at most {MAX_BYTES:,}")
         data = memoryview(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: the graph cannot be read: {error.strerror}") from None
     try:
-        _check_model(data)
+        return _scan_model(data)
     except _RefusedError as refused:
-        raise CheckpointError(f"{path}: refused: {refused}; take the export from where it was made") from None
+        raise CheckpointError(f"{path}: refused: {refused}; export the checkpoint again") from None
     except (IndexError, ValueError, OverflowError, TypeError):
-        raise CheckpointError(f"{path}: is not an ONNX graph, or a damaged one; take another copy") from None
+        raise CheckpointError(f"{path}: is not an ONNX graph, or it is damaged; export the checkpoint again") from None
 
 
 class _RefusedError(Exception):
-    """A rule that is broken."""
+    """A broken rule."""
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of a protobuf message: an int, or the bytes of a length-delimited one."""
+    """Number and value of each field of a protobuf message: an int, or the bytes of a length-delimited field."""
     place, end = 0, len(data)
     while place < end:
         key, place = _varint(data, place)
@@ -97,7 +115,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
                 raise ValueError("a number longer than its message")
             value, place = int.from_bytes(data[place : place + width], "little"), place + width
         else:
-            raise ValueError("no wire type of protobuf")
+            raise ValueError("not a wire type of protobuf")
         if not number:
             raise ValueError("no field number")
         yield number, value
@@ -126,23 +144,25 @@ def _text(value: int | memoryview) -> str:
     return bytes(_message(value)).decode("utf-8", "replace")
 
 
-def _check_model(data: memoryview) -> None:
-    graphs = 0
+def _scan_model(data: memoryview) -> GraphInfo:
+    graphs: list[GraphInfo] = []
     for number, value in _fields(data):
         if number == _MODEL_FUNCTIONS:
-            raise _RefusedError("it defines functions of its own")
+            raise _RefusedError("it defines functions")
         if number == _MODEL_GRAPH:
-            graphs += 1
-            _check_graph(_message(value), 0)
-    if graphs != 1:
+            graphs.append(_scan_graph(_message(value), 0))
+    if len(graphs) != 1:
         raise ValueError("not one graph")
+    return graphs[0]
 
 
-def _check_graph(data: memoryview, depth: int) -> None:
+def _scan_graph(data: memoryview, depth: int) -> GraphInfo:
     if depth > MAX_DEPTH:
-        raise _RefusedError("its graphs lie too deep in one another")
+        raise _RefusedError(f"its graphs are nested more than {MAX_DEPTH} deep")
     nodes: list[memoryview] = []
-    wholes: dict[str, list[int]] = {}
+    integers: dict[str, list[int]] = {}  # short int64 constants by name: possible shapes
+    weights: set[str] = set()
+    ends: dict[int, dict[str, tuple[int | None, ...]]] = {_GRAPH_INPUT: {}, _GRAPH_OUTPUT: {}}
     for number, value in _fields(data):
         if number == _GRAPH_NODE:
             nodes.append(_message(value))
@@ -152,91 +172,105 @@ def _check_graph(data: memoryview, depth: int) -> None:
             raise _RefusedError("it has sparse tensors")
         elif number == _GRAPH_INITIALIZER:
             name, numbers = _check_tensor(_message(value))
+            weights.add(name)
             if numbers:
-                wholes[name] = numbers
-    for node in nodes:
-        _check_node(node, wholes, depth)
+                integers[name] = numbers
+        elif number in ends:
+            name, shape = _shape(_message(value))
+            ends[number][name] = shape
+    operators = frozenset([_check_node(node, integers, depth) for node in nodes])
+    inputs = {name: shape for name, shape in ends[_GRAPH_INPUT].items() if name not in weights}
+    return GraphInfo(inputs, ends[_GRAPH_OUTPUT], operators)
 
 
-def _check_node(data: memoryview, wholes: dict[str, list[int]], depth: int) -> None:
-    fields = _gathered(data)
+def _shape(data: memoryview) -> tuple[str, tuple[int | None, ...]]:
+    """Name and shape of a graph's input or output."""
+    fields = _by_number(data)
+    name = _text(fields[_VALUE_NAME][-1]) if fields[_VALUE_NAME] else ""
+    inner = data[:0]
+    for step in (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE):
+        inner = _message(fields[step][-1]) if fields[step] else data[:0]
+        fields = _by_number(inner)
+    sizes = [_numbers(_by_number(_message(each))[_DIM_VALUE]) for each in fields[_SHAPE_DIM]]
+    return name, tuple(size[-1] if size else None for size in sizes)
+
+
+def _check_node(data: memoryview, integers: dict[str, list[int]], depth: int) -> str:
+    """Check one node, and return its operator."""
+    fields = _by_number(data)
     operator, domain = (_text(fields[number][-1]) if fields[number] else "" for number in (_NODE_OP, _NODE_DOMAIN))
     known = operator in (MICROSOFT if domain == "com.microsoft" else OPERATORS)
     if domain not in DOMAINS or not known:
-        raise _RefusedError(f"its operator {domain + '.' if domain else ''}{operator!r:.60} is none that a model needs")
-    constants = [found for value in fields[_NODE_ATTRIBUTE] for found in _check_attribute(_message(value), depth)]
+        raise _RefusedError(f"its operator {domain + '.' if domain else ''}{operator!r:.60} is not allowed")
+    constants = [each for value in fields[_NODE_ATTRIBUTE] for each in _check_attribute(_message(value), depth)]
     if operator == "Constant" and fields[_NODE_OUTPUT] and constants:
-        wholes[_text(fields[_NODE_OUTPUT][0])] = constants[0]
-    if operator in _MAKERS:
+        integers[_text(fields[_NODE_OUTPUT][0])] = constants[0]
+    if operator in _SHAPE_OPERATORS:
         for value in fields[_NODE_INPUT]:
-            _check_made(operator, wholes.get(_text(value), []))
-
-
-def _check_made(operator: str, numbers: list[int]) -> None:
-    """Whether an operator makes a giant of the whole numbers that it is given: a shape, repeats, pads or a range."""
-    sides = [abs(number) for number in numbers]
-    made = sum(sides) if operator in ("Pad", "Range") else math.prod(max(1, side) for side in sides)
-    if made > MAX_ELEMENTS:
-        raise _RefusedError(f"its operator {operator} makes a tensor of {made:.2g} elements")
+            sides = [abs(number) for number in integers.get(_text(value), [])]
+            size = sum(sides) if operator in ("Pad", "Range") else math.prod(max(1, side) for side in sides)
+            if size > MAX_ELEMENTS:
+                raise _RefusedError(f"its operator {operator} makes a tensor of {size:.2g} elements")
+    return operator
 
 
 def _check_attribute(data: memoryview, depth: int) -> list[list[int]]:
-    """Whole numbers in the tensors of an attribute, or its list of them."""
-    fields = _gathered(data)
+    """The integers of an attribute: of its tensors, and its own list."""
+    fields = _by_number(data)
     if any(fields[number] for number in _ATTRIBUTE_SPARSE):
         raise _RefusedError("it has sparse tensors")
     for value in (*fields[_ATTRIBUTE_GRAPH], *fields[_ATTRIBUTE_GRAPHS]):
-        _check_graph(_message(value), depth + 1)
+        _scan_graph(_message(value), depth + 1)
     tensors = [_check_tensor(_message(value))[1] for value in (*fields[_ATTRIBUTE_TENSOR], *fields[_ATTRIBUTE_TENSORS])]
     return [*tensors, _numbers(fields[_ATTRIBUTE_INTS])]
 
 
 def _check_tensor(data: memoryview) -> tuple[str, list[int]]:
-    """A tensor's name, and its numbers where it is a short one of int64."""
-    fields = _gathered(data)
+    """A tensor's name, and its values if it is a short one of int64."""
+    fields = _by_number(data)
     if fields[_TENSOR_EXTERNAL] or any(fields[_TENSOR_LOCATION]):
-        raise _RefusedError("it takes weights from another file (external data)")
+        raise _RefusedError("it reads weights from another file (external data)")
     name = _text(fields[_TENSOR_NAME][-1]) if fields[_TENSOR_NAME] else ""
     kind = _numbers(fields[_TENSOR_TYPE])[-1] if fields[_TENSOR_TYPE] else 0
     if kind not in _SIZES:
-        raise _RefusedError(f"its tensor {name!r:.60} is of type {kind}, which no model of ours has")
+        raise _RefusedError(f"its tensor {name!r:.60} is of type {kind}, which is not allowed")
     dims = _numbers(fields[_TENSOR_DIMS])
-    if any(side < 0 for side in dims):
-        raise _RefusedError(f"its tensor {name!r:.60} has a negative side")
+    if any(size < 0 for size in dims):
+        raise _RefusedError(f"its tensor {name!r:.60} has a negative dimension")
     count = math.prod(dims)
     raw = _message(fields[_TENSOR_RAW][-1]) if fields[_TENSOR_RAW] else memoryview(b"")
     typed = sum(8 if isinstance(value, int) else len(value) for number in _TENSOR_TYPED for value in fields[number])
     if len(raw) != count * _SIZES[kind] if len(raw) else count > typed:
         raise _RefusedError(f"its tensor {name!r:.60} claims {count:.3g} elements and holds {len(raw) or typed} bytes")
-    if kind != _INT64 or count > _SHORT:
+    if kind != _INT64 or count > _MAX_RANK:
         return name, []
     if len(raw):
         return name, [int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, len(raw), 8)]
     return name, _numbers(fields[_TENSOR_INT64])
 
 
-def _gathered(data: memoryview) -> Mapping[int, list[int | memoryview]]:
-    """The values of each field of a small message, by number."""
-    found: dict[int, list[int | memoryview]] = defaultdict(list)
+def _by_number(data: memoryview) -> Mapping[int, list[int | memoryview]]:
+    """The values of each field of a message, by field number."""
+    values: dict[int, list[int | memoryview]] = defaultdict(list)
     for number, value in _fields(data):
-        found[number].append(value)
-    return found
+        values[number].append(value)
+    return values
 
 
 def _numbers(values: list[int | memoryview]) -> list[int]:
-    """A repeated number, packed or not, signed."""
-    found: list[int] = []
+    """The values of a repeated integer field, packed or not, as signed numbers."""
+    numbers: list[int] = []
     for value in values:
         if isinstance(value, int):
-            found.append(_signed(value))
+            numbers.append(_signed(value))
             continue
         place = 0
         while place < len(value):
             number, place = _varint(value, place)
-            found.append(_signed(number))
-    return found
+            numbers.append(_signed(number))
+    return numbers
 
 
 def _signed(value: int) -> int:
-    """A varint as the signed number that it stands for."""
+    """An unsigned varint as the signed number it encodes."""
     return value - 2**64 if value >= 2**63 else value

@@ -1,28 +1,58 @@
-"""What a model in use gives back: vectors with a status each, and answers with what was looked at."""
+"""Inputs and results of an ``Embedder``: videos however they are named, embeddings with a status, answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from evilm.data import sampling
+from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from evilm.data.video import DecoderPool
     from evilm.errors import VideoStatus
+
+    Video = str | Path | tuple[str | Path, float, float | None] | Clip
+
+
+def to_clip(video: Video) -> Clip:
+    """A path, a (path, start, end) in seconds, or a ``Clip``, as a ``Clip``."""
+    if isinstance(video, Clip):
+        return video
+    if isinstance(video, tuple):
+        path, start, end = video
+        return Clip(Path(path), float(start), None if end is None else float(end))
+    return Clip(Path(video))
+
+
+def frame_times(clip: Clip, count: int, decoders: DecoderPool) -> tuple[float, ...]:
+    """The times of the ``count`` sampled frames: seconds in the file, or frame numbers for a clip of still images.
+
+    Raises:
+        VideoError: the video cannot be opened.
+    """
+    if clip.frames:
+        return tuple(float(i) for i in sampling.pick_frames(len(clip.frames), count))
+    duration = decoders.duration(clip.path)
+    end = duration if clip.end is None else min(clip.end, duration)
+    return tuple(float(t) for t in sampling.frame_times(count, max(end - clip.start, 0.0), None, clip.start))
 
 
 @dataclass(frozen=True, slots=True)
 class VideoEmbeddings:
-    """What became of some videos.
+    """Embeddings of n videos.
 
     Attributes:
         vectors: (n, d) float32, l2-normalised; a row of zeros where the video could not be read.
-        statuses: (n,) ``ok``, or why not: one of ``errors.VideoStatus``.
-        problems: (n,) one line of explanation where the status is not ``ok``, else empty.
+        statuses: (n,) ``ok``, or another of ``errors.VideoStatus``.
+        problems: (n,) one line that explains a status other than ``ok``, else empty.
     """
 
     vectors: NDArray[np.float32]
@@ -32,16 +62,16 @@ class VideoEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer, how sure it is, and what was looked at.
+    """An answer to a question about a video.
 
     Attributes:
-        answer: the most probable one.
-        probability: of it, among all candidates.
-        known: False when the probability is below the threshold that validation data set: "cannot tell".
-        threshold: that threshold; None where none was set, and every answer is then ``known``.
-        candidates: the most probable answers with their probabilities, best first.
-        times: (T,) seconds of the frames that were looked at; their numbers, for a clip of stills.
-        looked: (T, h, w) share of the attention on each region, sums to 1.
+        answer: the most probable answer.
+        probability: its probability among all candidates.
+        confident: False if the probability is below ``threshold``; the answer is then "cannot tell".
+        threshold: set on validation data; None if it was never set, and every answer is then ``confident``.
+        candidates: the five most probable answers with their probabilities, best first.
+        times: (T,) seconds of the frames; frame numbers for a clip of still images.
+        attention: (T, h, w) share of the attention on each patch; sums to 1.
     """
 
     answer: str
@@ -53,40 +83,43 @@ class Answer:
     attention: NDArray[np.float32]
 
     def attended_frames(self) -> list[tuple[float, float, tuple[float, float]]]:
-        """For each frame: when it is, its share of the attention, and where that is strongest (of height and width)."""
-        found: list[tuple[float, float, tuple[float, float]]] = []
-        for moment, cells in zip(self.times, self.attention, strict=True):
-            row, column = divmod(int(cells.argmax()), cells.shape[1])
-            place = ((row + 0.5) / cells.shape[0], (column + 0.5) / cells.shape[1])
-            found.append((moment, float(cells.sum()), place))
-        return found
+        """For each frame: its time, its share of the attention, and the place of the most attended patch.
+
+        The place is (row, column) of the patch's centre, as fractions of the frame's height and width.
+        """
+        rows: list[tuple[float, float, tuple[float, float]]] = []
+        for time, patches in zip(self.times, self.attention, strict=True):
+            row, column = divmod(int(patches.argmax()), patches.shape[1])
+            place = ((row + 0.5) / patches.shape[0], (column + 0.5) / patches.shape[1])
+            rows.append((time, float(patches.sum()), place))
+        return rows
 
     def as_json(self) -> dict[str, Any]:
-        """The answer as plain values; ``answer`` is None where the model cannot tell."""
+        """The answer as JSON values; ``answer`` is None where the model is not confident."""
         return {
             "answer": self.answer if self.confident else None,
             "best_guess": self.answer,
             "probability": self.probability,
             "threshold": self.threshold,
-            "candidates": [{"answer": name, "probability": share} for name, share in self.candidates],
+            "candidates": [{"answer": name, "probability": value} for name, value in self.candidates],
             "frames": [
-                {"time": moment, "attention": share, "row": row, "column": column}
-                for moment, share, (row, column) in self.attended_frames()
+                {"time": time, "attention": value, "row": row, "column": column}
+                for time, value, (row, column) in self.attended_frames()
             ],
         }
 
 
 def join_question(question: str | None, option: str) -> str:
-    """A choice as one text, as ``multiple_choice`` is trained: the question, where there is one, then the option."""
+    """A choice as one text, as the task ``multiple_choice`` reads it: the question if there is one, then the option."""
     return f"{question} {option}" if question else option
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits (K,) to probabilities."""
-    shares = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return (shares / shares.sum()).astype(np.float32)
+    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
+    return (powers / powers.sum()).astype(np.float32)
 
 
-def rank_names(names: Sequence[str], shares: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
-    """Names with their shares, largest first."""
-    return tuple((names[int(k)], float(shares[k])) for k in np.argsort(-shares, kind="stable"))
+def rank_names(names: Sequence[str], probabilities: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+    """Names with their probabilities, highest first."""
+    return tuple((names[int(k)], float(probabilities[k])) for k in np.argsort(-probabilities, kind="stable"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +12,6 @@ from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, DependencyError
 from evilm.inference import export_format as folders
 from evilm.inference.runtime import EncodedArrays
-from evilm.training import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,8 +45,7 @@ class OnnxRuntime:
         self.export = folders.read(folder)
         self.metadata = self.export.metadata
         self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        sums: Any = checkpoint.read_json(folder / checkpoint.MANIFEST)["sha256"]
-        self.fingerprint = fingerprint(sums)
+        self.fingerprint = folders.fingerprint(folder, self.metadata)
         self.threads = threads or len(os.sched_getaffinity(0))
         kinds = sorted({self.export.precision.get(name, "fp32") for name in folders.GRAPHS})
         self.form = f"{self.export.runtime} {'/'.join(kinds)}"
@@ -86,12 +83,6 @@ class OnnxRuntime:
             return self._graphs[name](feed)
         except Exception as error:
             raise CheckpointError(f"{path}: does not run: {_line(error)}; export the checkpoint anew") from error
-
-
-def fingerprint(sums: Mapping[str, str]) -> str:
-    """16 hex digits that name the graphs and the vocabulary of an export, from the checksums of its files."""
-    parts = [f"{name} {sums[name]}" for name in sorted(sums) if name.endswith(".onnx") or name == "vocabulary.json"]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _onnxruntime(path: Path, threads: int, _: str) -> _Graph:
