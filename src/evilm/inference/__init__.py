@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from evilm.inference.embedder import Embedder, load
 from evilm.inference.loading import BUNDLED, DEFAULT_MODEL
-from evilm.inference.results import Answer, VideoEmbeddings, frame_times, join_question, softmax, to_clip
+from evilm.inference.results import Answer, VideoEmbeddings, join_question, sampled_times, softmax, to_clip
 
 __all__ = [
     "BUNDLED",
@@ -19,9 +19,9 @@ __all__ = [
     "Answer",
     "Embedder",
     "VideoEmbeddings",
-    "frame_times",
     "join_question",
     "load",
+    "sampled_times",
     "softmax",
     "to_clip",
 ]

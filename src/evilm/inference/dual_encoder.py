@@ -1,4 +1,4 @@
-"""A dual encoder of another library as an engine: a region is a frame's vector, and fusion is their mean."""
+"""A dual encoder of another library as a runtime: each frame is one patch, and fusion is the mean over frames."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class DualEncoderRuntime:
-    """CLIP and its kin where an ``Embedder`` expects a model of ours.
+    """CLIP and similar models behind the interface of ``Runtime``.
 
     Args:
         encoder: pictures and texts to vectors.
     """
 
-    folder: Path | None = None  # another library's model is not ours to publish
+    folder: Path | None = None  # a model of another library cannot be published from here
 
     def __init__(self, encoder: DualEncoder) -> None:
         self.encoder = encoder
@@ -60,25 +60,25 @@ class DualEncoderRuntime:
     def fuse(
         self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The mean of what is there, (n, d), and the equal share of each in it, (n, S)."""
-        shares = (mask / mask.sum(1, keepdims=True)).astype(np.float32)
-        return np.einsum("nsd,ns->nd", tokens, shares), shares
+        """The mean over the unmasked tokens, (n, d), and the weight of each token, (n, S)."""
+        weights = (mask / mask.sum(1, keepdims=True)).astype(np.float32)
+        return np.einsum("nsd,ns->nd", tokens, weights), weights
 
     def apply_head(
         self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """(n, d) brought to length one."""
+        """(n, d), l2-normalised."""
         return unit(cls)
 
 
 class EncoderVocabulary:
-    """The encoder's own words, as an ``Embedder`` asks for them."""
+    """The encoder's text tokenizer behind the interface of ``VocabularyLike``."""
 
     def __init__(self, encoder: DualEncoder) -> None:
         self._encoder = encoder
 
     def encode_arrays(self, texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Ids and mask (n, L); the model's own length cuts them."""
+        """Ids and mask (n, L), cut at the encoder's own length."""
         return self._encoder.words(texts)
 
     def unknown_share(self, texts: Sequence[str]) -> float:

@@ -1,7 +1,7 @@
-"""The graphs of a trained model as torch modules: what the exporter traces, and what a checkpoint is run as.
+"""The graphs of a trained model as torch modules: the exporter traces them, and ``TorchRuntime`` runs them.
 
-Fusion keeps h^CLS alone: the last block then has one query, which spares it nearly all of its work, and whose attention
-says where the model looked. Answers are those of ``EViLM.fuse`` but for the last digits.
+The last block of fusion computes h^CLS only: one query, nearly all work saved, and its attention is the model's
+attention on each token. Results equal those of ``EViLM.fuse`` up to rounding.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class FusionGraph(nn.Module):
         blocks = cast("list[Block]", list(self.fusion.blocks))
         for block in blocks[:-1]:
             sequence = block(sequence, seen)
-        state, looked = _one_query(blocks[-1], sequence, seen)
-        return self.fusion.norm(state)[:, 0], looked[:, 1:]
+        state, weights = _one_query(blocks[-1], sequence, seen)
+        return self.fusion.norm(state)[:, 0], weights[:, 1:]
 
 
 def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's answer in the first place alone, (B, 1, D), and that place's attention (B, S), mean over heads."""
+    """A block's output at the first position, (B, 1, D), and that position's attention (B, S), mean over heads."""
     attention = block.attention
     batch, length, width = sequence.shape
     normed = block.norm1(sequence)
@@ -85,13 +85,13 @@ def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Te
         F.linear(normed, weight[width:], bias[width:]).view(batch, length, 2, attention.num_heads, -1).unbind(2)
     )
     scores = query @ key.permute(0, 2, 3, 1) * (width // attention.num_heads) ** -0.5  # (B, heads, 1, S)
-    share = scores.masked_fill(~seen[:, None, None, :], float("-inf")).softmax(-1)
-    mixed = (share @ value.transpose(1, 2)).reshape(batch, 1, width)
+    weights = scores.masked_fill(~seen[:, None, None, :], float("-inf")).softmax(-1)
+    mixed = (weights @ value.transpose(1, 2)).reshape(batch, 1, width)
     state = sequence[:, :1] + attention.out(mixed)
-    return state + block.feed(block.norm2(state)), share.mean(1)[:, 0]
+    return state + block.feed(block.norm2(state)), weights.mean(1)[:, 0]
 
 
-class _Half(nn.Module):
+class _EmbeddingSide(nn.Module):
     """One side of an ``EmbeddingHead``: h^CLS, and pooled features where the model has them, to a unit vector."""
 
     def __init__(self, out: nn.Linear, pooled: nn.Module | None) -> None:
@@ -103,8 +103,8 @@ class _Half(nn.Module):
         return F.normalize(vector if self.pooled is None else vector + self.pooled(pooled), dim=-1)
 
 
-class _Column(nn.Module):
-    """A match head whose scores are a column, (B, 1), as every head's are a matrix."""
+class _MatchColumn(nn.Module):
+    """A match head with scores (B, 1): every head's scores are a matrix."""
 
     def __init__(self, match: MatchHead) -> None:
         super().__init__()
@@ -114,54 +114,54 @@ class _Column(nn.Module):
         return self.match(cls)[:, None]
 
 
-def heads(tensors: Mapping[str, Tensor], model: EViLM) -> tuple[dict[Head, nn.Module], float | None]:
-    """The heads that a checkpoint's tensors hold, h^CLS (B, D) to (B, K) each, and the temperature of cosines.
+def load_heads(tensors: Mapping[str, Tensor], model: EViLM) -> tuple[dict[Head, nn.Module], float | None]:
+    """The heads of a checkpoint, each from h^CLS (B, D) to (B, K), and the temperature of cosines.
 
     Args:
         tensors: of ``model.safetensors``, by name.
-        model: what the heads belong to.
+        model: the model that the heads belong to.
 
     Raises:
-        CheckpointError: a head whose tensors do not fit together.
+        CheckpointError: the tensors of a head do not fit together.
     """
     width = model.embed_dim
-    found: dict[Head, nn.Module] = {}
+    heads: dict[Head, nn.Module] = {}
     temperature = None
     try:
         if "embed.video_out.weight" in tensors:
             embed = EmbeddingHead.for_model(model, tensors["embed.video_out.weight"].shape[0])
             if "embed.text_out.weight" not in tensors:  # distilled from videos alone
                 embed.remove("text")
-            _filled(embed, tensors, "embed.")
-            found["embed_video"] = _Half(embed.video_out, getattr(embed, "video_pooled", None))
+            _load(embed, tensors, "embed.")
+            heads["embed_video"] = _EmbeddingSide(embed.video_out, getattr(embed, "video_pooled", None))
             if hasattr(embed, "text_out"):
-                found["embed_text"] = _Half(embed.text_out, getattr(embed, "text_pooled", None))
+                heads["embed_text"] = _EmbeddingSide(embed.text_out, getattr(embed, "text_pooled", None))
             temperature = float(embed.temperature.detach())
         if "match.layers.0.weight" in tensors:
-            found["match"] = _Column(_filled(MatchHead(width), tensors, "match."))
+            heads["match"] = _MatchColumn(_load(MatchHead(width), tensors, "match."))
         if "answer_head.layers.4.weight" in tensors:
             answers = tensors["answer_head.layers.4.weight"].shape[0]
-            found["answer"] = _filled(AnswerHead(width, answers, 0.0), tensors, "answer_head.")
+            heads["answer"] = _load(AnswerHead(width, answers, 0.0), tensors, "answer_head.")
         if "classifier.0.weight" in tensors:
-            found["classify"] = _probe(tensors, width)
+            heads["classify"] = _probe(tensors, width)
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"its heads do not fit the model: {str(error).splitlines()[0]}") from None
-    return found, temperature
+    return heads, temperature
 
 
-def _filled(module: M, tensors: Mapping[str, Tensor], prefix: str) -> M:
-    """``module`` with the tensors under ``prefix``."""
+def _load(module: M, tensors: Mapping[str, Tensor], prefix: str) -> M:
+    """Load the tensors under ``prefix`` into ``module``."""
     module.load_state_dict({name: tensors[prefix + name] for name in module.state_dict()})
     return module
 
 
 def _probe(tensors: Mapping[str, Tensor], width: int) -> nn.Module:
-    """A linear probe, by either of its protocols: scale, then one layer or pooler and two layers."""
+    """A linear probe of either protocol: batch norm, then one layer, or a pooler and two layers."""
     last = max(int(name.split(".")[1]) for name in tensors if name.startswith("classifier."))
     classes = tensors[f"classifier.{last}.weight"].shape[0]
     layers: list[nn.Module] = [nn.Linear(width, classes)]
     if last:
         pooler, hidden = nn.Linear(width, width), nn.Linear(width, 2 * width)
         layers = [pooler, nn.Tanh(), hidden, nn.GELU(), nn.Linear(2 * width, classes)]
-    scale = _filled(nn.BatchNorm1d(width, affine=False), tensors, "scale.")
-    return nn.Sequential(scale, *[_filled(nn.Sequential(*layers), tensors, "classifier.")])
+    scale = _load(nn.BatchNorm1d(width, affine=False), tensors, "scale.")
+    return nn.Sequential(scale, *[_load(nn.Sequential(*layers), tensors, "classifier.")])

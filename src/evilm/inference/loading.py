@@ -65,6 +65,11 @@ def bundled_folder(model: str | Path) -> Path | None:
     return _SHIPPED / str(model) if str(model) in BUNDLED and not _exists(Path(model)) else None
 
 
+def bundled_name(folder: Path | None) -> str | None:
+    """The name of the bundled model in ``folder``; None if it holds another model."""
+    return folder.name if folder is not None and folder.parent == _SHIPPED and folder.name in BUNDLED else None
+
+
 def bundled_list() -> str:
     """The bundled models with what each recognises, in one line."""
     return "; ".join(f"{name} ({text})" for name, text in BUNDLED.items())

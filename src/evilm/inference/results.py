@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from evilm.data.video import DecoderPool
     from evilm.errors import VideoStatus
 
     Video = str | Path | tuple[str | Path, float, float | None] | Clip
+    Picture = str | Path | bytes | Image | NDArray[np.uint8]
 
 
 def to_clip(video: Video) -> Clip:
@@ -32,7 +34,7 @@ def to_clip(video: Video) -> Clip:
     return Clip(Path(video))
 
 
-def frame_times(clip: Clip, count: int, decoders: DecoderPool) -> tuple[float, ...]:
+def sampled_times(clip: Clip, count: int, decoders: DecoderPool) -> tuple[float, ...]:
     """The times of the ``count`` sampled frames: seconds in the file, or frame numbers for a clip of still images.
 
     Raises:

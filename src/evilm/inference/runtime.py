@@ -1,6 +1,6 @@
-"""What an ``Embedder`` stands on: three graphs, some heads, and what is to be known about them.
+"""The interface between an ``Embedder`` and a model: three graphs and some heads, and the model's metadata.
 
-A model is cut at the same places whichever form it has, so that one form can be checked against the other:
+Every form of a model has the same graphs, so that one form can be compared with another:
 
     video    (n, T, H, W, 3) uint8            -> (n, N, D) patches (Eq. 1), and (n, C) pooled features
     text     (n, L) ids, (n, L) mask          -> (n, L, D) words (Eq. 1), and (n, 2 d) pooled features
@@ -31,13 +31,13 @@ Head = Literal["embed_video", "embed_text", "match", "answer", "classify"]
 
 
 class Threshold(Config):
-    """Below which probability an answer is withheld, and what that does to the rows that it was set on.
+    """The probability below which an answer is reported as "cannot tell".
 
     Attributes:
-        probability: answers less probable than this are "cannot tell".
-        answered: the share of rows that are then still answered, in percent.
-        right: the share of these that are right, in percent.
-        samples: how many rows it was set on.
+        probability: the threshold.
+        answered: percentage of the validation rows that are still answered.
+        right: percentage of these answers that are right.
+        samples: number of the validation rows that set the threshold.
     """
 
     probability: float = Field(ge=0, le=1)
@@ -50,19 +50,20 @@ class Metadata(Config):
     """What a model takes and gives.
 
     Attributes:
-        task: the task that it was trained for last.
-        frames, size: T, and the pixels of a frame's side.
-        fit: how a picture becomes square, as in ``VideoReader.frames_at``.
-        grid: (h, w), cells of a frame.
-        words: the longest text, in word pieces.
-        width: D.
-        embedding: width of the space where cosines rank, or None without one.
-        temperature: of these cosines.
-        heads: those there are.
+        task: of the last training stage.
+        num_frames: T.
+        image_size: H = W of a frame in pixels.
+        resize_mode: how a picture becomes square, see ``pictures.to_rgb``.
+        grid: (h, w), patches of a frame.
+        max_text_len: length of the longest text in word pieces.
+        hidden_dim: D, width of patches, words and h^CLS.
+        embed_dim: d, width of the embeddings; None without embedding heads.
+        temperature: of the cosines of embeddings, as trained.
+        heads: names of the heads.
         answers: of the answer head.
         classes: of the trained probe.
-        cannot_tell: the threshold on answers, where validation data set one.
-        source: where it comes from: ``weights`` (sha256), ``step``, ``recipe``, ``validation``, ``versions``.
+        answer_threshold: for "cannot tell"; None if no validation data set one.
+        source: provenance, for people: ``weights`` (sha256), ``step``, ``recipe``, ``validation``, ``versions``.
     """
 
     task: str
@@ -83,7 +84,7 @@ class Metadata(Config):
 
 @dataclass(frozen=True, slots=True)
 class EncodedArrays:
-    """One modality as fusion takes it: ``types.Encoded`` in NumPy.
+    """Encoded videos or texts, the input of fusion: ``types.Encoded`` in NumPy.
 
     Attributes:
         tokens: (n, S, D) patches or word pieces, with their type embedding.
@@ -113,19 +114,22 @@ class EncodedArrays:
 
 
 class VocabularyLike(Protocol):
-    """What turns texts into the numbers that a model reads; ``Vocabulary`` is ours."""
+    """Texts to token ids: ``Vocabulary``, or the text tokenizer of another library."""
 
     def encode_arrays(self, texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids and mask, (n, L) each; raises VocabularyError."""
         ...
 
     def unknown_share(self, texts: Sequence[str]) -> float:
-        """The share of pieces that the model does not know."""
+        """Fraction of the word pieces that are unknown."""
         ...
 
 
 class Runtime(Protocol):
-    """A model that can be run: ``TorchEngine``, ``OnnxEngine``, and ``DualEngine`` for models of other libraries."""
+    """A model that can be run: ``TorchRuntime``, ``OnnxRuntime``, or ``DualEncoderRuntime`` for other libraries.
+
+    Its methods may be called from several threads at once.
+    """
 
     metadata: Metadata
     fingerprint: str
@@ -133,12 +137,12 @@ class Runtime(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """Where its files are; None for a model of another library, which is not ours to publish."""
+        """The model's folder; None for a model of another library."""
         ...
 
     @property
     def vocabulary(self) -> VocabularyLike:
-        """Its words."""
+        """Texts to token ids."""
         ...
 
     def encode_video(self, frames: NDArray[np.uint8]) -> EncodedArrays:

@@ -1,16 +1,17 @@
-"""An exported folder as an engine: ONNX Runtime or OpenVINO, without torch."""
+"""An exported model run by ONNX Runtime or OpenVINO, without torch."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, DependencyError
-from evilm.inference import export_format as folders
+from evilm.inference import export_format
 from evilm.inference.runtime import EncodedArrays
 
 if TYPE_CHECKING:
@@ -23,34 +24,35 @@ if TYPE_CHECKING:
 
 
 class _Graph(Protocol):
-    """A graph that can be run: named arrays in, arrays out."""
+    """An opened graph: named arrays to arrays."""
 
     def __call__(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
 
 
 class OnnxRuntime:
-    """An exported model. Graphs are opened when they are first needed.
+    """An exported model. Each graph is opened at its first use.
 
     Args:
-        folder: as ``evilm export`` wrote it.
+        folder: written by ``evilm export``.
         threads: of the runtime; None takes one for each core.
 
     Raises:
-        CheckpointError: damaged, or not to be trusted.
-        DependencyError: the export is for a runtime that is not installed.
+        CheckpointError: damaged or refused, see ``export_format.read``.
+        DependencyError: the export is for OpenVINO, which is not installed.
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self.folder = folder
-        self.export = folders.read(folder)
+        self.export = export_format.read(folder)
         self.metadata = self.export.metadata
         self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        self.fingerprint = folders.fingerprint(folder, self.metadata)
+        self.fingerprint = export_format.fingerprint(folder, self.metadata)
         self.threads = threads or len(os.sched_getaffinity(0))
-        kinds = sorted({self.export.precision.get(name, "fp32") for name in folders.GRAPHS})
+        kinds = sorted({self.export.precision.get(name, "fp32") for name in export_format.GRAPHS})
         self.form = f"{self.export.runtime} {'/'.join(kinds)}"
         self._open = _openvino if self.export.runtime == "openvino" else _onnxruntime
         self._graphs: dict[str, _Graph] = {}
+        self._lock = threading.Lock()  # of _graphs
 
     def encode_video(self, frames: NDArray[np.uint8]) -> EncodedArrays:
         """(n, T, H, W, 3) to patches (n, N, D)."""
@@ -66,8 +68,8 @@ class OnnxRuntime:
         self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(n, S, D) and (n, S) to h^CLS (n, D) and its attention (n, S)."""
-        cls, looked = self._run("fusion", {"tokens": tokens, "mask": mask})
-        return cls, looked
+        cls, attention = self._run("fusion", {"tokens": tokens, "mask": mask})
+        return cls, attention
 
     def apply_head(
         self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
@@ -77,12 +79,13 @@ class OnnxRuntime:
 
     def _run(self, name: str, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         path = self.folder / f"{name}.onnx"
-        if name not in self._graphs:
-            self._graphs[name] = self._open(path, self.threads, self.export.precision.get(name, "fp32"))
+        with self._lock:
+            if name not in self._graphs:
+                self._graphs[name] = self._open(path, self.threads, self.export.precision.get(name, "fp32"))
         try:
             return self._graphs[name](feed)
         except Exception as error:
-            raise CheckpointError(f"{path}: does not run: {_line(error)}; export the checkpoint anew") from error
+            raise CheckpointError(f"{path}: does not run: {_line(error)}; export the checkpoint again") from error
 
 
 def _onnxruntime(path: Path, threads: int, _: str) -> _Graph:
@@ -90,12 +93,14 @@ def _onnxruntime(path: Path, threads: int, _: str) -> _Graph:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    # Threads that spin while they wait take the cores from the decoder beside them.
+    # Threads that spin while they wait would take the cores from the decoder processes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise CheckpointError(f"{path}: ONNX Runtime refuses it: {_line(error)}; export anew") from error
+        raise CheckpointError(
+            f"{path}: ONNX Runtime refuses it: {_line(error)}; export the checkpoint again"
+        ) from error
 
     def run(feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         return session.run(None, dict(feed))
@@ -115,15 +120,15 @@ def _openvino(path: Path, threads: int, precision: str) -> _Graph:
     try:
         compiled: Any = openvino.Core().compile_model(path, "CPU", settings)
     except Exception as error:
-        raise CheckpointError(f"{path}: OpenVINO refuses it: {_line(error)}; export anew") from error
+        raise CheckpointError(f"{path}: OpenVINO refuses it: {_line(error)}; export the checkpoint again") from error
 
     def run(feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        found = compiled(dict(feed))
-        return [found[output] for output in compiled.outputs]
+        values = compiled.create_infer_request().infer(dict(feed))  # a request serves one thread
+        return [values[output] for output in compiled.outputs]
 
     return run
 
 
 def _line(error: Exception) -> str:
-    """The first line of a library's complaint, without its paths of source files."""
+    """The beginning of a library's error message, in one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A checkpoint folder as an engine: torch on this machine's CPU or GPU."""
+"""A checkpoint run by torch, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ if TYPE_CHECKING:
 
     from evilm.inference.runtime import Head
 
-_LARGEST = 16384  # number in a backbone's options: a width, a size, a depth
-_NO_MODEL = {"tokenizer": "a video tokenizer, which holds no video-language model"}
+_MAX_OPTION = 16384  # the largest number in a backbone's options: a width, a size or a depth
 
 
 class TorchRuntime:
-    """A trained model as torch runs it.
+    """A checkpoint run by torch.
 
     Args:
-        path: a checkpoint, or a run (its newest valid checkpoint).
+        path: a checkpoint, or a run, of which the newest valid checkpoint is taken.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        CheckpointError: missing, damaged, a tokenizer's, or a baseline that cannot see.
+        CheckpointError: missing, damaged, of a video tokenizer, or of a text-only baseline.
     """
 
     def __init__(self, path: Path, device: distributed.DeviceName = "cpu") -> None:
@@ -54,7 +53,7 @@ class TorchRuntime:
         own = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
         try:
             self.model.load_state_dict(own)
-            self.heads, temperature = graphs.heads(tensors, self.model)
+            self.heads, temperature = graphs.load_heads(tensors, self.model)
         except RuntimeError as error:
             raise CheckpointError(f"{self.folder}: tensors do not fit the model: {_last(error)}") from None
         except CheckpointError as error:
@@ -67,7 +66,7 @@ class TorchRuntime:
         }
         for module in [*self.graphs.values(), *self.heads.values()]:
             module.eval().to(self.device)
-        self.metadata = _about(recipe, table, shape, self.folder, self.heads, temperature)
+        self.metadata = _metadata(recipe, table, shape, self.folder, self.heads, temperature)
         self.fingerprint = str(self.metadata.source["weights"])[:16]
         self.form = f"checkpoint, {self.device.type}"
 
@@ -85,8 +84,8 @@ class TorchRuntime:
         self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(n, S, D) and (n, S) to h^CLS (n, D) and its attention (n, S)."""
-        cls, looked = self._run(self.graphs["fusion"], tokens, mask)
-        return _array(cls), _array(looked)
+        cls, attention = self._run(self.graphs["fusion"], tokens, mask)
+        return _array(cls), _array(attention)
 
     def apply_head(
         self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
@@ -100,33 +99,35 @@ class TorchRuntime:
 
 
 def _recipe(folder: Path, table: Mapping[str, Any]) -> Recipe:
-    """The recipe that a checkpoint was trained by.
+    """The recipe of a checkpoint.
 
     Raises:
-        CheckpointError: of another version, without an E-ViLM, or blind.
+        CheckpointError: of another version, of a video tokenizer, or of a text-only baseline.
     """
-    if table.get("task") in _NO_MODEL:
-        raise CheckpointError(f"{folder}: is {_NO_MODEL[str(table['task'])]}; name a later stage's run")
+    if table.get("task") == "tokenizer":
+        raise CheckpointError(f"{folder}: holds a video tokenizer and no video-language model; name another run")
     try:
         recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
     if getattr(recipe.task, "text_only", False):
-        raise CheckpointError(f"{folder}: is the baseline that cannot see (task.text_only); name a run without it")
+        raise CheckpointError(
+            f"{folder}: is a text-only baseline (task.text_only), which sees no video; name another run"
+        )
     return recipe
 
 
 def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Whether the tensors are as large as the settings say, before a model of that size is made.
+    """Check that the tensors have the sizes of the settings, before a model of those sizes is built.
 
-    A file of a few bytes could otherwise ask for any amount of memory.
+    Without this check, a file of a few bytes could demand any amount of memory.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: a size differs.
     """
-    cells = shape.image_size // shape.stride
-    places: dict[str, tuple[int, ...]] = {
-        "model.video_encoder.space": (1, shape.embed_dim, cells, cells),
+    side = shape.image_size // shape.stride
+    sizes: dict[str, tuple[int, ...]] = {
+        "model.video_encoder.space": (1, shape.embed_dim, side, side),
         "model.video_encoder.time": (1, shape.embed_dim, shape.num_frames),
         "model.fusion.blocks.0.feed.0.weight": (shape.mlp_dim, shape.embed_dim),
         f"model.fusion.blocks.{shape.depth - 1}.norm1.weight": (shape.embed_dim,),
@@ -136,15 +137,15 @@ def check_shape(folder: Path, shape: ModelConfig, tensors: Mapping[str, Tensor])
             shape.text_embed_dim,
         ),
     }
-    wrong = [name for name, wanted in places.items() if name not in tensors or tuple(tensors[name].shape) != wanted]
+    wrong = [name for name, wanted in sizes.items() if name not in tensors or tuple(tensors[name].shape) != wanted]
     numbers = [n for value in shape.backbone_options.values() for n in (value if isinstance(value, list) else [value])]
-    large = [number for number in numbers if not isinstance(number, str) and number > _LARGEST]
+    large = [number for number in numbers if not isinstance(number, str) and number > _MAX_OPTION]
     if wrong or large:
-        what = f"has no {wrong[0]} of that size" if wrong else f"names {large[0]} in backbone_options"
-        raise CheckpointError(f"{folder}: its model.safetensors is not what its config.json says ({what})")
+        problem = f"{wrong[0]} has another size" if wrong else f"backbone_options has {large[0]}"
+        raise CheckpointError(f"{folder}: its model.safetensors does not fit its config.json ({problem})")
 
 
-def _about(
+def _metadata(
     recipe: Recipe, table: Mapping[str, Any], shape: ModelConfig, folder: Path,
     heads: Mapping[Head, nn.Module], temperature: float | None,
 ) -> Metadata:  # fmt: skip
