@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
 from evilm.commands import export as commands
 from evilm.export import compare
 
 if TYPE_CHECKING:
+    import pytest
     from numpy.typing import NDArray
 
 

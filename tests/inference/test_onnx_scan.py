@@ -73,7 +73,7 @@ ATTACKS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "negative dims": (lambda: claims(-1), "has a negative dimension"),
     "loop": (lambda: of("Loop", "shape"), "its operator 'Loop' is not allowed"),
     "custom operator": (lambda: of("Run", "x", domain="evil"), "its operator evil.'Run' is not allowed"),
-    "contrib operator": (lambda: of("Attention", "x", domain="com.microsoft"), "com.microsoft.'Attention' is not allowed"),
+    "contrib operator": (lambda: of("Attention", "x", domain="com.microsoft"), "com.microsoft.'Attention' is not"),
     "giant of a shape": (lambda: of("ConstantOfShape", "shape"), "ConstantOfShape makes a tensor of 1.1e+12 elements"),
     "giant of an expansion": (lambda: of("Expand", "x", "shape"), "Expand makes a tensor of 1.1e+12"),
     "functions": (with_function, "it defines functions"),
@@ -182,5 +182,5 @@ def test_settings_that_do_not_fit_the_weights_are_refused(tmp_path: Path) -> Non
     from evilm.inference import runtime_torch
     from evilm.model.presets import ModelConfig
 
-    with pytest.raises(CheckpointError, match=r"its model\.safetensors is not what its config\.json says"):
+    with pytest.raises(CheckpointError, match=r"its model\.safetensors does not fit its config\.json"):
         runtime_torch.check_shape(tmp_path, ModelConfig(embed_dim=6 * 10**9, depth=10**9), {})

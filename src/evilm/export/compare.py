@@ -1,7 +1,8 @@
-"""Comparison of an export with its checkpoint: cosines of embeddings, metrics on validation data, file sizes."""
+"""Comparison of an export with its checkpoint: cosines of embeddings, metrics on validation data, time, sizes."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from evilm.tasks.task import Prediction, caption_of
 from evilm.training import evaluate, feed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,6 +37,7 @@ MAX_DROP = 1.0  # points of a metric in percent
 
 _MAX_ROWS = 1000  # of validation data, spread evenly
 _MAX_TEXTS = 256
+_ROUNDS = 9  # of timing
 _SENTENCES = ("a video", "someone walks", "two dogs play in the snow", "a red square moves left")
 
 
@@ -194,8 +196,8 @@ def evaluate_rows(embedder: Embedder, data: EvalData) -> tuple[Metrics, dict[str
     result = data.task.compute_metrics(predictions)
     if not isinstance(data.task, Retrieval):
         return result, {data.task.primary_metric: np.array([row["score"] for row in result.rows])}
-    cosines = (text @ video.T).astype(np.float64)
-    cosines[:, ~data.readable] = -1e9
+    cosines = np.stack([row["text"] for row in values]) @ np.stack([row["video"] for row in values]).T
+    cosines[:, ~data.readable] = -np.inf
     relevant = data.task.relevance(predictions)
     relevant = relevant & data.readable
     scores = {f"R@{k}": metrics.hits(cosines, relevant, k) for k in (1, 5, 10)}
@@ -250,6 +252,42 @@ def compare(export: Embedder, against: Reference, precision: str) -> tuple[dict[
             "rule": f"the recipe's validation split, {len(against.data.examples)} rows",
         }
     return report, faults
+
+
+def timed_calls(embedder: Embedder, clip: NDArray[np.uint8], text: str) -> dict[str, Callable[[], object]]:
+    """Calls to be timed: ``video`` for one clip (T, H, W, 3), and ``text`` for one text if the model reads texts alone.
+
+    A video is encoded and fused alone or, where the model has no embeddings, with the text.
+    """
+    heads = embedder.metadata.heads
+    if "embed_video" not in heads:
+        texts = embedder.encode_texts([text])
+
+        def fuse() -> object:
+            tokens = embedder.encode_frames(clip[None])
+            return embedder.runtime.fuse(
+                np.concatenate([texts.tokens, tokens.tokens], 1), np.concatenate([texts.mask, tokens.mask], 1)
+            )
+
+        return {"video": fuse, "text": lambda: embedder.cls_of_texts([text])}
+    calls: dict[str, Callable[[], object]] = {"video": lambda: embedder.embed_frames(clip[None])}
+    return calls | {"text": lambda: embedder.embed_texts([text])} if "embed_text" in heads else calls
+
+
+def latency(checkpoint: Embedder, export: Embedder, clip: NDArray[np.uint8], text: str) -> dict[str, Any]:
+    """Median milliseconds of ``timed_calls`` in torch (eager, fp32) and as exported, which take turns."""
+    forms = {"torch": timed_calls(checkpoint, clip, text), "export": timed_calls(export, clip, text)}
+    calls = {f"{form} {what}": call for form, each in forms.items() for what, call in each.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(_ROUNDS + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: 1000 * float(np.median(values)) for name, values in seconds.items()}
+    ratios = {what: medians[f"torch {what}"] / medians[f"export {what}"] for what in forms["torch"]}
+    return {"milliseconds": medians, "times faster": ratios}
 
 
 def sizes(folder: Path) -> dict[str, float]:

@@ -22,7 +22,7 @@ from evilm import __version__, files
 from evilm.data import sampling
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, EvilmError, ExportError, OutputError, VideoError
-from evilm.export import card, compare, latency, quantize, trace
+from evilm.export import card, compare, quantize, trace
 from evilm.inference import Embedder, export_format, join_question
 from evilm.inference.runtime_onnx import OnnxRuntime
 from evilm.inference.runtime_torch import TorchRuntime
@@ -147,7 +147,8 @@ def export(
             say(plan.given_up[-1])
         report["size in MB"] = compare.sizes(draft)
         say("measuring the time for a clip and a text")
-        report["latency"] = latency.latency(runtime, candidate, samples.frames[0], against.texts[0])
+        timing = compare.latency(Embedder(runtime), candidate, samples.frames[0], against.texts[0])
+        report["latency"] = timing | {"threads": torch.get_num_threads()}
         report["given up"] = plan.given_up
         report["layers in fp32"] = plan.fp32_layers
         if samples.not_measured:
@@ -257,8 +258,10 @@ def _token_ids(runtime: TorchRuntime, texts: Sequence[str]) -> list[tuple[NDArra
     else:
         random = sampling.generator(0, "calibration")
         lengths = random.integers(1, longest - 1, _RANDOM_TEXTS)
-        words = [random.integers(len(vocabulary.special_ids), vocabulary.size, length) for length in lengths]
-        rows = [np.array([vocabulary.cls_id, *row, vocabulary.sep_id], dtype=np.int64) for row in words]
+        rows: list[NDArray[np.int64]] = []
+        for length in lengths:
+            words = random.integers(len(vocabulary.special_ids), vocabulary.size, length)
+            rows.append(np.concatenate([[vocabulary.cls_id], words, [vocabulary.sep_id]]))
     return [(row[None], np.ones((1, len(row)), dtype=np.bool_)) for row in rows]
 
 

@@ -195,9 +195,15 @@ class EmbeddingModel:
                 except BaseException:  # Ctrl-C: skip the videos that wait
                     threads.shutdown(wait=False, cancel_futures=True)
                     raise
-            statuses += [clip.status if isinstance(clip, VideoError) else "ok" for clip in clips]
-            problems += [str(clip) if isinstance(clip, VideoError) else "" for clip in clips]
-            readable = {row: clip for row, clip in enumerate(clips, start) if not isinstance(clip, VideoError)}
+            readable: dict[int, NDArray[np.uint8]] = {}
+            for row, clip in enumerate(clips, start):
+                if isinstance(clip, VideoError):
+                    statuses.append(clip.status)
+                    problems.append(str(clip))
+                else:
+                    statuses.append("ok")
+                    problems.append("")
+                    readable[row] = clip
             if readable:
                 vectors[list(readable)] = self.embed_frames(np.stack(list(readable.values())))
             if progress is not None:

@@ -1,4 +1,4 @@
-"""One way to use a trained model, whichever form it has; and what it says to what it cannot do."""
+"""Embeddings, answers and classes of a trained model, and its error messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def clips(small_world: Path) -> list[Path]:
     return sorted((small_world / "videos").glob("*.mp4"))[:3]
 
 
-def test_embeddings_are_those_of_the_task(
+def test_embeddings_equal_those_of_the_task(
     retrieval: Embedder, trained: Callable[[str], Path], clips: list[Path]
 ) -> None:
     task, _ = build.restore(trained("retrieval"))
@@ -61,7 +61,7 @@ def test_embeddings_are_those_of_the_task(
     np.testing.assert_allclose(retrieval.match(clips, texts), torch.stack(wanted_match), atol=2e-4)
 
 
-def test_a_text_has_one_embedding_whatever_stands_beside_it(retrieval: Embedder) -> None:
+def test_a_text_has_one_embedding_beside_longer_texts(retrieval: Embedder) -> None:
     alone = retrieval.embed_texts(["a disc"])
     beside = retrieval.embed_texts(["a disc", "a red star and a blue star and a green star and a disc jumps left"])
     np.testing.assert_allclose(alone[0], beside[0], atol=1e-5)
@@ -81,7 +81,7 @@ def test_every_video_has_a_row_and_a_status(retrieval: Embedder, clips: list[Pat
     assert retrieval.embed_videos([]).vectors.shape == (0, 16)
 
 
-def test_answers_are_those_of_the_task(trained: Callable[[str], Path], clips: list[Path]) -> None:
+def test_answers_equal_those_of_the_task(trained: Callable[[str], Path], clips: list[Path]) -> None:
     run = trained("question_answering")
     task, _ = build.restore(run)
     model = evilm.load(run)
@@ -103,7 +103,7 @@ def test_answers_are_those_of_the_task(trained: Callable[[str], Path], clips: li
     assert sum(p for _, p in some.candidates) == pytest.approx(1, abs=1e-5)
 
 
-def test_choices_and_classes(trained: Callable[[str], Path], retrieval: Embedder, clips: list[Path]) -> None:
+def test_choices_and_classes_are_ranked(trained: Callable[[str], Path], retrieval: Embedder, clips: list[Path]) -> None:
     options = ["a red disc moves left", "a blue star jumps", "a red disc moves left"]
     chosen = evilm.load(trained("multiple_choice")).choose(clips[0], options, "what happens?")
     assert {name for name, _ in chosen.candidates} == set(options)
@@ -117,17 +117,17 @@ def test_choices_and_classes(trained: Callable[[str], Path], retrieval: Embedder
     assert sum(p for _, p in own) == pytest.approx(1, abs=1e-5)
 
 
-def test_what_a_model_cannot_do_is_said(
+def test_a_missing_head_names_the_remedy(
     trained: Callable[[str], Path], retrieval: Embedder, clips: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="this retrieval model answers no questions: take a question_answering"):
+    with pytest.raises(ConfigError, match="this retrieval model has no answers of its own: use a question_answering"):
         retrieval.answer(clips[0], "what?")
     with pytest.raises(ConfigError, match="at least two different options, and there are 1"):
         retrieval.choose(clips[0], ["a", "a"])
     model = evilm.load(trained("question_answering"))
-    with pytest.raises(ConfigError, match="embeds no texts"):
+    with pytest.raises(ConfigError, match="has no text embeddings"):
         model.embed_texts(["a disc"])
-    with pytest.raises(ConfigError, match="does not know the answer 'purple elephants'; it knows"):
+    with pytest.raises(ConfigError, match="'purple elephants' is not an answer of this model; its answers are"):
         model.answer(clips[0], "what?", choices=["purple elephants"])
     with pytest.raises(DataError, match=r"frames are float64 \(1, 2\), and this model takes uint8 \(n, 2, 64, 64, 3\)"):
         retrieval.embed_frames(np.zeros((1, 2)))
@@ -135,27 +135,27 @@ def test_what_a_model_cannot_do_is_said(
         model.answer(tmp_path / "none.mp4", "what?")
 
 
-def test_what_is_no_model_is_said(tmp_path: Path, tokenizer_run: Path) -> None:
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path, tokenizer_run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none: no such model; name the folder of an export"):
         evilm.load(tmp_path / "none")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         evilm.load(tmp_path)
-    with pytest.raises(CheckpointError, match="is a video tokenizer, which holds no video-language model"):
+    with pytest.raises(CheckpointError, match="holds a video tokenizer and no video-language model"):
         evilm.load(tokenizer_run)
 
 
 def test_times_are_the_middles_of_equal_segments(clips: list[Path]) -> None:
     with DecoderPool() as decoders:
-        whole = inference.frame_times(Clip(clips[0]), 4, decoders)
-        part = inference.frame_times(Clip(clips[0], 0.5, 1.5), 2, decoders)
+        whole = inference.sampled_times(Clip(clips[0]), 4, decoders)
+        part = inference.sampled_times(Clip(clips[0], 0.5, 1.5), 2, decoders)
     assert np.diff(whole) == pytest.approx(np.full(3, 2 * whole[0]))
     assert part == pytest.approx((0.75, 1.25))
 
 
-def test_files_are_decoded_in_processes_that_may_die(
+def test_files_are_decoded_in_separate_processes(
     trained: Callable[[str], Path], clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What crashes the decoder costs its own row; nothing is opened in this process."""
+    """A file that crashes the decoder raises a VideoError, and no file is opened in this process."""
 
     def never(*_: object) -> None:
         raise AssertionError("decoded in the process that asks")
@@ -179,7 +179,7 @@ def test_files_are_decoded_in_processes_that_may_die(
     assert not any((Path("/proc") / str(number)).exists() for number in alive)
 
 
-def test_the_core_needs_no_torch() -> None:
+def test_inference_imports_no_torch() -> None:
     program = (
         "import sys, evilm.inference, evilm.inference.runtime; print({'torch', 'onnx', 'timm'} & set(sys.modules))"
     )
@@ -187,7 +187,7 @@ def test_the_core_needs_no_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_below_the_threshold_of_validation_it_cannot_tell(
+def test_an_answer_below_the_threshold_is_cannot_tell(
     trained: Callable[[str], Path], clips: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained("question_answering")
@@ -205,16 +205,17 @@ def test_below_the_threshold_of_validation_it_cannot_tell(
     assert cli.run(asked) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split(" (")[0] in {"cannot tell", *model.metadata.answers}
-    assert [line.split(" s: ")[0] for line in printed[-2:]] == [f"looked at {time:.2f}" for time in found.times]
+    assert [line.split(" s: ")[0] for line in printed[-2:]] == [f"frame at {time:.2f}" for time in found.times]
     two = list(model.metadata.answers[:2])
     assert cli.run([*asked, "--choices", *two, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["best_guess"] in two
 
 
-def test_bad_questions_end_in_one_line(
+def test_wrong_arguments_of_ask_end_in_one_line(
     trained: Callable[[str], Path], clips: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(trained("question_answering"))
+    capsys.readouterr()
     for arguments, complaint in (
         ([str(clips[0]), "  ", "--model", run], "the question is empty"),
         ([str(tmp_path / "none.mp4"), "what?", "--model", run], "not_a_file"),
@@ -228,10 +229,10 @@ def test_bad_questions_end_in_one_line(
         assert complaint in said[0]
 
 
-def test_a_model_goes_to_the_hub_and_back(
+def test_a_published_model_loads_again(
     trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder stands in for the hub, so what is published is really loaded again."""
+    """A local folder replaces the hub."""
     from evilm.export import hub
 
     model = evilm.load(trained("retrieval"))

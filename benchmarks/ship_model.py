@@ -1,0 +1,124 @@
+"""Write a bundled model of the package: export a run in int8, try it, and add its card. For maintainers.
+
+    python benchmarks/ship_model.py world-tiny runs/demo      # a finished demo, or the run of its retrieval model
+    python benchmarks/ship_model.py evilm-photo runs/photo
+
+The card states the metrics of the run's own evaluation on the test split, which must be of the exported weights, and
+what ``evilm export`` measured; for world-tiny also the results of ``evilm quickstart``. Nothing is written if the
+export is larger than the model may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from evilm.demo import quickstart
+from evilm.errors import CheckpointError, EvilmError, ExportError
+from evilm.export import card, writer
+from evilm.inference import export_format
+from evilm.inference.loading import TINY
+from evilm.progress import say
+from evilm.training import checkpoint, evaluate
+
+MAX_BYTES = {TINY: 4e6, "evilm-photo": 20e6}  # of the whole folder
+SHIPPED = Path(__file__).resolve().parent.parent / "src" / "evilm" / "inference" / "shipped"
+
+
+def ship(name: str, source: Path, out: Path) -> None:
+    """Make ``out`` the export of a run.
+
+    Raises:
+        CheckpointError: no such run, or its evaluation is of other weights.
+        ExportError: the export loses too much, or is too large.
+    """
+    run = source / "retrieval" if (source / "retrieval").is_dir() else source
+    weights = checkpoint.find(run)
+    evaluation = checkpoint.read_json(run / "evaluation" / "metrics.json")
+    if evaluation.get("weights") != evaluate.fingerprint(weights) or evaluation.get("split") != "test":
+        raise CheckpointError(
+            f"{run / 'evaluation'}: is not of the test split and the newest checkpoint: evaluate again with "
+            f"`evilm evaluate {run} --split test --out {run / 'evaluation'}`"
+        )
+    with tempfile.TemporaryDirectory(prefix="evilm-ship-") as temporary:
+        draft = Path(temporary) / name
+        made = writer.export(run, draft, int8=True, say=say)
+        metadata = made.metadata.model_copy(update={"source": _public(made.metadata.source, source.resolve())})
+        shown = made.model_copy(update={"metadata": metadata})
+        lines = [card.text(shown), *_evaluation(shown, evaluation)]
+        if name == TINY:
+            lines += _quickstart(quickstart.run(Path(temporary) / "quickstart", str(draft), say=say))
+
+        def fill(to: Path) -> None:
+            for path in [*draft.glob("*.onnx"), draft / "vocabulary.json"]:
+                (to / path.name).write_bytes(path.read_bytes())
+            checkpoint.write_json(to / export_format.NAME, shown.model_dump(mode="json"))
+            (to / checkpoint.CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+        size = sum(path.stat().st_size for path in draft.iterdir())
+        if size > MAX_BYTES[name]:
+            limit = MAX_BYTES[name] / 1e6
+            raise ExportError(f"{run}: its export has {size / 1e6:.1f} MB, more than {limit:g}; nothing is written")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        export_format.write(out, fill)
+    export_format.read(out)
+    say(f"{out}: {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.2f} MB; commit it")
+
+
+def _public(value: Any, source: Path) -> Any:
+    """``value`` with paths of this machine as paths in ``runs/``; others keep their last part only."""
+    if isinstance(value, dict):
+        return {name: _public(each, source) for name, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list):
+        return [_public(each, source) for each in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        path = Path(value).expanduser()
+        for root in (source, source.parent):
+            if path.is_relative_to(root):
+                return (Path("runs") / source.name / path.relative_to(root)).as_posix()
+        return path.name
+    return value
+
+
+def _evaluation(made: export_format.ExportDescription, evaluation: dict[str, Any]) -> list[str]:
+    """The run's own evaluation as Markdown."""
+    recipe = made.metadata.source["recipe"]
+    lines = [
+        "## Training and evaluation", "",
+        f"Seed {recipe['seed']}; the last stage took {recipe['optim']['epochs']:g} epochs. Then",
+        "`evilm export --int8`.", "",
+        f"The checkpoint on the test split ({evaluation['rule']}):", "",
+        "| metric | value | chance |", "|---|---|---|",
+    ]  # fmt: skip
+    for name, value in evaluation["metrics"].items():
+        chance = evaluation["chance"].get(name)
+        lines.append(f"| {name} | {value:.1f} | {'' if chance is None else format(chance, '.1f')} |")
+    return lines
+
+
+def _quickstart(result: quickstart.Quickstart) -> list[str]:
+    """The results of ``evilm quickstart`` as Markdown."""
+    hits, questions = result.first_hit, result.questions
+    return [
+        "",
+        "Trained by the stages of `evilm demo`: recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`.", "",
+        f"This export in `evilm quickstart` ({quickstart.CLIPS} clips of another world, seed {quickstart.SEED}, each",
+        f"with a combination that no training clip has): the first hit is right for {hits['percent']:.0f} %",
+        f"of {hits['count']:.0f} sentences (chance {hits['chance']:.1f} %). Of {questions['count']:.0f} questions for",
+        f"a colour, with eight choices, {questions['percent']:.0f} % are answered correctly",
+        f"(chance {questions['chance']:.1f} %).",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=MAX_BYTES)
+    parser.add_argument("run", type=Path)
+    chosen = parser.parse_args()
+    try:
+        ship(chosen.name, chosen.run, SHIPPED / chosen.name)
+    except EvilmError as error:
+        sys.exit(str(error))
