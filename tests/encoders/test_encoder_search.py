@@ -115,7 +115,7 @@ def test_the_commands_take_them_by_name(
     assert "was made by another model" in run("search", at, "x", "--model", f"open_clip:{open_clip_folder}", code=2)
     line = run("ask", str(paths[0]), "what color?", "--model", f"open_clip:{open_clip_folder}", code=2)
     assert line.count("\n") == 1
-    assert "dual encoder model answers no questions" in line
+    assert "dual encoder model has no answers of its own" in line
     assert "names no weights" in run(
         "index", str(videos), str(tmp_path / "new"), "--model", "open_clip:ViT-B-32", code=2
     )

@@ -197,7 +197,7 @@ def test_a_run_from_a_checkpoint_to_a_student(
     student = evilm.load(run)
     frames = np.zeros((1, student.num_frames, student.image_size, student.image_size, 3), dtype=np.uint8)
     assert student.embed_frames(frames).shape == (1, 16)
-    with pytest.raises(ConfigError, match="embeds no texts"):
+    with pytest.raises(ConfigError, match="has no text embeddings"):
         student.embed_texts(["a red disc"])
     capsys.readouterr()
     assert cli.run(["export", str(run), str(tmp_path / "export"), "--int8"]) == 0
@@ -214,7 +214,7 @@ def test_a_run_from_a_checkpoint_to_a_student(
         lambda: light.classify(clips, ["red", "blue"]),
         lambda: evilm.VideoIndex.build(small_world / "videos", light, tmp_path / "index"),
     ):
-        with pytest.raises(ConfigError, match="embeds no texts"):
+        with pytest.raises(ConfigError, match="has no text embeddings"):
             ask()
     with pytest.raises(ConfigError, match="matches no texts with videos"):
         light.choose(clips[0], ["a red disc", "a blue star"])

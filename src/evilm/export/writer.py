@@ -260,7 +260,7 @@ def _token_ids(runtime: TorchRuntime, texts: Sequence[str]) -> list[tuple[NDArra
         lengths = random.integers(1, longest - 1, _RANDOM_TEXTS)
         rows: list[NDArray[np.int64]] = []
         for length in lengths:
-            words = random.integers(len(vocabulary.special_ids), vocabulary.size, length)
+            words: NDArray[np.int64] = random.integers(len(vocabulary.special_ids), vocabulary.size, int(length))
             rows.append(np.concatenate([[vocabulary.cls_id], words, [vocabulary.sep_id]]))
     return [(row[None], np.ones((1, len(row)), dtype=np.bool_)) for row in rows]
 
