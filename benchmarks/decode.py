@@ -1,19 +1,19 @@
-"""What a clip's frames cost by each way of reading them, in processor time of one thread.
+"""Cost of reading the frames of a clip in several ways, in processor time of one thread.
 
 Usage: python benchmarks/decode.py [--rounds 5] [--folder /tmp/films] [--json FILE]
 
-A film of 20 s at 1280x720 (noise that drifts, H.264, a keyframe every 250 pictures, three B-pictures: x264's defaults)
-and four frames of 224x224 at the middles of its quarters:
+The video has 20 s of 1280x720 (moving noise, H.264 with x264's defaults: a keyframe every 250 frames, three B-frames).
+Each way reads four frames of 224x224 in the middles of its quarters:
 
-    linear      PyAV, every picture up to the last one needed
+    linear      PyAV, decoding all frames up to the last one needed
     exact, fast VideoReader in this process
-    pool        `exact` in a decoder process, its time included
-    opencv      CAP_PROP_POS_MSEC per frame, where OpenCV is installed
-    torchcodec  get_frames_played_at, where it is installed and runs
+    pool        `exact` in a decoder process, including the time of that process
+    opencv      CAP_PROP_POS_MSEC for each frame, if OpenCV is installed
+    torchcodec  get_frames_played_at, if torchcodec is installed and runs
 
-Then a film of an hour, of which 20 s near its end are read. The ways take turns within a round; the ratio to `linear`
-is that of the medians. OpenCV and torchcodec are no dependencies of the project: `pip install opencv-python-headless`
-or `torchcodec` adds a line.
+With `--hour` it also reads 20 s near the end of a video of one hour. The ways take turns within a round; the ratio to
+`linear` is that of the medians. OpenCV and torchcodec are not dependencies of the project: install
+`opencv-python-headless` or `torchcodec` to include them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HOUR = 3600
 
 
 def film(path: Path, seconds: int, height: int, width: int) -> Path:
-    """Smooth noise that drifts, so that pictures differ as those of a real film do."""
+    """Write a video of smooth moving noise, whose frames differ as those of a real video do."""
     if path.exists():
         return path
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def film(path: Path, seconds: int, height: int, width: int) -> Path:
 
 
 def linear(path: Path, times: NDArray[np.float64]) -> None:
-    """Every picture from the start to the last that is needed, those needed scaled."""
+    """Decode all frames up to the last one needed, and scale those needed."""
     wanted, taken = list(times), []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -89,8 +89,8 @@ def ours(mode: str) -> Way:
 
 
 def others(path: Path) -> dict[str, Way]:
-    """What else is installed and runs."""
-    found: dict[str, Way] = {}
+    """The other libraries that are installed and run."""
+    ways: dict[str, Way] = {}
     try:
         import cv2
     except ImportError:
@@ -105,11 +105,11 @@ def others(path: Path) -> dict[str, Way]:
                 _, picture = video.read()
                 cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
-        found["opencv"] = opencv
+        ways["opencv"] = opencv
     try:
         from torchcodec.decoders import VideoDecoder
 
-        VideoDecoder(str(path), num_ffmpeg_threads=1)  # its libraries are looked for only now
+        VideoDecoder(str(path), num_ffmpeg_threads=1)  # loads its libraries
     except (ImportError, RuntimeError, OSError) as error:
         print(f"torchcodec: does not run here ({type(error).__name__})")  # noqa: T201
     else:
@@ -117,19 +117,19 @@ def others(path: Path) -> dict[str, Way]:
         def torchcodec(path: Path, times: NDArray[np.float64]) -> None:
             VideoDecoder(str(path), num_ffmpeg_threads=1, seek_mode="approximate").get_frames_played_at(list(times))
 
-        found["torchcodec (without scaling)"] = torchcodec
-    return found
+        ways["torchcodec (without scaling)"] = torchcodec
+    return ways
 
 
 def processor_time() -> float:
-    """Seconds of this process and of its children that have ended."""
+    """Processor seconds of this process and of its finished children."""
     return sum(
         sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )  # fmt: skip
 
 
 def child_time(pool: DecoderPool) -> float:
-    """Seconds of the decoder processes that live."""
+    """Processor seconds of the running decoder processes."""
     fields = [
         Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split() for pid in pool.processes
     ]
@@ -137,7 +137,7 @@ def child_time(pool: DecoderPool) -> float:
 
 
 def measure(path: Path, times: NDArray[np.float64], ways: dict[str, Way], rounds: int) -> dict[str, float]:
-    """Median milliseconds of processor time of each way, which take turns."""
+    """Median milliseconds of processor time of each way; the ways take turns."""
     spent: dict[str, list[float]] = {name: [] for name in ways}
     with DecoderPool() as pool:
         pool.check(path)
@@ -155,11 +155,11 @@ def measure(path: Path, times: NDArray[np.float64], ways: dict[str, Way], rounds
 
 
 def main() -> None:
-    """Make the films, measure, print."""
+    """Make the videos, measure, print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--folder", type=Path, help="where films are kept between calls")
-    options.add_argument("--hour", action="store_true", help="also the film of an hour (minutes to make)")
+    options.add_argument("--folder", type=Path, help="folder that keeps the videos between calls")
+    options.add_argument("--hour", action="store_true", help="also read a video of one hour (takes minutes to make)")
     options.add_argument("--json", type=Path)
     chosen = options.parse_args()
     result: dict[str, dict[str, float]] = {}

@@ -1,12 +1,12 @@
-"""Damage real videos in thousands of ways and see that each damaged file gets one status, and nothing else happens.
+"""Damage real videos in thousands of ways and check that each damaged file gets one status and no decoder crashes.
 
 Usage: python benchmarks/mutants.py FOLDER_OF_VIDEOS [--count 20000] [--seed 0] [--workers 2] [--out mutants.json]
 
-Mutant i of a seed is always the same file: a video of the folder, put into one of several containers (its packets
-copied), and then damaged: bits flipped, pieces cut out, doubled, swapped, overwritten or cut off, numbers in the header
-set to extremes. It goes through the check of `evilm data check-videos`, in decoder processes. Printed are the
-statuses, the slowest file, the largest memory of a decoder process, and each file given up (`crashed`, `timeout`), by
-number.
+Mutant i of a seed is always the same file: a video of the folder is copied into one of several containers and then
+damaged: bits are flipped, pieces are removed, doubled, swapped, overwritten or cut off, numbers in the header are set
+to extremes. It is checked as by `evilm data check-videos`, in decoder processes. The program prints the number of files
+by status, the slowest file, the largest memory of a decoder process, and the numbers of the files that ended as
+`crashed` or `timeout`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
     from numpy.random import Generator
 
-CONTAINERS = ("mp4", "mkv", "ts", "avi", "flv", "mov")
+CONTAINERS = ("mp4", "mkv", "ts", "avi", "flv", "mov", "h264", "mxf")
 EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-SOURCES = 40  # of the smallest videos: the damage matters, not the length
+SOURCES = 40  # the smallest videos of the folder
 
 
 def remuxed(path: Path, container: str, folder: Path) -> bytes:
-    """The video track of a file in another container, its packets copied; nothing where that does not take them."""
+    """The video track of a file copied into another container; empty if the container cannot hold it."""
     target = folder / f"source.{container}"
     try:
         with av.open(str(path)) as source, av.open(str(target), "w") as out:
@@ -54,8 +54,8 @@ def remuxed(path: Path, container: str, folder: Path) -> bytes:
     return target.read_bytes()
 
 
-def place(data: bytearray, rng: Generator) -> int:
-    """Where to hit: half of the time in the first or last 4 KiB, where formats keep what they say of themselves."""
+def position(data: bytearray, rng: Generator) -> int:
+    """A random position: half of the time in the first or last 4 KiB, where formats keep their metadata."""
     kind = rng.integers(0, 4)
     if kind == 0:
         return int(rng.integers(0, min(4096, len(data))))
@@ -65,42 +65,42 @@ def place(data: bytearray, rng: Generator) -> int:
 
 
 def flip_bits(data: bytearray, rng: Generator) -> None:
-    """1 to 256 bits."""
+    """Flip 1 to 256 bits."""
     for _ in range(int(2 ** rng.uniform(0, 8))):
-        data[place(data, rng)] ^= 1 << int(rng.integers(0, 8))
+        data[position(data, rng)] ^= 1 << int(rng.integers(0, 8))
 
 
 def overwrite(data: bytearray, rng: Generator) -> None:
-    """Up to 4 KiB of noise."""
-    at, size = place(data, rng), int(2 ** rng.uniform(0, 12))
+    """Overwrite up to 4 KiB with noise."""
+    at, size = position(data, rng), int(2 ** rng.uniform(0, 12))
     data[at : at + size] = rng.bytes(min(size, len(data) - at))
 
 
 def zero(data: bytearray, rng: Generator) -> None:
-    """Up to 16 KiB of zeros."""
-    at, size = place(data, rng), int(2 ** rng.uniform(2, 14))
+    """Overwrite up to 16 KiB with zeros."""
+    at, size = position(data, rng), int(2 ** rng.uniform(2, 14))
     data[at : at + size] = bytes(min(size, len(data) - at))
 
 
 def cut_off(data: bytearray, rng: Generator) -> None:
-    """The file breaks off."""
+    """Cut off the end of the file."""
     del data[int(rng.integers(1, len(data))) :]
 
 
 def cut_out(data: bytearray, rng: Generator) -> None:
-    """Up to 16 KiB are missing."""
-    at = place(data, rng)
+    """Remove up to 16 KiB."""
+    at = position(data, rng)
     del data[at : at + int(2 ** rng.uniform(0, 14))]
 
 
 def double(data: bytearray, rng: Generator) -> None:
-    """Up to 16 KiB stand there twice."""
-    at, size = place(data, rng), int(2 ** rng.uniform(0, 14))
+    """Repeat up to 16 KiB."""
+    at, size = position(data, rng), int(2 ** rng.uniform(0, 14))
     data[at:at] = data[at : at + size]
 
 
 def swap(data: bytearray, rng: Generator) -> None:
-    """Two pieces of up to 4 KiB change places."""
+    """Exchange two pieces of up to 4 KiB."""
     size = int(2 ** rng.uniform(2, 12))
     one, other = (int(each) for each in rng.integers(0, max(1, len(data) - size), size=2))
     first, second = data[one : one + size], data[other : other + size]
@@ -108,9 +108,9 @@ def swap(data: bytearray, rng: Generator) -> None:
 
 
 def extreme(data: bytearray, rng: Generator) -> None:
-    """Numbers of 1 to 8 bytes become the smallest or largest there are."""
+    """Set up to four numbers of 1 to 8 bytes to the smallest or largest value."""
     for _ in range(int(rng.integers(1, 5))):
-        at, width = place(data, rng), int(rng.choice([1, 2, 4, 8]))
+        at, width = position(data, rng), int(rng.choice([1, 2, 4, 8]))
         value = int(rng.choice(EXTREMES)) & ((1 << 8 * width) - 1)
         data[at : at + width] = value.to_bytes(width, "big" if rng.random() < 0.7 else "little")
 
@@ -131,13 +131,13 @@ def mutant(sources: list[bytes], seed: int, number: int) -> bytes:
 
 
 def largest(pool: DecoderPool) -> int:
-    """MiB that the largest decoder process that lives now has had at most."""
-    said = "".join(Path(f"/proc/{pid}/status").read_text(encoding="ascii") for pid in pool.processes)
-    return max((int(size) >> 10 for size in re.findall(r"VmHWM:\s+(\d+)", said)), default=0)
+    """The peak memory of the running decoder processes, in MiB."""
+    status = "".join(Path(f"/proc/{pid}/status").read_text(encoding="ascii") for pid in pool.processes)
+    return max((int(size) >> 10 for size in re.findall(r"VmHWM:\s+(\d+)", status)), default=0)
 
 
 def main() -> None:
-    """Make, check and count."""
+    """Make, check and count mutants."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
     options.add_argument("--count", type=int, default=20_000)
@@ -158,13 +158,13 @@ def main() -> None:
             path = folder / f"{number}.mp4"
             path.write_bytes(mutant(sources, chosen.seed, number))
             began = time.perf_counter()
-            found = pool.check(path)
+            result = pool.check(path)
             seconds = time.perf_counter() - began
             path.unlink()
-            return number, found.status, found.reason, seconds
+            return number, result.status, result.reason, seconds
 
         counts: Counter[str] = Counter()
-        given_up, slowest, memory = [], (0.0, -1), 0
+        failed, slowest, memory = [], (0.0, -1), 0
         began = time.perf_counter()
         with pool, ThreadPoolExecutor(chosen.workers) as threads:
             numbers = range(chosen.first, chosen.first + chosen.count)
@@ -172,16 +172,16 @@ def main() -> None:
                 counts[status] += 1
                 slowest = max(slowest, (seconds, number))
                 if status in ("crashed", "timeout"):
-                    given_up.append({"number": number, "status": status, "reason": reason.replace(name, "")})
+                    failed.append({"number": number, "status": status, "reason": reason.replace(name, "")})
                 if done % 50 == 0:
                     memory = max(memory, largest(pool))
                 meter.update(done, f"{counts['crashed']} crashed, {counts['timeout']} timeout")
         result = {
             "seed": chosen.seed, "first": chosen.first, "mutants": sum(counts.values()), "sources": len(sources),
-            "counts": dict(sorted(counts.items())), "given_up": given_up, "slowest": slowest, "largest_mib": memory,
+            "counts": dict(sorted(counts.items())), "failed": failed, "slowest": slowest, "largest_mib": memory,
             "seconds": time.perf_counter() - began,
         }  # fmt: skip
-    print(json.dumps(result, indent=2))  # noqa: T201 - what the program is for
+    print(json.dumps(result, indent=2))  # noqa: T201 - the result of the program
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
