@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from evilm.data.video import DecoderPool, Limits, VideoReader
+from evilm.data.video import DecoderPool, Limits, VideoFacts, VideoReader
 from evilm.data.video.check import check
-from evilm.data.video.clips import cut, read_picture, thumbnail
+from evilm.data.video.clips import cut, read_picture, thumbnails
 from evilm.errors import VideoError
 from films import number_of, numbered, write
 from pictures import box, heic, jpeg
@@ -115,15 +115,27 @@ def test_pictures_that_cannot_be_read(tmp_path: Path, pool: DecoderPool) -> None
 
 
 def test_thumbnail_is_a_jpeg_of_the_frame_on_screen(film: Path, pool: DecoderPool) -> None:
-    data = pool.thumbnail(film, 2.01, 32)
+    data, other = pool.thumbnails(film, [2.01, 0.01], 32)
     assert data.startswith(b"\xff\xd8")
     with av.open(io.BytesIO(data)) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert picture.shape == (32, 32, 3)
     assert number_of(picture) == 50
-    assert data == thumbnail(film, 2.01, 32)
-    with av.open(io.BytesIO(pool.thumbnail(film, 99.0, 500))) as container:  # not enlarged
+    assert [data, other] == thumbnails(film, [2.01, 0.01], 32)
+    with av.open(io.BytesIO(pool.thumbnails(film, [99.0], 500)[0])) as container:  # not enlarged
         assert next(container.decode(video=0)).height == 64
+    assert pool.thumbnails(film, [], 32) == []
+
+
+def test_describe_states_what_a_player_needs(tmp_path: Path, pool: DecoderPool) -> None:
+    facts = pool.describe(with_sound(tmp_path / "a.mp4"))
+    assert facts == VideoFacts(64, 64, "h264", "yuv420p", "mov", pytest.approx(4.0, abs=0.1), 25.0, "aac")
+    facts = pool.describe(write(tmp_path / "b.webm", range(10), "libvpx-vp9", second=25))
+    assert (facts.codec, facts.container, facts.audio_codec) == ("vp9", "matroska", None)
+    wide = pool.describe(write(tmp_path / "b.mp4", range(10), second=25, aspect=Fraction(2)))
+    assert (wide.width, wide.height) == (128, 64)
+    av1 = write(tmp_path / "c.mkv", range(4), "libsvtav1", second=25)
+    assert pool.describe(av1).codec == "av1"
 
 
 def test_cut_copies_if_a_keyframe_is_near(film: Path, tmp_path: Path, pool: DecoderPool) -> None:
@@ -136,6 +148,12 @@ def test_cut_copies_if_a_keyframe_is_near(film: Path, tmp_path: Path, pool: Deco
     assert copied == stored[50 : 50 + len(copied)]
     with VideoReader(tmp_path / "out.mp4") as reader:
         assert [number_of(p) for p in reader.frames_at([0.01, 0.41, 0.97])] == [50, 60, 74]
+    pool.cut(film, tmp_path / "exact.mp4", 2.2, 3.0, exact=True)
+    with VideoReader(tmp_path / "exact.mp4") as reader:
+        assert [number_of(p) for p in reader.frames_at([0.01, 0.21, 0.77])] == [55, 60, 74]
+    pool.cut(film, tmp_path / "at.mp4", 2.0, 3.0, exact=True)
+    with av.open(str(tmp_path / "at.mp4")) as result:
+        assert next(bytes(packet) for packet in result.demux(video=0)) == stored[50]
 
 
 @pytest.mark.parametrize(("start", "height", "first"), [(1.0, None, 25), (2.0, 32, 50)])

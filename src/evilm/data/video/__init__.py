@@ -4,7 +4,7 @@
     container   open a file: only this file, only known formats, nothing too large
     reader      VideoReader: the frames on screen at some times
     pictures    RGB, upright, square pixels, scaled; still pictures
-    clips       read_clip, read_picture, thumbnail, cut, in this process
+    clips       read_clip, read_picture, describe, thumbnails, cut, in this process
     check       one status for a file and for each file of a folder
     child       the program of a decoder process
     process     a decoder process as its parent sees it
@@ -16,9 +16,11 @@ Read files from unknown sources with ``DecoderPool``; ``read_clip`` is for files
 from __future__ import annotations
 
 from evilm.data.video.check import Finding
-from evilm.data.video.clips import read_clip
+from evilm.data.video.clips import VideoFacts, read_clip
 from evilm.data.video.limits import FORMATS, LIMITS, Fit, Limits, Mode
 from evilm.data.video.pool import DecoderPool
 from evilm.data.video.reader import VideoReader
 
-__all__ = ["FORMATS", "LIMITS", "DecoderPool", "Finding", "Fit", "Limits", "Mode", "VideoReader", "read_clip"]
+__all__ = [
+    "FORMATS", "LIMITS", "DecoderPool", "Finding", "Fit", "Limits", "Mode", "VideoFacts", "VideoReader", "read_clip",
+]  # fmt: skip

@@ -11,6 +11,7 @@ pickles in them can be trusted.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -88,7 +89,9 @@ def _answer(
             result = ANSWERS[question["ask"]](path, question, limits)
         if isinstance(result, np.ndarray):
             return {"status": "ok", "shape": result.shape}, np.ascontiguousarray(result).reshape(-1).data
-        return ({"status": "ok"}, result) if isinstance(result, bytes) else ({"status": "ok"} | result, b"")
+        if isinstance(result, list):
+            return {"status": "ok", "sizes": [len(each) for each in result]}, b"".join(result)
+        return {"status": "ok"} | result, b""
     except VideoError as error:
         return {"status": error.status, "reason": error.reason[:1000]}, b""
     except EvilmError as error:
@@ -126,18 +129,23 @@ def _check(path: Path, _: Facts, limits: Limits) -> Facts:
     return {"status": result.status, "reason": result.reason}
 
 
-def _thumbnail(path: Path, question: Facts, limits: Limits) -> bytes:
-    return clips.thumbnail(path, question["time"], question["height"], limits)
+def _describe(path: Path, _: Facts, limits: Limits) -> Facts:
+    return {"facts": dataclasses.asdict(clips.describe(path, limits))}
 
 
-def _cut(path: Path, question: Facts, limits: Limits) -> bytes:
-    return clips.cut(path, question["start"], question["end"], question["height"], limits)
+def _thumbnails(path: Path, question: Facts, limits: Limits) -> list[bytes]:
+    return clips.thumbnails(path, question["times"], question["height"], limits)
 
 
-# What a request may ask for: frames, facts or the bytes of a file.
-ANSWERS: dict[str, Callable[[Path, Facts, Limits], NDArray[np.uint8] | Facts | bytes]] = {
+def _cut(path: Path, question: Facts, limits: Limits) -> list[bytes]:
+    part = (question["start"], question["end"], question["height"])
+    return [clips.cut(path, *part, limits, exact=question["exact"])]
+
+
+# What a request may ask for: frames, facts or the content of files.
+ANSWERS: dict[str, Callable[[Path, Facts, Limits], NDArray[np.uint8] | Facts | list[bytes]]] = {
     "clip": _clip, "frames": _frames, "picture": _picture, "duration": _duration, "check": _check,
-    "thumbnail": _thumbnail, "cut": _cut,
+    "describe": _describe, "thumbnails": _thumbnails, "cut": _cut,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What is made of a file in one process: the frames of a clip, a still picture, a thumbnail, a cut.
+"""What is made of a file in one process: the frames of a clip, a still picture, thumbnails, facts, a cut.
 
 ``DecoderPool`` has the same functions for files from unknown sources.
 """
@@ -9,13 +9,12 @@ import contextlib
 import io
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from evilm.data import sampling
 from evilm.data.video import container
@@ -26,7 +25,7 @@ from evilm.errors import VideoError
 from evilm.files import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from av import Packet
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 _MAX_CUT_BYTES = 256 << 20  # of a cut video, which is made in memory
 _KEYFRAME_SLACK = 0.5  # seconds that a cut without re-encoding may begin early
+_ROUNDING = 0.002  # seconds: time stamps of some containers are whole milliseconds
 _MAX_RATE = 30  # frames a second of a cut with re-encoding
 _CLOCK = 90_000  # ticks a second of its time stamps
 _SOUND_RATE = 48_000
@@ -102,12 +102,12 @@ def read_picture(path: Path, size: int | None, fit: Fit = "crop", limits: Limits
     return read_still(path.parent, path.name, size, fit, limits)[None]
 
 
-def thumbnail(path: Path, time: float, height: int, limits: Limits = LIMITS) -> bytes:
-    """The frame on screen at a time, as a JPEG of the given height.
+def thumbnails(path: Path, times: Sequence[float], height: int, limits: Limits = LIMITS) -> list[bytes]:
+    """The frames on screen at some times, each as a JPEG.
 
     Args:
         path: a video file.
-        time: seconds from the first frame.
+        times: seconds from the first frame.
         height: pixels; a smaller frame keeps its size.
         limits: limits of the file.
 
@@ -115,30 +115,77 @@ def thumbnail(path: Path, time: float, height: int, limits: Limits = LIMITS) -> 
         VideoError: as ``VideoReader``.
     """
     with VideoReader(path, limits) as reader:
-        (pixels,) = reader.frames_at([time])
-    height = max(1, min(height, pixels.shape[0]))
-    width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
-    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-    context = av.CodecContext.create("mjpeg", "w")
-    context.width, context.height, context.pix_fmt, context.time_base = width, height, "yuvj420p", Fraction(1, 25)
-    context.options = {"qscale": "4"}
-    # The JPEG encoder needs full-range colours.
-    frame = VideoReformatter().reformat(frame, width, height, "yuvj420p", interpolation=Interpolation.AREA)
-    packets: list[Packet[Any]] = [*context.encode(frame), *context.encode(None)]
-    return b"".join(map(bytes, packets))
+        frames = reader.frames_at(times, height=height)
+    pictures: list[bytes] = []
+    for pixels in frames:
+        context = av.CodecContext.create("mjpeg", "w")
+        context.height, context.width, context.pix_fmt = *pixels.shape[:2], "yuvj420p"
+        context.time_base, context.options = Fraction(1, 25), {"qscale": "4"}
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuvj420p")
+        packets: list[Packet[Any]] = [*context.encode(frame), *context.encode(None)]
+        pictures.append(b"".join(map(bytes, packets)))
+    return pictures
 
 
-def cut(path: Path, start: float, end: float | None, height: int | None, limits: Limits = LIMITS) -> bytes:
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What a player needs to know about a video.
+
+    Attributes:
+        width, height: pixels as displayed.
+        codec: FFmpeg's name, such as ``h264``.
+        pixel_format: FFmpeg's name, such as ``yuv420p``.
+        container: FFmpeg's name, such as ``matroska``; ``mov`` for MP4.
+        seconds: the length.
+        frame_rate: average number of frames a second.
+        audio_codec: FFmpeg's name; None without sound.
+    """
+
+    width: int
+    height: int
+    codec: str
+    pixel_format: str
+    container: str
+    seconds: float
+    frame_rate: float
+    audio_codec: str | None
+
+
+def describe(path: Path, limits: Limits = LIMITS) -> VideoFacts:
+    """The facts of a video; decodes its first frame.
+
+    Raises:
+        VideoError: as ``VideoReader``.
+    """
+    file = container.locate(path)
+    with VideoReader(path, limits) as reader:
+        height, width = reader.frames_at([0.0]).shape[1:3]
+        seconds = reader.duration
+    source, stream = container.open_video(path, file, limits)
+    with source:
+        context, sounds = stream.codec_context, source.streams.audio
+        # PyAV names the decoder, and FFmpeg prefers dav1d.
+        codec = {"libdav1d": "av1"}.get(context.name, context.name)
+        return VideoFacts(
+            width, height, codec, context.pix_fmt or "", source.format.name.partition(",")[0], seconds,
+            float(stream.average_rate or context.framerate or 25), sounds[0].codec_context.name if sounds else None,
+        )  # fmt: skip
+
+
+def cut(
+    path: Path, start: float, end: float | None, height: int | None, limits: Limits = LIMITS, *, exact: bool = False
+) -> bytes:
     """A part of a video as an MP4 file that browsers play: H.264, and AAC if the video has sound.
 
     The video is copied without loss if it is H.264, not higher than ``height`` and has a keyframe at most half a second
-    before ``start``; else it is encoded again, with at most 30 frames a second.
+    before ``start``, where the cut then begins; else it is encoded again, with at most 30 frames a second.
 
     Args:
         path: a video file.
         start, end: seconds from the first frame; ``end`` None for the end of the video.
         height: pixels, at most; None keeps the height.
         limits: limits of the file.
+        exact: copy only if there is a keyframe at ``start``.
 
     Raises:
         VideoError: as ``VideoReader``; ``zero_frames`` if there is no frame between ``start`` and ``end``;
@@ -155,7 +202,7 @@ def cut(path: Path, start: float, end: float | None, height: int | None, limits:
             begin = _keyframe_before(source, stream, start) if not reader.raw else -np.inf
             fits = height is None or stream.height <= height
             plain = stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
-            if plain and fits and start - begin <= _KEYFRAME_SLACK:
+            if plain and fits and start - begin <= (_ROUNDING if exact else _KEYFRAME_SLACK):
                 start = begin
                 packets = _copied(source, stream, out, start, end)
             else:

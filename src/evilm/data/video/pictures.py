@@ -47,38 +47,43 @@ _ORIENTATIONS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3,
 
 def to_rgb(
     frame: VideoFrame, size: int | None, fit: Fit, scaler: VideoReformatter, *,
-    aspect: Fraction = SQUARE, shape: tuple[int, ...] | None = None, orientation: tuple[int, bool] | None = None,
+    aspect: Fraction = SQUARE, height: int | None = None, shape: tuple[int, ...] | None = None,
+    orientation: tuple[int, bool] | None = None,
 ) -> NDArray[np.uint8]:  # fmt: skip
     """A frame upright, as (H, W, 3) uint8. It is scaled in its own pixel format, which is cheaper than in RGB.
 
     Args:
         frame: as decoded.
-        size: the side of the square result; None keeps the size, or takes ``shape``.
+        size: the side of the square result; None keeps the size, or takes ``height`` or ``shape``.
         fit: ``crop`` scales the shorter side to ``size`` and keeps the centre; ``squash`` scales both sides. Behind a
             hyphen, the interpolation, for models that were trained with one; else the mean of the pixels that become
             one (cheap), or bicubic for enlarging.
         scaler: reused between frames.
         aspect: width divided by height of a stored pixel as displayed.
-        shape: (H, W) of the result if ``size`` is None.
+        height: H at most; a larger frame is scaled down.
+        shape: (H, W) of the result, in place of ``height``.
         orientation: quarter turns counter-clockwise and whether to mirror; None takes the rotation of the frame.
     """
     turns, mirror = orientation or (round(frame.rotation / 90) % 4, False)
-    width, height = max(1, round(frame.width * aspect)), frame.height
-    if size is None:
-        height, width = shape[:: -1 if turns % 2 else 1] if shape else (height, width)
+    wide, high = max(1, round(frame.width * aspect)), frame.height  # of the result before it is turned
+    if size is None and shape is not None:
+        high, wide = shape[::-1] if turns % 2 else shape
+    elif size is None:
+        scale = min(1.0, (height or high + wide) / (wide if turns % 2 else high))
+        wide, high = max(1, round(wide * scale)), max(1, round(high * scale))
     elif fit.startswith("squash"):
-        width = height = size
+        wide = high = size
     else:
-        shorter = min(width, height)
-        if max(width, height) > 8 * shorter:  # scaling all of a very long frame to keep its middle could be gigantic
-            frame = _middle(frame, width, height, scaler)
-            width = height = shorter
+        shorter = min(wide, high)
+        if max(wide, high) > 8 * shorter:  # scaling all of a very long frame to keep its middle could be gigantic
+            frame = _middle(frame, wide, high, scaler)
+            wide = high = shorter
         # Half rounds up, so that no side falls below the size.
-        width, height = (max(size, math.floor(side * size / shorter + 0.5)) for side in (width, height))
+        wide, high = (max(size, math.floor(side * size / shorter + 0.5)) for side in (wide, high))
     kind = _SCALERS.get(fit.partition("-")[2])
     if kind is None:
-        kind = Interpolation.AREA if width * height < frame.width * frame.height else Interpolation.BICUBIC
-    pixels = np.rot90(scaler.reformat(frame, width, height, "rgb24", interpolation=kind).to_ndarray(), turns)
+        kind = Interpolation.AREA if wide * high < frame.width * frame.height else Interpolation.BICUBIC
+    pixels = np.rot90(scaler.reformat(frame, wide, high, "rgb24", interpolation=kind).to_ndarray(), turns)
     if mirror:
         pixels = pixels[:, ::-1]
     if size is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pickle
@@ -13,6 +14,7 @@ import numpy as np
 
 from evilm.data import sampling
 from evilm.data.video.check import STATUSES, Finding
+from evilm.data.video.clips import VideoFacts
 from evilm.data.video.limits import LIMITS
 from evilm.data.video.process import PROGRAM, DecoderProcess, OutOfTimeError, ProcessDiedError
 from evilm.errors import DataError, VideoError
@@ -147,13 +149,24 @@ class DecoderPool:
             return Finding(error.status, error.reason)
         return Finding(facts["status"], str(facts.get("reason", "")))
 
-    def thumbnail(self, path: Path, time: float, height: int) -> bytes:
-        """``clips.thumbnail``: the frame on screen at ``time`` (seconds) as a JPEG of ``height`` pixels."""
-        return bytes(self._ask(path, {"ask": "thumbnail", "time": time, "height": height})[1])
+    def describe(self, path: Path) -> VideoFacts:
+        """``clips.describe``: what a player needs to know about a video."""
+        try:
+            facts = cast("Facts", self._ask(path, {"ask": "describe"})[0]["facts"])
+            texts = [str(facts[name]) for name in ("codec", "pixel_format", "container")]
+            numbers = (float(facts["seconds"]), float(facts["frame_rate"]))
+            sound = facts["audio_codec"] and str(facts["audio_codec"])
+            return VideoFacts(int(facts["width"]), int(facts["height"]), *texts, *numbers, sound)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise VideoError(path, "crashed", "the decoder answers no facts") from None
+
+    def thumbnails(self, path: Path, times: Sequence[float], height: int) -> list[bytes]:
+        """``clips.thumbnails``: the frames on screen at ``times`` (seconds) as JPEGs of ``height`` pixels."""
+        return self._files(path, {"ask": "thumbnails", "times": list(times), "height": height})
 
     def cut(
-        self, path: Path, out: Path, start: float = 0.0, end: float | None = None, height: int | None = None,
-        timeout: float | None = None,
+        self, path: Path, out: Path, start: float = 0.0, end: float | None = None, height: int | None = None, *,
+        exact: bool = False, timeout: float | None = None,
     ) -> None:  # fmt: skip
         """Write a part of a video to ``out`` as an MP4 file that browsers play; see ``clips.cut``.
 
@@ -162,15 +175,24 @@ class DecoderPool:
             out: the file to write; it is replaced only by a complete one.
             start, end: seconds; ``end`` None for the end of the video.
             height: pixels, at most; None keeps the height.
+            exact: begin exactly at ``start``, also if the video has to be encoded again for that.
             timeout: seconds; None takes those of ``limits``.
 
         Raises:
             OSError: ``out`` cannot be written.
         """
-        question = {"ask": "cut", "start": start, "end": end, "height": height}
-        write_atomic(out, bytes(self._ask(path, question, timeout=timeout)[1]))
+        question = {"ask": "cut", "start": start, "end": end, "height": height, "exact": exact}
+        write_atomic(out, self._files(path, question, timeout))
 
     # Requests
+
+    def _files(self, path: Path, question: Facts, timeout: float | None = None) -> list[bytes]:
+        facts, raw = self._ask(path, question, timeout=timeout)
+        try:
+            ends = np.cumsum([int(size) for size in facts["sizes"]]).tolist()
+        except (KeyError, TypeError, ValueError):
+            raise VideoError(path, "crashed", "the decoder answers no files") from None
+        return [bytes(raw[begin:end]) for begin, end in itertools.pairwise([0, *ends])]
 
     def _pixels(self, path: Path, question: Facts, payload: bytes = b"") -> NDArray[np.uint8]:
         facts, pixels = self._ask(path, question, payload)

@@ -103,7 +103,7 @@ class VideoReader:
 
     def frames_at(
         self, times: Sequence[float] | NDArray[np.float64], mode: Mode = "exact",
-        size: int | None = None, fit: Fit = "crop",
+        size: int | None = None, fit: Fit = "crop", height: int | None = None,
     ) -> NDArray[np.uint8]:  # fmt: skip
         """The frames on screen at ``times``, upright, with square pixels.
 
@@ -114,9 +114,10 @@ class VideoReader:
             mode: ``exact``, or ``fast``: the nearest keyframe at or before each time.
             size: None keeps the size of the video; else frames become ``size`` x ``size``.
             fit: ``crop`` scales the shorter side to ``size`` and keeps the centre; ``squash`` scales both sides.
+            height: H at most, if ``size`` is None.
 
         Returns:
-            (T, H, W, 3) uint8 RGB.
+            (T, H, W, 3) uint8 RGB. All frames have the size of the first, also if the stream changes its size.
 
         Raises:
             VideoError: ``zero_frames``, ``corrupt``, ``encrypted``, ``unsupported`` or ``too_large``.
@@ -132,7 +133,8 @@ class VideoReader:
             target = math.floor(float(requested[place]) / float(self._base) + 1e-4)
             frame = self._on_screen(self._first + target)
             if frame is not shown or pixels is None:
-                shown, pixels = frame, self._pixels(frame, size, fit, pixels)
+                shape = pixels.shape[:2] if pixels is not None else None
+                shown, pixels = frame, self._pixels(frame, size, fit, height, shape)
             results[int(place)] = pixels
         if not results:
             return np.zeros((0, size or self.size[0], size or self.size[1], 3), dtype=np.uint8)
@@ -151,13 +153,11 @@ class VideoReader:
         self._mode = "exact"
         current = self._on_screen(self._first + math.floor(start / float(self._base) + 1e-4))
         self._target = -(2**62)
-        aspect = pixel_aspect(self._stream.sample_aspect_ratio)
         for frame in itertools.chain([current], filter(None, [self._ahead]), self._frames):
             time = float((cast("int", frame.pts) - self._first) * self._base)
             if time >= end:
                 return
-            self.limits.check_pixels(self.path, frame.width, frame.height)
-            yield max(time, start), to_rgb(frame, None, "crop", self._scaler, aspect=aspect, shape=shape)
+            yield max(time, start), self._pixels(frame, None, "crop", None, shape)
 
     # Opening and positioning
 
@@ -332,19 +332,16 @@ class VideoReader:
     # Pixels
 
     def _pixels(
-        self, frame: VideoFrame, size: int | None, fit: Fit, like: NDArray[np.uint8] | None
+        self, frame: VideoFrame, size: int | None, fit: Fit, height: int | None, shape: tuple[int, ...] | None
     ) -> NDArray[np.uint8]:
-        """(H, W, 3) of a frame; the size of ``like`` is kept if the stream changes its size on the way."""
+        """(H, W, 3) of a frame; see ``to_rgb``."""
         aspect = pixel_aspect(self._stream.sample_aspect_ratio)
         self.limits.check_pixels(self.path, frame.width, frame.height)
         if size is None:
             self.limits.check_pixels(self.path, round(frame.width * aspect), frame.height)
         try:
-            pixels = to_rgb(frame, size, fit, self._scaler, aspect=aspect)
-            if like is not None and like.shape != pixels.shape:
-                pixels = to_rgb(frame, None, fit, self._scaler, shape=like.shape[:2])
+            return to_rgb(frame, size, fit, self._scaler, aspect=aspect, height=height, shape=shape)
         except (MemoryError, av.error.BlockingIOError):  # EAGAIN: no memory for the scaler's thread
             raise self.limits.out_of_memory(self.path) from None
         except FFMPEG_ERRORS as error:
             raise VideoError(self.path, "unsupported", f"its pixels cannot be converted to RGB: {error}") from None
-        return pixels
