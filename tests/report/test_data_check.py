@@ -10,7 +10,7 @@ import pytest
 
 from evilm import cli
 from evilm.data.readers import READERS, published
-from evilm.report.data_check import Source, check
+from evilm.report.data_check import Source, as_lines, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ def test_what_is_found_and_missing(ask: Ask) -> None:
     assert list(found["splits"]) == ["train"]  # the file says nothing of splits, and its name says train
     assert train["captions"] == {"count": 5, "rows_without": 0, "words": {"least": 1, "mean": 2.0, "most": 3}}
     assert train["repeated"] == {"keys": 0, "texts": 1}
-    assert found["notes"] == ["train says 1 captions or questions of a video again, such as in 4, 5"]
+    assert found["notes"] == ["train has 1 repeated captions or questions of a video, such as in 4, 5"]
     for name in ("b.mp4", "c.mkv"):
         (Path("v") / name).touch()
     Path(found["missing_list"]).unlink()
@@ -78,7 +78,7 @@ def test_repeated_keys(ask: Ask) -> None:
     found = ask("msrvtt_mc", ".")
     assert found["splits"]["test"]["repeated"]["keys"] == 2
     assert found["splits"]["test"]["options"] == {"least": 5, "most": 5}
-    assert "test has 2 rows whose key was there before, such as 7" in found["notes"]
+    assert "test has 2 rows with the key of an earlier row, such as 7" in found["notes"]
 
 
 def test_divisions_of_the_same_videos_do_not_leak(ask: Ask) -> None:
@@ -86,6 +86,7 @@ def test_divisions_of_the_same_videos_do_not_leak(ask: Ask) -> None:
         Path(f"wave_test_split{split}.txt").write_text("".join(f"w{i}.avi {flag} \n" for i, flag in enumerate(flags)))
     found = ask("hmdb51", ".")
     assert (found["rows"], found["videos"]) == (2, 2)
+    assert (found["missing"], found["listed"]) == (2, 2)
     assert list(found["splits"]) == ["train", "test", "train.2", "test.2", "train.3"]
     assert [leak["videos"] for leak in found["leaks"]] == [0, 0]
 
@@ -110,7 +111,7 @@ def test_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         ("msrvtt .", "unknown reader 'msrvtt': did you mean 'msrvtt_"),
         ("msrvtt_qa nowhere", "nowhere: no such annotation file or folder"),
         ("msrvtt_qa .", "holds none of train_qa.json"),
-        ("captions empty.csv", "empty.csv: holds no rows"),
+        ("captions empty.csv", "empty.csv: holds no rows; needed: a column of paths"),
         ("captions l.csv --videos gone", "gone: no such folder of videos"),
         ("captions l.csv --missing no/such/list", "no/such/list: the list of missing videos cannot be written"),
         ("captions", "Missing argument 'ANNOTATIONS'"),
@@ -140,4 +141,15 @@ def test_real_files_are_as_published(shared_data: Path, tmp_path: Path, name: st
     found = check(Source(name, shared_data / "annotations" / place), tmp_path / "missing.txt")
     assert all(split["published"]["agrees"] for split in found["splits"].values())
     assert not any(leak["videos"] for leak in found["leaks"])
-    assert found["missing"] == found["videos"] == len((tmp_path / "missing.txt").read_text().splitlines())
+    assert found["missing"] == found["videos"]
+    assert found["listed"] == len((tmp_path / "missing.txt").read_text().splitlines())
+
+
+def test_rows_and_videos_are_of_the_same_splits(shared_data: Path, tmp_path: Path) -> None:
+    """HMDB51 divides its videos three times: rows and videos are those of the first division."""
+    found = check(Source("hmdb51", shared_data / "annotations" / "hmdb51"), tmp_path / "missing.txt")
+    assert (found["rows"], found["videos"], found["missing"], found["listed"]) == (5100, 5100, 5100, 6371)
+    assert as_lines(found)[:2] == [
+        "5,100 rows of 5,100 videos, 0 of them found",
+        f"5,100 videos are missing (6,371 in all splits), listed in {tmp_path / 'missing.txt'}",
+    ]

@@ -68,7 +68,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Compare a data set with its published size and list missing videos."""
-    from evilm.report import data_check, data_check_text
+    from evilm.report import data_check
 
     began = printed = time.monotonic()
 
@@ -86,8 +86,8 @@ def check(
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(data_check_text.as_table(result))
-    console.print("\n".join(data_check_text.lines(result)), markup=False, soft_wrap=True)
+    console.print(data_check.as_table(result))
+    console.print("\n".join(data_check.as_lines(result)), markup=False, soft_wrap=True)
 
 
 def pack(

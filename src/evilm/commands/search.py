@@ -165,7 +165,7 @@ def index(
 
 def _pairs(labels: Path, folder: Path) -> list[tuple[str, Path]]:
     """Captions and the videos that they describe, from a list whose paths are relative to ``folder``."""
-    from evilm.data.readers.generic import captions
+    from evilm.data.readers.captions import captions
 
     rows = captions(labels, folder, "validation")
     return [(text, row.clip.path) for row in rows for text in row.captions if not row.clip.frames]

@@ -18,9 +18,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
-from evilm.data.readers.row import CAPTION_COLUMNS, first_column
-from evilm.data.readers.tables import read_json, read_rows
-from evilm.data.readers.text import read_text
+from evilm.data.readers.rows import CAPTION_COLUMNS
+from evilm.data.readers.tables import read_json, read_rows, read_text
 from evilm.data.vocabulary import CONTINUES, SPECIALS, UNK, Vocabulary
 from evilm.errors import AnnotationError, VocabularyError
 
@@ -236,7 +235,7 @@ def _captions_of(path: Path) -> Iterator[str]:
         yield from _within(read_json(path))
     elif kind in (".csv", ".tsv", ".jsonl"):
         for row in read_rows(path):
-            yield from row.texts(first_column(row, CAPTION_COLUMNS, "a caption"))
+            yield from row.texts(row.column(CAPTION_COLUMNS, "a caption"))
     elif kind in (".txt", ""):
         lines = read_text(path).splitlines()
         clip = re.compile(r"^\S{11}_\d+_\d+ ")  # "<id>_<start>_<end> sentence"

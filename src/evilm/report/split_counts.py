@@ -1,6 +1,6 @@
-"""What one split of a data set holds, counted while its rows pass by.
+"""Counts of one split of a data set, updated row by row.
 
-Of each row only hashes are kept: 8 bytes for its key and for its video, twice 8 for each caption or question.
+Only hashes of a row are kept: 8 bytes for its key, 8 for its video, and twice 8 for each caption or question.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class SplitCounts:
-    """One split as it was found.
+    """Counts of one split.
 
     Attributes:
-        name: what it is called in the report.
-        asked: the split that its reader was asked for.
-        keys, videos: a hash a row. texts, spoken: a hash a caption or question, with and without its video.
-        missing: a hash a row whose video is not there.
-        captioned, bare: rows with captions; rows with no caption, question or label.
-        words, options: how many captions have so many words, how many questions so many options.
-        answers, labels: how often each comes; the place of the right option is a label too.
+        name: of the split in the report.
+        requested: the split that the reader was called with.
+        keys, videos: a hash for each row.
+        texts, plain_texts: a hash for each caption or question, with and without its video.
+        missing: a hash for each row whose video does not exist.
+        captioned: rows with captions.
+        bare: rows without caption, question or label.
+        words: number of captions by number of words.
+        options: number of questions by number of options.
+        answers, labels: frequency of each; the index of the right option is a label too.
     """
 
     name: str
-    asked: str
+    requested: str
     keys: array[int] = field(default_factory=lambda: array("q"))
     videos: array[int] = field(default_factory=lambda: array("q"))
     texts: array[int] = field(default_factory=lambda: array("q"))
-    spoken: array[int] = field(default_factory=lambda: array("q"))
+    plain_texts: array[int] = field(default_factory=lambda: array("q"))
     missing: array[int] = field(default_factory=lambda: array("q"))
     captioned: int = 0
     bare: int = 0
@@ -50,15 +53,15 @@ class SplitCounts:
     answers: Counter[str] = field(default_factory=Counter[str])
     labels: Counter[int] = field(default_factory=Counter[int])
 
-    def add(self, example: Example, there: bool) -> None:
-        """Count a row whose video is there or not."""
+    def add(self, example: Example, exists: bool) -> None:
+        """Count a row; ``exists`` tells whether its video does."""
         video = hash(video_of(example))
         self.keys.append(hash(example.key))
         self.videos.append(video)
         for text in texts_of(example):
             self.texts.append(hash((video, text)))
-            self.spoken.append(hash(text))
-        if not there:
+            self.plain_texts.append(hash(text))
+        if not exists:
             self.missing.append(video)
         self.captioned += bool(example.captions)
         self.words.update(len(caption.split()) for caption in example.captions)
@@ -74,42 +77,39 @@ class SplitCounts:
         return len(self.keys)
 
     def as_json(self, format_name: str) -> dict[str, Any]:
-        """The counts; what a format does not have is left out."""
-        distinct, missing = (int(np.unique(hashes(each)).size) for each in (self.videos, self.missing))
-        found: dict[str, Any] = {
-            "rows": len(self),
-            "videos": distinct,
-            "found": distinct - missing,
-            "missing": missing,
-        }
+        """The counts; those that a format does not have are omitted."""
+        videos, missing = (int(np.unique(hashes(each)).size) for each in (self.videos, self.missing))
+        counts: dict[str, Any] = {"rows": len(self), "videos": videos, "found": videos - missing, "missing": missing}
         if self.words:
-            count = self.words.total()
-            mean = sum(number * times for number, times in self.words.items()) / count
-            found["captions"] = {
-                "count": count,
+            number = self.words.total()
+            mean = sum(words * times for words, times in self.words.items()) / number
+            counts["captions"] = {
+                "count": number,
                 "rows_without": len(self) - self.captioned,
                 "words": {"least": min(self.words), "mean": round(mean, 2), "most": max(self.words)},
             }
         if self.answers:
-            found["answers"] = len(self.answers)
+            counts["answers"] = len(self.answers)
         if self.options:
-            found["options"] = {"least": min(self.options), "most": max(self.options)}
+            counts["options"] = {"least": min(self.options), "most": max(self.options)}
         if self.labels:
-            found["places" if self.options else "classes"] = len(self.labels)
-        found["repeated"] = {"keys": repeats(self.keys), "texts": repeats(self.texts)}
+            counts["places" if self.options else "classes"] = len(self.labels)
+        repeats = {name: len(each) - int(np.unique(hashes(each)).size) for name, each in
+                   (("keys", self.keys), ("texts", self.texts))}  # fmt: skip
+        counts["repeated"] = repeats
         known = published.counts(format_name, self.name)
         if known:
-            fits = next((k for k in known if k.rows == len(self) and k.videos in (None, distinct)), None)
-            found["published"] = {
+            same = next((k for k in known if k.rows == len(self) and k.videos in (None, videos)), None)
+            counts["published"] = {
                 "rows": [each.rows for each in known],
-                "agrees": fits is not None,
-                "which": fits.what if fits else None,
+                "agrees": same is not None,
+                "which": same.what if same else None,
             }
-        return found
+        return counts
 
 
 def video_of(example: Example) -> str:
-    """What makes two rows be of one video: the file, whatever part of it; of still frames the first."""
+    """The same for rows of one video: its file, whatever part of it; the first of still frames."""
     frames = example.clip.frames
     return f"{example.clip.path}/{frames[0]}" if frames else str(example.clip.path)
 
@@ -124,13 +124,7 @@ def hashes(values: array[int]) -> NDArray[np.int64]:
     return np.frombuffer(values, dtype=np.int64) if len(values) else np.zeros(0, dtype=np.int64)
 
 
-def repeats(values: array[int]) -> int:
-    """How many of the hashes were there before."""
-    return len(values) - int(np.unique(hashes(values)).size)
-
-
-def repeated(values: array[int]) -> Callable[[int], bool]:
-    """Whether a hash comes more than once."""
+def is_repeated(values: array[int]) -> Callable[[int], bool]:
+    """A function that tells whether a hash occurs more than once."""
     each, times = np.unique(hashes(values), return_counts=True)
-    more = set(each[times > 1].tolist())
-    return more.__contains__
+    return set(each[times > 1].tolist()).__contains__

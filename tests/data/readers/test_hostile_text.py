@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from evilm.data.readers import read, tables, text
+from evilm.data.readers import read, tables
 from evilm.errors import EvilmError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_quotes_commas_tabs_and_line_ends_inside_captions(put: Put) -> None:
         ("l.tsv", 'path\tcaption\na\t"open\nb\tclosed"\n', ":2: opens a quote that closes on line 3"),
         ("l.csv", 'path,caption\na,"open\nb,c\n', ":2: is not well-formed csv"),
         ("l.csv", 'path,caption\na,b\nc,"d" e\n', ":3: is not well-formed csv"),
-        ("l.csv", "path,caption\na,b\nc,d\0e\n", ":3: 'caption' is 'd\\x00e', which holds a NUL"),
+        ("l.csv", "path,caption\na,b\nc,d\0e\n", ":3: 'caption' is 'd\\x00e', which contains a NUL"),
         ("l.csv", b"path,caption\na,b\nc,\xff\xfe\n", ":3: is not UTF-8 text (byte 19); save it as UTF-8"),
         ("l.csv", b"path,caption\na,\xed\xa0\xbd\n", ":2: is not UTF-8 text"),  # half of a surrogate pair
         ("l.csv", codecs.BOM_UTF16_LE + "path,caption\na,b\n".encode("utf-16-le") + b"\x3d\xd8", ":3: is not UTF-16"),
@@ -84,12 +84,12 @@ def test_quotes_commas_tabs_and_line_ends_inside_captions(put: Put) -> None:
         (
             "l.jsonl",
             '{"video": "a", "video": "b", "caption": "x"}\n',
-            ":1: is not json that can be read: field 'video'",
+            ":1: cannot be read as json: field 'video'",
         ),
-        ("l.jsonl", '{"video": "a", "caption": "x"}\n["b"]\n', ":2: row ['b'] is not a table of fields"),
+        ("l.jsonl", '{"video": "a", "caption": "x"}\n["b"]\n', ":2: row ['b'] is not an object with fields"),
         ("l.jsonl", '{"video": "a", "caption": "x"}\n{"video": "b"\n', ":2: is not json"),
-        ("l.json", "[" * 100_000, ": is not json that can be read"),
-        ("l.json", '[{"video": "a", "caption": ' + "9" * 5000 + "}]", ": is not json that can be read"),
+        ("l.json", "[" * 100_000, ": cannot be read as json"),
+        ("l.json", '[{"video": "a", "caption": ' + "9" * 5000 + "}]", ": cannot be read as json"),
         ("l.csv", "path,caption\na.mp4,   \n", ":2: 'caption' is empty"),
         ("l.csv", "path,caption,start,end\na,b,nan,2\n", ":2: 'start' is 'nan', seconds are needed"),
         ("l.csv", "path,caption,start,end\na,b,1e400,2\n", ":2: 'start' is '1e400', seconds are needed"),
@@ -158,8 +158,8 @@ def test_lines_are_read_one_by_one(put: Put, monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("read as a whole")
 
     monkeypatch.setattr(tables, "read_text", all_at_once)
-    monkeypatch.setattr(text, "read_text", all_at_once)
     rows = tables.read_rows(path)
     assert next(rows).line == 1
-    monkeypatch.setattr(text, "_readline", lambda *_: b"")
-    assert list(rows) == []  # what was not asked for was not read before
+    monkeypatch.setattr(tables, "_parse", lambda *_: pytest.fail("a line was parsed before it was needed"))
+    with pytest.raises(pytest.fail.Exception):
+        next(rows)

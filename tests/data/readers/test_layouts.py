@@ -132,7 +132,7 @@ def test_ucf101(tmp_path: Path, put: Put, complaint: Complaint) -> None:
     with pytest.raises(SplitError, match=r"holds none of testlist02.txt"):
         read("ucf101", tmp_path, None, "test.2")
     put("ucfTrainTestlist/trainlist01.txt", "Archery/v_B_g01_c01.avi 1\n")
-    assert "trainlist01.txt:1: 'Archery/v_B_g01_c01.avi 1' says class 1, the class list 2" in complaint(
+    assert "trainlist01.txt:1: 'Archery/v_B_g01_c01.avi 1' has label 1; the class list says 2" in complaint(
         "ucf101", tmp_path
     )
     put("ucfTrainTestlist/testlist01.txt", "Bowling/v_C.avi\n")
@@ -173,7 +173,7 @@ def test_coco_captions(tmp_path: Path, put: Put, complaint: Complaint) -> None:
     assert (nine.key, nine.clip.path, nine.clip.frames) == ("9", tmp_path / "val2017", ("000009.jpg",))
     assert seven.captions == ("A cat.", "Two cats")
     put("captions_val2017.json", {**data, "images": data["images"][:1]})
-    assert "has captions of picture 7, which 'images' does not name" in complaint("coco_captions", tmp_path, "val")
+    assert "has captions of picture 7, which is not in 'images'" in complaint("coco_captions", tmp_path, "val")
     karpathy = {"images": [{"filepath": "val2014", "filename": "a.jpg", "imgid": 3, "split": "restval",
                             "sentences": [{"raw": "A man"}, {"raw": "A person"}]}]}  # fmt: skip
     (example,) = read("coco_captions", put("k/dataset_coco.json", karpathy))
@@ -262,6 +262,6 @@ def test_parquet(tmp_path: Path, put: Put, complaint: Complaint) -> None:
     one, two = read("captions", tmp_path)
     assert (one.captions, one.clip.start, one.clip.end) == (("x", "y"), 1.5, 2.0)
     assert (two.captions, two.clip.end, two.clip.path) == (("z",), None, tmp_path / "b.mp4")
-    assert "is not parquet" in complaint("captions", put("x.parquet", b"PAR1 no"))
+    assert "cannot be read as parquet" in complaint("captions", put("x.parquet", b"PAR1 no"))
     parquet.write_table(pyarrow.table({"video": ["a"], "caption": [None]}), tmp_path / "train.parquet")
     assert "train.parquet:1: has no 'caption'" in complaint("captions", tmp_path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from evilm.data.readers import READERS, read
-from evilm.data.readers.generic import captions as read_table
+from evilm.data.readers.captions import captions as read_table
 from evilm.errors import AnnotationError, ConfigError
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def test_captions_of_any_table(tmp_path: Path) -> None:
     assert next(read_table(odd, None, "train", "wo", "was")).captions == ("ein Hund",)
     put(odd, "path,caption,start,end\na,b,3,2\n")
     assert ":2: 'end' is 2, not after 'start' 3" in complaint("captions", odd)
-    for text, match in (('{"video": "a"}', ":1: has no column for the caption"), ("[1]", ":1: row [1] is not a table"),
-                        ('{"video": "a", "caption": "b"}\n{', ":2: is not json"),
+    for text, match in (('{"video": "a"}', ":1: has no column for the caption"), ("[1]",
+                        ":1: row [1] is not an object"), ('{"video": "a", "caption": "b"}\n{', ":2: is not json"),
                         ('{"video": "a", "caption": []}', ":1: 'caption' is []")):  # fmt: skip
         assert match in complaint("captions", put(tmp_path / "l.jsonl", text))
 
@@ -261,7 +261,7 @@ def test_frames(tmp_path: Path) -> None:
     assert (nine.key, nine.captions, nine.label) == ("video9", ("b", "a", "c"), 10)
     assert (one.key, one.captions, one.label, one.clip.frames) == ("video1", (), None, ("video1.00.jpg",))
     tar(path, {"video1.00.jpg": b"", "video1.json": b"{"})
-    assert "video1.json is not a json table" in complaint("frames", tmp_path, "test")
+    assert "video1.json is not a json object" in complaint("frames", tmp_path, "test")
     tar(path, {"x.txt": b""})
     assert "no frames named" in complaint("frames", path)
 

@@ -55,7 +55,11 @@ def test_published(shared_data: Path, name: str, place: str, split: str, rows: i
 @pytest.mark.parametrize(
     ("name", "place", "split", "rows", "videos"),
     [("frames", "msrvtt-frames", "train", 956, 956), ("frames", "msrvtt-frames", "test", 476, 476),
-     ("captions", "clips/captions.csv", "train", 355, 165)],
+     ("captions", "clips/captions.csv", "train", 355, 165), ("captions", "droid", "train", 560, 560),
+     ("captions", "droid", "test", 140, 140), ("frames", "flickr8k", "train", 6091, 6091),
+     ("frames", "flickr8k", "val", 1000, 1000), ("frames_qa", "msrvtt-qa", "train", 4734, 184),
+     ("frames_qa", "msrvtt-qa", "test", 1483, 60), ("frames_qa", "daquar", "train", 6795, 794),
+     ("frames_qa", "daquar", "test", 5673, 653)],
 )  # fmt: skip
 def test_real_videos(shared_data: Path, name: str, place: str, split: str, rows: int, videos: int) -> None:
     examples = read(name, shared_data / place, None, split)

@@ -49,7 +49,7 @@ def test_samples(tmp_path: Path, complaint: Callable[..., str]) -> None:
         read("shards", tmp_path, None, "val")
     for name, members, said in (
         ("lone", {"a.txt": b"a"}, ":1: sample 'a' has no video and no pictures; it has txt"),
-        ("json", {"a.mp4": b"", "a.json": b"{"}, ":1: the texts of sample 'a' cannot be read"),
+        ("json", {"a.mp4": b"", "a.json": b"{"}, ":1: a.json is not a json object"),
         ("text", {"a.mp4": b"", "a.txt": b"\xff"}, ":1: the texts of sample 'a' cannot be read"),
         ("class", {"a.mp4": b"", "a.cls": b"dog"}, ":1: 'label' is 'dog', a whole number is needed"),
         ("none", {}, ": holds no samples"),

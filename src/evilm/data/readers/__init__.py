@@ -1,8 +1,7 @@
-"""Annotation files to ``Example``s: one generator a format, and the table of all of them.
+"""Annotation files to ``Example``s: one generator for each format, listed in ``READERS``.
 
-A new format is one generator of ``(annotations, videos, split)`` and one line in ``READERS``.
-
-A video that is missing still gives its example, with the path it would have: whoever decodes it counts it.
+A new format is one generator ``(annotations, videos, split)`` and one line in ``READERS``. A missing video still gives
+its example, with the path that it would have, so that whoever decodes it counts it as missing.
 """
 
 from __future__ import annotations
@@ -11,15 +10,11 @@ import difflib
 from typing import TYPE_CHECKING, Protocol
 
 from evilm.data.readers.actions import hmdb51, kinetics400, ucf101
-from evilm.data.readers.didemo import didemo
-from evilm.data.readers.generic import captions, classes, sidecars, videos_alone
+from evilm.data.readers.captions import captions, classes, didemo, sidecars, videos_alone, webvid
 from evilm.data.readers.images import coco_captions, flickr8k
-from evilm.data.readers.msrvtt import msrvtt_mc, msrvtt_qa, msrvtt_retrieval
-from evilm.data.readers.msvd import msvd_qa, msvd_retrieval
-from evilm.data.readers.still_frames import frames
-from evilm.data.readers.tgif import tgif_action, tgif_count, tgif_frame, tgif_transition
-from evilm.data.readers.webdataset import shards
-from evilm.data.readers.webvid import webvid
+from evilm.data.readers.msrvtt import msrvtt_mc, msrvtt_qa, msrvtt_retrieval, msvd_qa, msvd_retrieval
+from evilm.data.readers.questions import tgif_action, tgif_count, tgif_frame, tgif_transition, violet
+from evilm.data.readers.tars import frames, frames_qa, shards
 from evilm.errors import AnnotationError, ConfigError, SplitError
 
 if TYPE_CHECKING:
@@ -30,15 +25,15 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """Examples of one split, in the order of the file.
+    """A generator of the examples of one split, in the order of the file.
 
     Args:
-        annotations: the annotation file, or the folder in which it has its published name.
+        annotations: the annotation file, or the folder that contains it under its published name.
         videos: the folder of the videos; None looks beside the annotations.
-        split: ``train``, ``val``, ``test``, or what else the format knows.
+        split: ``train``, ``val``, ``test``, or another split of the format.
 
     Raises:
-        AnnotationError: naming file, line, what was found and what is needed.
+        AnnotationError: with the file, the line, what was found and what is needed.
     """
 
     def __call__(self, annotations: Path, videos: Path | None, split: str, /) -> Iterator[Example]: ...
@@ -51,6 +46,7 @@ READERS: dict[str, Reader] = {
     "didemo": didemo,
     "flickr8k": flickr8k,
     "frames": frames,
+    "frames_qa": frames_qa,
     "hmdb51": hmdb51,
     "kinetics400": kinetics400,
     "msrvtt_mc": msrvtt_mc,
@@ -66,18 +62,19 @@ READERS: dict[str, Reader] = {
     "tgif_transition": tgif_transition,
     "ucf101": ucf101,
     "videos": videos_alone,
+    "violet": violet,
     "webvid": webvid,
 }
 
 
-TEXTLESS = frozenset({"videos"})  # readers whose rows have nothing but a video, and are meant to
+TEXTLESS = frozenset({"videos"})  # readers whose rows have a video and no text
 
 
 def reader(name: str) -> Reader:
     """The reader of a format.
 
     Raises:
-        ConfigError: there is no such format; says which there are.
+        ConfigError: there is no such format; lists those there are.
     """
     if name not in READERS:
         close = difflib.get_close_matches(name, READERS, n=1)
@@ -91,7 +88,7 @@ def stream(name: str, annotations: Path, videos: Path | None = None, split: str 
 
     Raises:
         ConfigError: there is no such format.
-        AnnotationError: the files are missing or wrong, or no row has anything to learn from.
+        AnnotationError: the files are missing or wrong, or no row has a caption, question or label.
         SplitError: the split has no rows.
     """
     count = useful = 0
@@ -109,5 +106,5 @@ def stream(name: str, annotations: Path, videos: Path | None = None, split: str 
 
 
 def read(name: str, annotations: Path, videos: Path | None = None, split: str = "train") -> list[Example]:
-    """All examples of a split, held in memory; everything else as for ``stream``."""
+    """All examples of a split in memory; otherwise as ``stream``."""
     return list(stream(name, annotations, videos, split))

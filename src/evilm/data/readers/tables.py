@@ -1,101 +1,124 @@
-"""Annotation files to rows: csv, tab-separated, jsonl, json and parquet, each row knowing its file and line.
+"""Annotation files to rows: encodings, csv, tsv, jsonl, json and parquet.
 
-Whatever is wrong becomes an ``AnnotationError`` that names the file, the line, what was found and what is needed;
-nothing is left out silently.
+Every problem is an ``AnnotationError`` with the file, the line, the value and what is needed; no row is skipped. Files
+are read line by line, so that ten million rows need no more memory than ten; json, which must be read whole, is
+limited.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import importlib
+import io
+import itertools
 import json
-from typing import TYPE_CHECKING, Any, cast
+import os
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from evilm.data.readers.row import Row
-from evilm.data.readers.text import lines, read_text
+from evilm.data.readers.rows import Row
 from evilm.errors import AnnotationError, DependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-KINDS = ("csv", "tsv", "jsonl", "json", "parquet")  # of tables, by the end of their names
-_FIELD_LIMIT = 16 * 2**20  # characters in one csv field; beyond it a quote was surely left open
-_BATCH = 4096  # rows of a parquet file held at a time
+FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")  # suffixes of tables
+MAX_LINE = 16 * 2**20  # bytes of a line, and characters of a csv field; a longer one means another kind of file
+MAX_WHOLE = 2**30  # bytes of a file that must be read at once (json, UTF-16)
+_BATCH = 4096  # rows of a parquet file in memory
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
+          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (a list of tables, or jsonl) or ``.parquet`` file.
+# Rows
 
-    All but json are read a row at a time. A file of another name is read as csv. The separator is the tab where the
-    header has one, else the comma, else the semicolon.
+
+def read_rows(path: Path, needed: str = "") -> Iterator[Row]:
+    """The rows of a ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (a list of objects, or jsonl) or ``.parquet`` file.
+
+    Files with other suffixes are read as csv. The csv separator is a tab if the header has one, else a comma, else a
+    semicolon.
+
+    Args:
+        path: the file.
+        needed: the columns that the caller needs, for the error about a file without rows.
 
     Raises:
-        AnnotationError: naming the first line that is wrong; also where there are no rows at all.
+        AnnotationError: a line is wrong, or there are no rows.
         DependencyError: a parquet file without pyarrow.
     """
     kind = path.suffix.lower()
+    columns: list[str] = []
     if kind == ".parquet":
         rows = _parquet(path)
     elif kind == ".jsonl" or (kind == ".json" and _is_jsonl(path)):
-        rows = _jsonl(path)
+        rows = (_row(path, n, _parse(path, line, n)) for n, line in enumerate(lines(path), start=1) if line.strip())
     elif kind == ".json":
-        rows = _json(path)
+        data = read_json(path)
+        if not isinstance(data, list):
+            keys = ", ".join(cast("dict[str, Any]", data))[:100] if isinstance(data, dict) else type(data).__name__
+            raise AnnotationError(
+                path, f"is not a list of rows but an object with {keys}: use the reader of its format (violet reads "
+                "VIOLET's txt_*.json)"
+            )  # fmt: skip
+        rows = iter(list_rows(path, cast("list[Any]", data)))
     else:
-        rows = _csv(path)
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
-        raise AnnotationError(path, "holds no rows")
+        rows = _csv(path, columns)
+    first = next(rows, None)
+    if first is None:
+        header = f" below its first line, whose columns are: {', '.join(columns):.200}" if columns else ""
+        raise AnnotationError(path, f"holds no rows{header}{f'; needed: {needed}' if needed else ''}")
+    yield first
+    yield from rows
 
 
 def read_json(path: Path) -> Any:
     """The value of a json file.
 
     Raises:
-        AnnotationError: the file is missing, is not json, or names a field twice.
+        AnnotationError: the file is missing, is not json, or has a field twice.
     """
     return _parse(path, read_text(path), None)
 
 
 def json_rows(path: Path, data: Any, key: str) -> list[Row]:
-    """The rows in the list under ``key`` of a json table.
+    """The rows of the list ``data[key]``.
 
     Raises:
-        AnnotationError: there is no such list, or an entry is no table.
+        AnnotationError: there is no such list, or an entry is not an object.
     """
     table = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-    found = table.get(key)
-    if not isinstance(found, list):
+    values = table.get(key)
+    if not isinstance(values, list):
         raise AnnotationError(path, f"has no list {key!r}; keys found: {', '.join(table)[:200] or 'none'}")
-    return list_rows(path, cast("list[Any]", found))
+    return list_rows(path, cast("list[Any]", values))
 
 
-def list_rows(path: Path, data: list[Any]) -> list[Row]:
+def list_rows(path: Path, values: Sequence[Any]) -> list[Row]:
     """The entries of a json list as rows.
 
     Raises:
-        AnnotationError: an entry is no table.
+        AnnotationError: an entry is not an object.
     """
-    return [_row(path, number, value) for number, value in enumerate(data, start=1)]
+    return [_row(path, number, value) for number, value in enumerate(values, start=1)]
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path, columns: list[str]) -> Iterator[Row]:
+    """The rows of a csv file; ``columns`` receives the names in its header."""
     source = lines(path)
     header = next(source, "")
     delimiter = next((each for each in "\t,;" if each in header), ",")
-    csv.field_size_limit(_FIELD_LIMIT)
-    reader = csv.reader(_chain(header, source), delimiter=delimiter, strict=True)
-    columns: list[str] = []
+    csv.field_size_limit(MAX_LINE)
+    reader = csv.reader(itertools.chain([header], source), delimiter=delimiter, strict=True)
     line = 1
     try:
         for fields in reader:
             if delimiter == "\t" and reader.line_num > line:
                 raise AnnotationError(
-                    path, f"opens a quote that closes on line {reader.line_num}: no field of a tab-separated file runs "
-                    "over lines; double the quote or leave it out", line,
+                    path, f"opens a quote that closes on line {reader.line_num}: a field of a tab-separated file must "
+                    "not contain a line break; double the quote or remove it", line,
                 )  # fmt: skip
             if columns and fields:
                 if len(fields) != len(columns):
@@ -105,44 +128,25 @@ def _csv(path: Path) -> Iterator[Row]:
                     )  # fmt: skip
                 yield Row(path, line, dict(zip(columns, fields, strict=True)))
             elif fields:
-                columns = [name.strip() for name in fields]
+                columns.extend(name.strip() for name in fields)
                 if len(set(columns)) < len(columns):
                     raise AnnotationError(path, f"names a column twice: {', '.join(columns):.200}", line)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise AnnotationError(path, f"is not well-formed csv: {error}; quotes in a field are doubled", line) from None
-
-
-def _chain(header: str, rest: Iterator[str]) -> Iterator[str]:
-    yield header
-    yield from rest
+        reason = f"is not well-formed csv: {error}; quotes in a field must be doubled"
+        raise AnnotationError(path, reason, line) from None
 
 
 def _is_jsonl(path: Path) -> bool:
-    """Whether a .json file holds a table a line, as some published ones do."""
-    found = (line.strip() for line in lines(path) if line.strip())
-    first, second = next(found, ""), next(found, "")
+    """Whether a .json file has an object on each line, as some published files do."""
+    filled = (line.strip() for line in lines(path) if line.strip())
+    first, second = next(filled, ""), next(filled, "")
     if not (first.startswith("{") and first.endswith("}") and second.startswith("{")):
         return False
     try:
         return isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    for line, content in enumerate(lines(path), start=1):
-        if content.strip():
-            yield _row(path, line, _parse(path, content, line))
-
-
-def _json(path: Path) -> Iterator[Row]:
-    data = _parse(path, read_text(path), None)
-    if not isinstance(data, list):
-        keys = ", ".join(cast("dict[str, Any]", data))[:100] if isinstance(data, dict) else type(data).__name__
-        raise AnnotationError(path, f"is not a list of rows but a table of {keys}: take the reader of its own format")
-    for number, value in enumerate(cast("list[Any]", data), start=1):
-        yield _row(path, number, value)
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -159,31 +163,130 @@ def _parquet(path: Path) -> Iterator[Row]:
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(path, number, values)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds
-        said = str(error).splitlines()[0]
-        raise AnnotationError(path, f"is not parquet that can be read: {said:.200}", number + 1) from None
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        reason = str(error).splitlines()[0]
+        raise AnnotationError(path, f"cannot be read as parquet: {reason:.200}", number + 1) from None
 
 
 def _row(path: Path, line: int, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise AnnotationError(path, f"row {value!r:.60} is not a table of fields", line)
+        raise AnnotationError(path, f"row {value!r:.60} is not an object with fields", line)
     return Row(path, line, cast("dict[str, Any]", value))
 
 
 def _parse(path: Path, text: str, line: int | None) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_table)
+        return json.loads(text, object_pairs_hook=_unique_fields)
     except json.JSONDecodeError as error:
         raise AnnotationError(path, f"is not json: {error.msg}", error.lineno if line is None else line) from None
     except (RecursionError, ValueError) as error:
-        raise AnnotationError(path, f"is not json that can be read: {error}", line) from None
+        raise AnnotationError(path, f"cannot be read as json: {error}", line) from None
 
 
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A json table; the standard one keeps the last of two fields of one name and forgets the first."""
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A json object; json's default would silently drop the first of two fields with one name."""
     table = dict(pairs)
     if len(table) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"field {twice!r:.60} stands twice in one table")
+        raise ValueError(f"field {twice!r:.60} occurs twice in one object")
     return table
+
+
+# Text
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, one by one, with their line ends (LF, CRLF or CR).
+
+    The encoding is UTF-8, with or without a byte order mark, or UTF-16, which is read at once.
+
+    Raises:
+        AnnotationError: the file is missing or unreadable, has another encoding, or a line over ``MAX_LINE`` bytes.
+    """
+    with _open(path) as file:
+        encoding = _detect_encoding(file)
+        if encoding in ("utf-8", "utf-8-sig"):
+            file.seek(len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0)
+            yield from _utf8_lines(path, file)
+            return
+    yield from io.StringIO(read_text(path), newline="")
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a file with one a line, without surrounding space and empty lines."""
+    return [name for line in lines(path) if (name := line.strip())]
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 or UTF-16 file, line ends unchanged.
+
+    Raises:
+        AnnotationError: the file is missing, unreadable, larger than ``MAX_WHOLE``, or has another encoding.
+    """
+    with _open(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_WHOLE:
+            raise AnnotationError(
+                path, f"is larger than {MAX_WHOLE} bytes, too large to be read at once: save it as jsonl, csv "
+                "or parquet",
+            )  # fmt: skip
+        encoding = _detect_encoding(file)
+        file.seek(0)
+        data = file.read(MAX_WHOLE)
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode(encoding, errors="ignore")
+        raise _encoding_error(path, encoding, error.start, before.count("\n") + 1) from None
+
+
+def _detect_encoding(file: BinaryIO) -> str:
+    """The encoding by the byte order mark, or by the zero bytes of Latin text in UTF-16."""
+    head = file.read(4)
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if len(head) == 4 and head[1] == head[3] == 0 and head[0] and head[2]:
+        return "utf-16-le"
+    if len(head) == 4 and head[0] == head[2] == 0 and head[1] and head[3]:
+        return "utf-16-be"
+    return "utf-8"
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        if path.is_dir():
+            raise AnnotationError(path, "is a folder, an annotation file is needed")
+        if path.exists() and not path.is_file():
+            raise AnnotationError(path, "is not a regular file")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise AnnotationError(path, "no such annotation file") from None
+    except (OSError, ValueError) as error:
+        raise AnnotationError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _utf8_lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    number = position = 0
+    while True:
+        try:
+            raw = file.readline(MAX_LINE + 1)
+        except OSError as error:
+            raise AnnotationError(path, f"cannot be read: {error.strerror}", number + 1) from None
+        if not raw:
+            return
+        if len(raw) > MAX_LINE:
+            raise AnnotationError(path, f"is longer than {MAX_LINE} bytes: this is not a table of rows", number + 1)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise _encoding_error(path, "utf-8", position + error.start, number + 1) from None
+        position += len(raw)
+        for line in (text,) if b"\r" not in raw else io.StringIO(text, newline=""):
+            number += 1
+            yield line
+
+
+def _encoding_error(path: Path, encoding: str, byte: int, line: int) -> AnnotationError:
+    name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
+    return AnnotationError(path, f"is not {name} text (byte {byte}); save it as UTF-8", line)

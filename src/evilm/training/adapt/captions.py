@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from evilm.data import readers
 from evilm.data.readers.places import find_optional, video_files, video_root
-from evilm.data.readers.tables import KINDS
+from evilm.data.readers.tables import FORMATS
 from evilm.errors import DataError
 from evilm.types import Clip, Example
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-_LISTS = tuple(f"{name}.{kind}" for name in ("train", "captions") for kind in KINDS)
+_LISTS = tuple(f"{name}.{kind}" for name in ("train", "captions") for kind in FORMATS)
 # Words that cameras and programs write: they say nothing of what is to be seen.
 _NAMELESS = frozenset(
     "img vid mov dsc dscn dscf mvi pxl gopr gopro gx gh dji clip clips video videos movie film final copy export edit "
