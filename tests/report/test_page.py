@@ -180,7 +180,7 @@ def test_texts_of_the_page(whole: Path) -> None:
     assert "shuffling gains 12.2 points" in text
     assert "51.0 to 60.5" in text
     assert "frames shuffled 62.2 (-15.0 to -9.5)" in text
-    assert "✕ 60.0 not met" in text
+    assert "✕ not met: 60.0" in text
     assert "2 of 4 codes occur" in text
     assert "evilm demo --minutes 15" in text
     assert "13:32 in total, with a budget of 15:00" in text

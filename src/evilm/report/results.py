@@ -95,7 +95,7 @@ def terminal_table(results: Mapping[str, Any]) -> Table:
     table.add_column("value", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     table.add_column("chance", justify="right", no_wrap=True)
-    table.add_column("baselines")
+    table.add_column("baselines (95 % interval of the gain)")
     table.add_column("target", justify="right", no_wrap=True)
     for title, metrics in groupby(read_metrics(results), key=lambda metric: metric.title):
         table.add_section()
