@@ -153,10 +153,11 @@ class DecoderPool:
         """``clips.describe``: what a player needs to know about a video."""
         try:
             facts = cast("Facts", self._ask(path, {"ask": "describe"})[0]["facts"])
-            texts = [str(facts[name]) for name in ("codec", "pixel_format", "container")]
-            numbers = (float(facts["seconds"]), float(facts["frame_rate"]))
             sound = facts["audio_codec"] and str(facts["audio_codec"])
-            return VideoFacts(int(facts["width"]), int(facts["height"]), *texts, *numbers, sound)
+            return VideoFacts(
+                int(facts["width"]), int(facts["height"]), str(facts["codec"]), str(facts["pixel_format"]),
+                str(facts["container"]), float(facts["seconds"]), float(facts["frame_rate"]), sound,
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, OverflowError):
             raise VideoError(path, "crashed", "the decoder answers no facts") from None
 
