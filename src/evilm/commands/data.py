@@ -188,16 +188,16 @@ def check_videos(
 
     if not os.path.lexists(folder):
         raise DataError(f"{folder}: no such folder")
-    listing = list_files(folder)
+    files, unlisted = list_files(folder)
     limits = dataclasses.replace(LIMITS, timeout=timeout, max_pixels=max_pixels, max_seconds=max_hours * 3600)
     workers = workers or os.cpu_count() or 1
     try:
-        with Meter("checking", len(listing.files), "files") as meter, DecoderPool(workers, limits) as pool:
-            report = check_folder(listing, pool, workers, meter.update)
+        with Meter("checking", len(files), "files") as meter, DecoderPool(workers, limits) as pool:
+            report = check_folder(files, unlisted, pool, workers, meter.update)
     except KeyboardInterrupt:
         say_how_to_resume("stopped; no results are kept", ["data", "check-videos", str(folder)])
         raise typer.Exit(130) from None
     typer.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
-    if listing.unlisted:
-        folder, reason = listing.unlisted[0]
-        raise DataError(f"{len(listing.unlisted)} folders cannot be listed, the first {folder}: {reason}")
+    if unlisted:
+        folder, reason = unlisted[0]
+        raise DataError(f"{len(unlisted)} folders cannot be listed, the first {folder}: {reason}")

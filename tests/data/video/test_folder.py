@@ -15,7 +15,7 @@ import pytest
 
 from evilm.cli import run
 from evilm.data.video import DecoderPool, VideoReader
-from evilm.data.video.check import STATUSES, Listing, check, check_folder, list_files
+from evilm.data.video.check import STATUSES, check, check_folder, list_files
 from films import number_of, write
 
 
@@ -52,7 +52,7 @@ def test_everything_has_one_status(film: Path, tmp_path: Path, capsys: pytest.Ca
     report = json.loads(capsys.readouterr().out)
     assert {str(Path(each["path"]).relative_to(tmp_path)): each["status"] for each in report["files"]} == expected
     assert report["counts"] == {status: list(expected.values()).count(status) for status in STATUSES}
-    assert sum(report["counts"].values()) == len(list_files(tmp_path).files) == len(expected)
+    assert sum(report["counts"].values()) == len(list_files(tmp_path)[0]) == len(expected)
     assert all(set(each) == {"path", "status", "reason"} for each in report["files"])
     assert all(bool(each["reason"]) == (each["status"] != "ok") for each in report["files"])
     assert run(["data", "check-videos", str(tmp_path), "--workers", "1"]) == 0
@@ -190,9 +190,9 @@ def test_a_decoder_process_does_not_grow(film: Path, tmp_path: Path, monkeypatch
 
 def test_odd_files_of_the_world(shared_data: Path) -> None:
     """Each twentieth here; all of them in the slow suite."""
-    files = list_files(shared_data / "odd-videos").files[::20]
+    files = list_files(shared_data / "odd-videos")[0][::20]
     with DecoderPool() as pool:
-        counts = check_folder(Listing(files, []), pool, 1).counts
+        counts = check_folder(files, [], pool).counts
     assert sum(counts.values()) == len(files)
     assert counts["crashed"] == counts["timeout"] == 0
     assert counts["ok"] > 0

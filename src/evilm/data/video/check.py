@@ -14,7 +14,7 @@ from evilm.data.video.reader import VideoReader
 from evilm.errors import VideoError, VideoStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Protocol
 
@@ -107,27 +107,18 @@ class FolderReport:
         return "\n".join([*lines, f"{len(self.findings) - self.unlisted} files{folders}: {counts or 'none'}"])
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The content of a folder and the folders below it.
-
-    Attributes:
-        files: everything that is no folder, whatever its name and kind, ordered by path.
-        unlisted: folders that cannot be listed, with the reason.
-    """
-
-    files: list[Path]
-    unlisted: list[tuple[Path, str]]
-
-
-def list_files(folder: Path) -> Listing:
+def list_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """List a folder and everything below.
 
     A link to a file counts as a file. A link to a folder is listed but not followed, so that no loop can occur. A path
     that is no folder is listed itself.
+
+    Returns:
+        everything that is no folder, whatever its name and kind, ordered by path; and the folders that cannot be
+        listed, with the reason.
     """
     if not folder.is_dir():
-        return Listing([folder], [])
+        return [folder], []
     files: list[Path] = []
     unlisted: list[tuple[Path, str]] = []
 
@@ -138,16 +129,17 @@ def list_files(folder: Path) -> Listing:
         place = folder / os.path.relpath(root, folder)
         files += [place / name for name in names]
         files += [place / name for name in folders if (place / name).is_symlink()]
-    return Listing(sorted(files), sorted(unlisted))
+    return sorted(files), sorted(unlisted)
 
 
 def check_folder(
-    listing: Listing, pool: Pool, workers: int, progress: Callable[[int], None] | None = None
-) -> FolderReport:
+    files: Sequence[Path], unlisted: Sequence[tuple[Path, str]], pool: Pool, workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> FolderReport:  # fmt: skip
     """Check files in decoder processes.
 
     Args:
-        listing: the files.
+        files, unlisted: the result of ``list_files``.
         pool: the decoder processes.
         workers: number of files that are checked at the same time.
         progress: called with the number of files done.
@@ -155,16 +147,16 @@ def check_folder(
     findings: list[tuple[Path, Finding]] = []
     with ThreadPoolExecutor(workers) as threads:
         try:
-            for path, finding in zip(listing.files, threads.map(pool.check, listing.files), strict=True):
+            for path, finding in zip(files, threads.map(pool.check, files), strict=True):
                 findings.append((path, finding))
                 if progress is not None:
                     progress(len(findings))
         except BaseException:  # Ctrl-C: do not check the remaining files
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    for path, reason in listing.unlisted:
+    for path, reason in unlisted:
         findings.append((path, Finding("not_a_file", f"the folder cannot be listed: {reason}; check its permissions")))
-    return FolderReport(tuple(sorted(findings, key=lambda finding: finding[0])), len(listing.unlisted))
+    return FolderReport(tuple(sorted(findings, key=lambda finding: finding[0])), len(unlisted))
 
 
 def _printable(text: object) -> str:

@@ -40,8 +40,8 @@ class DecoderPool:
     memory costs the file that caused it, and is replaced. A crash is only blamed on a file if it happens again in a
     fresh process, because an earlier file, or the system, may have caused the first one.
 
-    Any number of threads may send requests; ``count`` of them are answered at the same time. A copy that is pickled
-    into another process, or that a fork creates there, starts processes of its own.
+    Any number of threads may send requests; ``count`` of them are answered at the same time. After a fork, the copy in
+    the child starts processes of its own.
 
     Args:
         count: number of processes, at most.
@@ -64,13 +64,6 @@ class DecoderPool:
         self._idle: list[DecoderProcess] = []
         self._busy: set[DecoderProcess] = set()
         self._closings = 0
-
-    def __getstate__(self) -> tuple[int, Limits, tuple[str, ...], bytes]:
-        return self.count, self.limits, self.program, self._decoder
-
-    def __setstate__(self, state: tuple[int, Limits, tuple[str, ...], bytes]) -> None:
-        self.count, self.limits, self.program, self._decoder = state
-        self._prepare()
 
     def __enter__(self) -> Self:
         return self
