@@ -1,4 +1,4 @@
-"""A decoder that hangs, dies or fails where a clip's name says so, in a module that other processes can import."""
+"""A pixel source that hangs, dies or fails for certain names of clips, in a module that other processes can import."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from evilm.data import transforms
 from evilm.data.pixels import FilePixels
 from evilm.errors import DataError, VideoError
 
-kept = []
+allocated = []
 
 
 class OddPixels(FilePixels):
-    """Grey of the number that a clip is named by; its random time is in the first pixel."""
+    """Grey frames of the number in the name of the clip; the first pixel holds the random times."""
 
     def read(self, job, count):
         name = job.clip.path.stem
@@ -32,14 +32,14 @@ class OddPixels(FilePixels):
         if "eat" in name:
             np.zeros(2 << 30, dtype=np.uint8)
         if "keep" in name:
-            kept.append(np.zeros(600 << 20, dtype=np.uint8))
+            allocated.append(np.zeros(600 << 20, dtype=np.uint8))
         if "once" in name and not job.clip.path.exists():
             os.mkdir(job.clip.path)  # a process may write no file
             os.kill(os.getpid(), 9)
         if "die" in name:
             os.kill(os.getpid(), 9)
         if "odd" in name:
-            raise RuntimeError("what no one foresaw")
+            raise RuntimeError("an unexpected error")
         if "data" in name:
             raise DataError("no such clip")
         if "bad" in name:
@@ -53,7 +53,7 @@ class OddPixels(FilePixels):
 
 @pytest.fixture(scope="session")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The module above, which processes that are started find as well."""
+    """The module above, which child processes can import as well."""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "odd_decoding.py").write_text(ODD)
     with pytest.MonkeyPatch.context() as patch:

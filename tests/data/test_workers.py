@@ -1,4 +1,4 @@
-"""A process that dies or hangs costs one sample, at once, and nothing else."""
+"""Worker processes: one that dies or hangs costs one sample and nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_results_come_in_the_order_of_the_jobs(pool: Workers) -> None:
     assert outcomes(pool, names) == list(range(12))
 
 
-def test_whatever_befalls_a_process_costs_one_sample(pool: Workers) -> None:
+def test_each_failure_costs_one_sample(pool: Workers) -> None:
     began = time.monotonic()
     names = ["1", "die2", "3", "hang4", "5", "bad6", "odd7", "8", "die9", "10"]
     assert outcomes(pool, names) == [1, "crashed", 3, "timeout", 5, "encrypted", "crashed", 8, "crashed", 10]
@@ -78,12 +78,12 @@ def test_processes_stopped_or_killed_from_outside(pool: Workers) -> None:
     assert before[-1] not in pool.pool.processes
 
 
-def test_what_kills_a_process_by_chance_is_tried_once_more(pool: Workers, tmp_path: Path) -> None:
+def test_sample_of_a_killed_process_is_tried_again(pool: Workers, tmp_path: Path) -> None:
     assert outcomes(pool, ["1", f"{tmp_path}/once7", "3"]) == [1, 7, 3]
 
 
 def test_memory_beyond_the_limit_costs_the_sample(odd: Any, tmp_path: Path) -> None:
-    """A film of 3008x3008, whose decoder alone wants more than a process may have; and what just takes memory."""
+    """A video of 3008x3008 pixels whose decoder needs more memory than allowed, and a plain allocation."""
     film = write(tmp_path / "large.mp4", range(4), second=25, size=(3008, 3008), preset="ultrafast")
     made = Workers(1, partial(FilePixels(8).read, count=2), limits=Limits(memory=24 << 20))
     found = list(made.map([Job(Clip(film)), Job(Clip(write(tmp_path / "small.mp4", range(4), second=25)))]))
@@ -94,7 +94,7 @@ def test_memory_beyond_the_limit_costs_the_sample(odd: Any, tmp_path: Path) -> N
     greedy.close()
 
 
-def test_a_process_that_has_kept_much_is_replaced(odd: Any) -> None:
+def test_process_that_keeps_memory_is_replaced(odd: Any) -> None:
     pool = Workers(1, partial(odd.OddPixels(8).read, count=2))
     assert outcomes(pool, ["1"]) == [1]
     before = pool.pool.processes

@@ -1,4 +1,4 @@
-"""Films for tests: each picture carries its own number as pixels, so that a test can ask which one it was given."""
+"""Videos for tests: each frame shows its own number, so that a test can tell which frame it got."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LEVELS = (16, 235)  # black and white of a bit
 
 
 def numbered(number: int, height: int = SIDE, width: int = SIDE) -> NDArray[np.uint8]:
-    """A picture that carries its number as 8 grey bars, the highest bit on the left."""
+    """A frame that shows its number as 8 grey bars, the highest bit on the left."""
     bits = [(number >> shift) & 1 for shift in range(7, -1, -1)]
     row = np.repeat([LEVELS[bit] for bit in bits], width // 8).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(row[None, :, None], (height, width, 3)))
 
 
 def number_of(picture: NDArray[np.uint8]) -> int:
-    """The number that ``numbered`` wrote, read from the middle of each bar."""
+    """The number that ``numbered`` drew, read from the middle of each bar."""
     width = picture.shape[1]
     row = picture[picture.shape[0] // 2, :, 1]
     return sum(int(row[width * (2 * i + 1) // 16] > 128) << (7 - i) for i in range(8))
@@ -36,7 +36,7 @@ def write(
     path: Path, stamps: Sequence[int], codec: str = "libx264", gop: int = 10, second: int = 100,
     size: tuple[int, int] = (SIDE, SIDE), aspect: Fraction | None = None, **options: str,
 ) -> Path:  # fmt: skip
-    """A video whose i-th picture carries i (mod 256) and stands at ``stamps[i]`` / ``second`` seconds."""
+    """A video whose i-th frame shows i (mod 256) and has the time stamp ``stamps[i]`` / ``second`` seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = size

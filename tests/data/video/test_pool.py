@@ -1,4 +1,4 @@
-"""Decoder processes: the same pixels as without, and whatever happens in one costs one file."""
+"""Decoder processes: the same pixels as in this process; a crash, a hang or a lie costs one file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from evilm.errors import EvilmError, VideoError
 from evilm.types import Clip
 from films import number_of, write
 
-# A decoder that does what a file's name says, and is else the real one.
+# The real decoder, except for files whose name asks for a failure.
 ODD = """
 import os, time
 from evilm.data.video import child
@@ -35,7 +35,7 @@ def odd(real):
             path.with_suffix(".died").symlink_to("x")
             os.kill(os.getpid(), 6)
         if "eat" in name: return bytearray(1 << 31)
-        if "odd" in name: raise RuntimeError("what no one foresaw")
+        if "odd" in name: raise RuntimeError("an unexpected error")
         if "lie" in name: return {"status": "fine"}
         if "shape" in name: return {"status": "ok", "shape": [7]}
         if "babble" in name: os.write(1, b"x" * 9)
@@ -66,7 +66,7 @@ def status_of(pool: DecoderPool, path: Path) -> str:
     return caught.value.status
 
 
-def test_the_same_pixels_as_in_this_process(film: Path) -> None:
+def test_same_pixels_as_in_this_process(film: Path) -> None:
     with DecoderPool() as pool:
         for seed in range(3):
             rng = lambda: np.random.default_rng(seed)  # noqa: B023, E731 - called at once
@@ -85,7 +85,7 @@ def test_the_same_pixels_as_in_this_process(film: Path) -> None:
         assert pool.check(Path(film.name)).status == "ok"
 
 
-def test_what_happens_in_a_process_costs_one_file(film: Path, tmp_path: Path) -> None:
+def test_each_failure_costs_one_file(film: Path, tmp_path: Path) -> None:
     names = ("hang", "spin", "die", "odd", "lie", "shape", "babble", "eat", "once")
     paths = {name: named(film, tmp_path, name) for name in names}
     with DecoderPool(limits=Limits(timeout=2.0, memory=1 << 29), program=PROGRAM) as pool:
@@ -93,12 +93,12 @@ def test_what_happens_in_a_process_costs_one_file(film: Path, tmp_path: Path) ->
                              ("lie", "crashed"), ("shape", "crashed"), ("eat", "too_large")):  # fmt: skip
             began = time.monotonic()
             assert status_of(pool, paths[name]) == status
-            # The promise for a sample that is lost; one that spins may wait longer for a busy machine.
+            # A hang ends within 10 s; a process that computes gets more time on a busy machine.
             assert name != "hang" or time.monotonic() - began < 10
             assert pool.read(Clip(film), 1, 16).shape == (1, 16, 16, 3)
-        # Whatever is printed does not stand among the answers.
+        # Prints do not mix with the answers.
         assert pool.read(Clip(paths["babble"]), 1, 16).shape == (1, 16, 16, 3)
-        # A crash in a process that has served others is only believed when a fresh one crashes, too.
+        # A crash only counts if a fresh process crashes as well.
         assert pool.read(Clip(paths["once"]), 1, 16).shape == (1, 16, 16, 3)
         assert pool.check(paths["die"]).status == "crashed"
         assert "SIGSEGV" in pool.check(paths["die"]).reason
@@ -137,7 +137,7 @@ def test_8k_is_read(tmp_path: Path) -> None:
         assert number_of(pool.frames_at(path, [0.05], size=64, fit="squash")[0]) == 1
 
 
-def test_a_process_that_is_killed_or_stopped_from_outside(film: Path) -> None:
+def test_process_killed_or_stopped_from_outside(film: Path) -> None:
     with DecoderPool(limits=Limits(timeout=1.5)) as pool:
         pool.check(film)
         os.kill(pool.processes[0], signal.SIGKILL)
@@ -155,7 +155,7 @@ def test_several_threads_share_the_processes(film: Path) -> None:
         assert 1 <= len(pool.processes) <= 2
 
 
-def test_a_pool_can_be_forked(film: Path) -> None:
+def test_pool_works_after_a_fork(film: Path) -> None:
     with DecoderPool() as pool:
         pool.check(film)
         before = pool.processes
@@ -174,8 +174,8 @@ def test_a_pool_can_be_forked(film: Path) -> None:
         assert pool.check(film).status == "ok"
 
 
-def test_a_process_ends_when_its_parent_is_gone(film: Path, tmp_path: Path) -> None:
-    """Idle by the end of its input, and in the middle of a question by its own clock."""
+def test_process_ends_after_its_parent(film: Path, tmp_path: Path) -> None:
+    """An idle process ends with its input, a busy one by its own timer."""
     pool = DecoderPool(limits=Limits(timeout=0.5), program=PROGRAM)
     pool.check(film)
     (process,) = pool._idle
@@ -187,12 +187,12 @@ def test_a_process_ends_when_its_parent_is_gone(film: Path, tmp_path: Path) -> N
     pool._idle.clear()
 
 
-def test_a_process_that_cannot_start_is_said() -> None:
+def test_process_that_cannot_start() -> None:
     with pytest.raises(EvilmError, match=r"does not start \(the decoder has ended with exit code 3\)"):
         DecoderPool(program=("-c", "raise SystemExit(3)")).check(Path(__file__))
 
 
-def test_limits_hold_in_the_process(film: Path, tmp_path: Path) -> None:
+def test_limits_of_memory_and_files_hold(film: Path, tmp_path: Path) -> None:
     program = """
 import json, os, resource
 from evilm.data.video import child
@@ -212,7 +212,7 @@ child.main()
         assert pool.check(named(film, tmp_path, "a")).reason == "write memory files"
 
 
-def test_no_descriptor_is_left(film: Path) -> None:
+def test_closing_leaks_no_descriptor(film: Path) -> None:
     def count() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 

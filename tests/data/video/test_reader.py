@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def regular(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 pictures, 25 a second, a keyframe every 10, B-pictures between."""
+    """100 frames, 25 a second, a keyframe every 10, B-frames between."""
     stamps = range(0, 400, 4)
     return write(tmp_path_factory.mktemp("video") / "regular.mp4", stamps, bf="3", sc_threshold="0")
 
 
-def test_every_moment_gives_the_picture_on_screen(regular: Path) -> None:
+def test_every_time_gives_the_frame_on_screen(regular: Path) -> None:
     with VideoReader(regular) as reader:
         assert reader.duration == pytest.approx(4.0)
         assert reader.size == (SIDE, SIDE)
@@ -40,7 +40,7 @@ def test_every_moment_gives_the_picture_on_screen(regular: Path) -> None:
         assert [number_of(p) for p in reader.frames_at(times)] == list(range(100))
 
 
-def test_sparse_moments_in_any_order_and_beyond_the_ends(regular: Path) -> None:
+def test_times_in_any_order_and_beyond_the_ends(regular: Path) -> None:
     with VideoReader(regular) as reader:
         pictures = reader.frames_at([3.5 / 25, 77 / 25, 99.5 / 25, 12.9 / 25, -5.0, 100.0, 77 / 25])
         assert pictures.shape == (7, SIDE, SIDE, 3)
@@ -49,21 +49,21 @@ def test_sparse_moments_in_any_order_and_beyond_the_ends(regular: Path) -> None:
         assert [number_of(p) for p in reader.frames_at([0.0, 2.0])] == [0, 50]  # the reader can be asked again
 
 
-def test_exact_moments_survive_rounding(regular: Path) -> None:
+def test_times_equal_to_time_stamps(regular: Path) -> None:
     with VideoReader(regular) as reader:
         assert [number_of(p) for p in reader.frames_at([i / 25 for i in range(100)])] == list(range(100))
 
 
 def test_variable_frame_rate(tmp_path: Path) -> None:
-    # Gaps of 1, 2, 3, ... hundredths of a second: picture i is on screen from i (i + 1) / 2 hundredths on.
+    # Gaps of 1, 2, 3, ... hundredths of a second: frame i is on screen from i (i + 1) / 2 hundredths on.
     stamps = [i * (i + 1) // 2 for i in range(60)]
     path = write(tmp_path / "variable.mp4", stamps, gop=12, bf="3")
     rng = np.random.default_rng(0)
-    moments = rng.uniform(0, stamps[-1] / 100, 50)
-    expected = [max(i for i, stamp in enumerate(stamps) if stamp / 100 <= t) for t in moments]
+    times = rng.uniform(0, stamps[-1] / 100, 50)
+    expected = [max(i for i, stamp in enumerate(stamps) if stamp / 100 <= t) for t in times]
     with VideoReader(path) as reader:
-        assert [number_of(p) for p in reader.frames_at(moments)] == expected
-        one_by_one = [number_of(reader.frames_at([t])[0]) for t in moments[:10]]
+        assert [number_of(p) for p in reader.frames_at(times)] == expected
+        one_by_one = [number_of(reader.frames_at([t])[0]) for t in times[:10]]
         assert one_by_one == expected[:10]
 
 
@@ -87,7 +87,7 @@ def test_fast_gives_keyframes(regular: Path) -> None:
 
 
 def rotated(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """A copy of an mp4 whose track header asks the player to turn the picture."""
+    """A copy of an MP4 whose track header rotates the frames."""
     data = bytearray(source.read_bytes())
     identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     place = data.index(identity, data.index(b"tkhd"))
@@ -100,16 +100,14 @@ def rotated(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Pa
 # The matrix [a b; c d] maps (x, y), y downwards, to (a x + c y, b x + d y): (0, 1, -1, 0) turns clockwise, so the
 # bar on the left comes to lie on top.
 @pytest.mark.parametrize(("matrix", "clockwise"), [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)])
-def test_pictures_come_upright(
-    regular: Path, tmp_path: Path, matrix: tuple[int, int, int, int], clockwise: int
-) -> None:
+def test_frames_are_upright(regular: Path, tmp_path: Path, matrix: tuple[int, int, int, int], clockwise: int) -> None:
     with VideoReader(rotated(regular, tmp_path / "turned.mp4", matrix)) as reader:
         picture = reader.frames_at([53.5 / 25])[0]
     assert number_of(np.rot90(picture, clockwise)) == 53
     assert number_of(picture) != 53
 
 
-def test_rotation_of_an_oblong_picture(tmp_path: Path) -> None:
+def test_rotation_of_a_frame_that_is_not_square(tmp_path: Path) -> None:
     path = tmp_path / "oblong.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -136,7 +134,7 @@ def test_read_clip_follows_the_sampling_rule(regular: Path) -> None:
     assert drawn[0] == numbers(Clip(regular), np.random.default_rng(0))
 
 
-def test_a_part_beyond_the_end_gives_no_frames(regular: Path) -> None:
+def test_part_beyond_the_end_gives_no_frames(regular: Path) -> None:
     with pytest.raises(VideoError, match="it lasts 4 s") as caught:
         read_clip(Clip(regular, 7.0, 9.0), 4, 32)
     assert caught.value.status == "zero_frames"
@@ -189,7 +187,7 @@ def test_still_frames_from_tar_and_folder(tmp_path: Path, codec: str, pix_fmt: s
         assert [number_of(p) for p in few] == [0, 1, 1, 2]  # 0.375, 1.125, 1.875, 2.625
 
 
-def test_a_rewritten_tar_is_read_anew(tmp_path: Path) -> None:
+def test_rewritten_tar_is_read_again(tmp_path: Path) -> None:
     clip = Clip(stills_tar(tmp_path / "a.tar", {"x.png": png(numbered(1))}), frames=("x.png",))
     assert number_of(read_clip(clip, 1, SIDE)[0]) == 1
     stills_tar(tmp_path / "a.tar", {"y.png": png(numbered(9)), "x.png": png(numbered(2)), "z.png": b"12345" * 4096})
@@ -208,7 +206,7 @@ def sound_only(path: Path) -> Path:
 
 
 def bad_files() -> dict[str, tuple[str, Callable[[Path, Path], Path]]]:
-    """What may be wrong with a file: a name to the status and how to make it from (good file, target)."""
+    """Faulty files by name: the status, and a function of (valid file, target) that writes one."""
 
     def content(data: bytes) -> Callable[[Path, Path], Path]:
         def make(_: Path, target: Path) -> Path:
@@ -247,7 +245,7 @@ def bad_files() -> dict[str, tuple[str, Callable[[Path, Path], Path]]]:
 
 
 @pytest.mark.parametrize("what", sorted(bad_files()))
-def test_bad_input_is_named_by_its_status(regular: Path, tmp_path: Path, what: str) -> None:
+def test_faulty_files_have_their_status(regular: Path, tmp_path: Path, what: str) -> None:
     status, make = bad_files()[what]
     path = make(regular, tmp_path / "bad.mp4")
     with pytest.raises(VideoError) as caught:
@@ -258,7 +256,7 @@ def test_bad_input_is_named_by_its_status(regular: Path, tmp_path: Path, what: s
     assert str(again) == str(caught.value)
 
 
-def test_too_large_a_picture(regular: Path, tmp_path: Path) -> None:
+def test_frame_that_is_too_large(regular: Path, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="64x64 pixels") as caught:
         VideoReader(regular, limits=Limits(max_pixels=64 * 64 - 1))
     assert caught.value.status == "too_large"
@@ -268,13 +266,13 @@ def test_too_large_a_picture(regular: Path, tmp_path: Path) -> None:
     assert caught.value.status == "too_large"
 
 
-def test_a_name_with_a_colon_is_a_file(regular: Path, tmp_path: Path) -> None:
+def test_name_with_a_colon_is_a_file(regular: Path, tmp_path: Path) -> None:
     path = tmp_path / "concat:x.mp4"
     path.write_bytes(regular.read_bytes())
     assert read_clip(Clip(path), 2, 32).shape == (2, 32, 32, 3)
 
 
-def test_a_video_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
+def test_truncated_video_gives_its_frames(tmp_path: Path) -> None:
     whole = write(tmp_path / "whole.ts", range(0, 400, 4), gop=10).read_bytes()
     path = tmp_path / "half.ts"
     path.write_bytes(whole[: len(whole) // 2])
@@ -289,7 +287,7 @@ def test_a_video_that_breaks_off_gives_what_it_has(tmp_path: Path) -> None:
     [(("missing.png",), "not_a_file"), (("../x.png",), "refused"), (("text.png",), "unsupported"),
      (("broken.png",), "corrupt"), (("nul\0.png",), "not_a_file")],
 )  # fmt: skip
-def test_bad_still_frames(tmp_path: Path, frames: tuple[str, ...], status: str) -> None:
+def test_faulty_still_frames(tmp_path: Path, frames: tuple[str, ...], status: str) -> None:
     folder = tmp_path / "f"
     folder.mkdir()
     (tmp_path / "x.png").write_bytes(png(numbered(1)))
@@ -300,7 +298,7 @@ def test_bad_still_frames(tmp_path: Path, frames: tuple[str, ...], status: str) 
     assert caught.value.status == status
 
 
-def test_bad_tars(tmp_path: Path) -> None:
+def test_faulty_tars(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     for content, status in ((None, "not_a_file"), (b"no tar" * 1000, "corrupt")):
         if content:
@@ -317,10 +315,10 @@ def test_real_clips_match_a_plain_decode(shared_data: Path) -> None:
             stream = container.streams.video[0]
             shown = [(float(f.pts * stream.time_base), f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
         with VideoReader(path) as reader:
-            moments = rng.uniform(0, reader.duration, 5)
-            for moment, picture in zip(moments, reader.frames_at(moments), strict=True):
+            times = rng.uniform(0, reader.duration, 5)
+            for moment, picture in zip(times, reader.frames_at(times), strict=True):
                 plain = max((pair for pair in shown if pair[0] <= moment), default=shown[0], key=itemgetter(0))[1]
-                # Two converters of the same picture to RGB: they may differ in rounding alone.
+                # Two conversions to RGB may differ by rounding.
                 assert np.abs(picture.astype(int) - plain).mean() < 1
 
 

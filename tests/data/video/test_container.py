@@ -1,4 +1,4 @@
-"""What poses as a video, or as a small one: refused by name, at once, and nothing else is opened."""
+"""Files that are no videos, or that would use too much memory or time: refused, and no other file is opened."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRACE = shutil.which("strace")
 
 @pytest.fixture(scope="module")
 def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good video that nobody may open: it is what the disguises point to."""
+    """A valid video that must not be opened: the disguised files refer to it."""
     return write(tmp_path_factory.mktemp("canary") / "canary.mp4", range(10), second=25)
 
 
@@ -43,7 +43,7 @@ def pool() -> Iterator[DecoderPool]:
 
 
 def texts(target: str) -> dict[str, str]:
-    """What each disguise holds, all pointing to ``target``."""
+    """The content of each disguised file, all referring to ``target``."""
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n"
     return {
         "hls": hls,
@@ -59,7 +59,7 @@ def texts(target: str) -> dict[str, str]:
 
 
 def external_track(film: Path, target: Path) -> bytes:
-    """An mp4 whose track says that its pictures are in another file; they are looked for in this one all the same."""
+    """An MP4 whose track states that its frames are in another file; FFmpeg reads them from this one."""
     data = film.read_bytes()
     inside = b"url \x00\x00\x00\x01"
     assert data.count(inside) == 1
@@ -67,7 +67,7 @@ def external_track(film: Path, target: Path) -> bytes:
 
 
 def disguises(folder: Path, canary: Path) -> dict[str, str]:
-    """Files that pose as videos, by path below ``folder``, with their status."""
+    """Write disguised files to ``folder``; return the expected status by name."""
     expected: dict[str, str] = {}
     for name, text in texts(str(canary)).items():
         (folder / f"{name}.mp4").write_text(text, encoding="utf-8")
@@ -82,7 +82,7 @@ def disguises(folder: Path, canary: Path) -> dict[str, str]:
     (folder / "nowhere.mp4").symlink_to("nothing there")
     for name in ("fifo", "loop", "zero", "terminal", "nowhere"):
         expected[f"{name}.mp4"] = "not_a_file"
-    # Formats without an index of their own files, with the path where a reference would be.
+    # Formats that cannot refer to other files, with the path appended.
     for name, codec in (("a.264", "libx264"), ("a.265", "libx265"), ("a.ivf", "libvpx"), ("a.mxf", "mpeg2video"),
                         ("a.rm", "rv20")):  # fmt: skip
         film = write(folder / name, range(10), codec, second=25)
@@ -103,21 +103,21 @@ ADDRESSES = ("{url}", "concat:{path}|{path}", "subfile,,start,0,end,9,,:{path}",
 
 
 @pytest.mark.parametrize("scheme", ADDRESSES)
-def test_an_address_is_no_path(scheme: str, canary: Path, pool: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_are_not_paths(scheme: str, canary: Path, pool: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(canary.parent)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         path = Path(scheme.format(url=f"http://127.0.0.1:{server.getsockname()[1]}/a.mp4", path=canary))
         assert pool.check(path).status == "not_a_file"
         assert check(path).status == "not_a_file"
-        with pytest.raises(BlockingIOError):  # nobody has called
+        with pytest.raises(BlockingIOError):  # no connection
             server.accept()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 def test_nothing_else_is_opened(tmp_path: Path, canary: Path) -> None:
-    """Every system call that names a file or an address, while a folder of disguises is checked."""
+    """Trace all system calls with a file or an address while a folder of disguised files is checked."""
     folder = tmp_path / "folder"
     folder.mkdir()
     disguises(folder, canary)
@@ -153,7 +153,7 @@ def test_nothing_else_is_opened(tmp_path: Path, canary: Path) -> None:
 
 
 def png(side: int) -> bytes:
-    """A white square picture of one bit a pixel: next to nothing, whatever its side."""
+    """A white square PNG of one bit a pixel, which is a tiny file for any size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
@@ -237,22 +237,22 @@ def test_bombs_are_refused_quickly_and_cheaply(tmp_path: Path, name: str) -> Non
             pool.read(Clip(path), 4, 224)
         assert caught.value.status == status
         (process,) = pool._idle
-        said = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-        assert int(re.findall(r"VmHWM:\s+(\d+)", said)[0]) < 400 * 1024
-        # Processor time since the question, which tests beside this one do not add to.
+        status_text = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        assert int(re.findall(r"VmHWM:\s+(\d+)", status_text)[0]) < 400 * 1024
+        # Processor time since the request; other tests do not add to it.
         assert _seconds_used(process.pid) - process._used < 2.0
 
 
-def test_a_picture_within_the_limits_is_read(tmp_path: Path) -> None:
-    """The bombs are refused for their size, and not because such files cannot be read at all."""
+def test_such_files_within_the_limits_are_read(tmp_path: Path) -> None:
+    """The bombs are refused for their size, and not because such files cannot be read."""
     assert read_clip(Clip(huge(512, "avi")(tmp_path)), 1, 32).min() == 255
     assert check(long("mp4")(tmp_path), Limits(max_seconds=5000 * 3600.0)).readable
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [8192, 16000])
-def test_real_bombs_of_the_usual_codec(tmp_path: Path, side: int) -> None:
-    """H.264, whose size FFmpeg may find out by decoding, in a container that does not state it."""
+def test_h264_bombs_are_refused(tmp_path: Path, side: int) -> None:
+    """The container does not state the size, so FFmpeg finds it by decoding."""
     path = tmp_path / "bomb.ts"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"preset": "ultrafast", "x264-params": "threads=1"})
@@ -263,6 +263,6 @@ def test_real_bombs_of_the_usual_codec(tmp_path: Path, side: int) -> None:
         found = pool.check(path)
         assert found.status == "too_large", found
         (process,) = pool._idle
-        said = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-        assert int(re.findall(r"VmHWM:\s+(\d+)", said)[0]) < 400 * 1024
+        status_text = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        assert int(re.findall(r"VmHWM:\s+(\d+)", status_text)[0]) < 400 * 1024
         assert _seconds_used(process.pid) - process._used < 2.0

@@ -1,4 +1,4 @@
-"""`evilm data check-videos`: one status for everything in a folder, whatever it is called."""
+"""`evilm data check-videos`: one status for each file of a folder, whatever its name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("film") / "a.ts", range(100), second=25)
 
 
-def test_everything_has_one_status(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_file_has_one_status(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inner = tmp_path / "inner" / "most"
     inner.mkdir(parents=True)
     whole = film.read_bytes()
@@ -61,7 +61,7 @@ def test_everything_has_one_status(film: Path, tmp_path: Path, capsys: pytest.Ca
     assert "\x1b" not in said
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "check-videos", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/nowhere: no such folder\n"
     assert run(["data", "check-videos", str(tmp_path), "--json"]) == 0
@@ -111,7 +111,7 @@ def test_options_allow_larger_frames(film: Path, tmp_path: Path, capsys: pytest.
         assert json.loads(capsys.readouterr().out)["files"][0]["status"] == status
 
 
-def test_a_film_that_is_shorter_than_it_says_is_partial(tmp_path: Path) -> None:
+def test_video_shorter_than_stated_is_partial(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", range(0, 2000, 4), gop=25)
     assert check(path).status == "ok"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -127,7 +127,7 @@ def _used() -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("opens", [200, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_opening_leaves_nothing_behind(film: Path, tmp_path: Path, opens: int) -> None:
+def test_opening_leaks_no_memory_and_no_descriptors(film: Path, tmp_path: Path, opens: int) -> None:
     (tmp_path / "bad.ts").write_bytes(film.read_bytes()[: 188 * 3])
     paths = [film, write(tmp_path / "a.mp4", range(10), second=25), tmp_path / "bad.ts", tmp_path / "none"]
 
@@ -150,24 +150,24 @@ def test_opening_leaves_nothing_behind(film: Path, tmp_path: Path, opens: int) -
     )  # KiB, where a leak of one small picture an open would be 12 times as much at 10,000
 
 
-def test_no_byte_is_lost(film: Path) -> None:
-    """By the C library's own count: what is lost by each open is too little to be seen among the process's pages."""
+def test_opening_leaks_no_byte(film: Path) -> None:
+    """By the count of the C library, because a leak of few bytes does not show in the resident memory."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):
         pytest.skip("needs glibc 2.33, whose count of bytes in use goes beyond 2 GiB")
-    # Ten numbers of size_t, of which the eighth is what has been handed out and not given back.
+    # Ten numbers of size_t; the eighth is the number of allocated bytes.
     libc.mallinfo2.restype = type("Mallinfo", (ctypes.Structure,), {"_fields_": [("all", ctypes.c_size_t * 10)]})
 
-    def handed_out() -> int:
+    def allocated() -> int:
         gc.collect()
         return int(libc.mallinfo2().all[7])
 
     for _ in range(20):
         check(film)
-    before = handed_out()
+    before = allocated()
     for _ in range(100):
         check(film)
-    assert (handed_out() - before) / 100 < 100  # bytes; a lost packet of FFmpeg's is 104
+    assert (allocated() - before) / 100 < 100  # bytes; a leaked packet of FFmpeg has 104
 
 
 @pytest.mark.slow
@@ -188,8 +188,8 @@ def test_a_decoder_process_does_not_grow(film: Path, tmp_path: Path, monkeypatch
     assert all(max(each) - each[2] < 8 << 20 for each in sizes.values() if len(each) > 2)
 
 
-def test_odd_files_of_the_world(shared_data: Path) -> None:
-    """Each twentieth here; all of them in the slow suite."""
+def test_some_odd_files(shared_data: Path) -> None:
+    """Each twentieth; the slow test has all of them."""
     files = list_files(shared_data / "odd-videos")[0][::20]
     with DecoderPool() as pool:
         counts = check_folder(files, [], pool).counts
@@ -199,7 +199,7 @@ def test_odd_files_of_the_world(shared_data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_odd_files_of_the_world(shared_data: Path) -> None:
+def test_all_odd_files(shared_data: Path) -> None:
     folder = shared_data / "odd-videos"
     lines = (folder / "index.jsonl").read_text(encoding="utf-8").splitlines()
     plain = {row["file"]: row["pyav"] for row in map(json.loads, lines)}
@@ -215,5 +215,5 @@ def test_all_odd_files_of_the_world(shared_data: Path) -> None:
     assert sum(counts.values()) == len(plain) == 409
     readable = {name for name, said in plain.items() if said == "ok"}
     lost = {name: found[name].status for name in readable if not found[name].readable}
-    # Two files of a game and DRM: docs/reliability.md lists each.
+    # Two files of a game and two with DRM; docs/reliability.md lists them.
     assert Counter(lost.values()) == {"refused": 2, "encrypted": 2}

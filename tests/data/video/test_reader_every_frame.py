@@ -1,4 +1,4 @@
-"""The sampling rule, picture by picture: whatever the container and codec, the picture shown is the one on screen."""
+"""Each frame of each container and codec: the reader returns the frame that is on screen."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ REFRESH = {"x264-params": "intra-refresh=1:keyint=10:bframes=0"}  # no keyframes
      ("b.mxf", "mpeg2video", {"bf": "2"}), ("a.rm", "rv20", {}),
      ("a.265", "libx265", {"x265-params": "log-level=none:bframes=3"})],
 )  # fmt: skip
-def test_every_picture_alone_and_in_a_row(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+def test_every_frame_alone_and_in_order(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
     count = 48
     path = write(tmp_path / name, range(count), codec, second=25, **options)
-    moments = [(i + 0.5) / 25 for i in range(count)]
+    times = [(i + 0.5) / 25 for i in range(count)]
     with VideoReader(path) as reader:
-        assert [number_of(p) for p in reader.frames_at(moments)] == list(range(count))
-        # Each alone: sought from the start, from wherever that leads.
+        assert [number_of(p) for p in reader.frames_at(times)] == list(range(count))
+        # Each in a request of its own, with a seek from the start.
         alone = range(1, count, 4)
-        assert [number_of(reader.frames_at([moments[i]])[0]) for i in alone] == list(alone)
-        assert [number_of(p) for p in reader.frames_at(moments, mode="fast")] == _keyframes(path, count)
+        assert [number_of(reader.frames_at([times[i]])[0]) for i in alone] == list(alone)
+        assert [number_of(p) for p in reader.frames_at(times, mode="fast")] == _keyframes(path, count)
 
 
 def _keyframes(path: Path, count: int) -> list[int]:
-    """For each picture the last keyframe up to it, by a plain decode."""
+    """The last keyframe up to each frame, by a plain decode."""
     with av.open(str(path)) as container:
         keys = [number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame]
     return [max((key for key in keys if key <= i), default=0) for i in range(count)]
@@ -62,8 +62,8 @@ def test_pixels_that_are_not_square(tmp_path: Path, aspect: Fraction, shown: tup
         assert number_of(reader.frames_at([0.22], size=32, fit="squash")[0]) == 5
 
 
-def test_a_crop_of_wide_pixels_is_of_what_is_shown(tmp_path: Path) -> None:
-    # Shown twice as wide as high, the crop keeps the middle half: bars 2 to 5 of 8: all white for 60.
+def test_crop_of_wide_pixels_is_taken_as_displayed(tmp_path: Path) -> None:
+    # Displayed twice as wide as high. The crop keeps the middle half, bars 2 to 5 of 8, which are white for 60.
     path = write(tmp_path / "a.mp4", range(61), second=25, aspect=Fraction(2))
     with VideoReader(path) as reader:
         crop = reader.frames_at([60.5 / 25], size=64)[0]
@@ -72,15 +72,15 @@ def test_a_crop_of_wide_pixels_is_of_what_is_shown(tmp_path: Path) -> None:
     assert number_of(whole) == 60
 
 
-def test_a_picture_that_stays_for_long(tmp_path: Path) -> None:
+def test_frame_that_is_shown_for_a_minute(tmp_path: Path) -> None:
     stamps = [0, 10, 6000, 6010]  # hundredths: a minute of one picture
     path = write(tmp_path / "a.mp4", stamps, gop=1)
     with VideoReader(path) as reader:
         assert [number_of(p) for p in reader.frames_at([0.05, 0.1, 30.0, 59.99, 60.0, 60.1])] == [0, 1, 1, 1, 2, 3]
 
 
-def test_a_segment_costs_by_its_length_not_by_the_films(tmp_path: Path) -> None:
-    """Pictures that are decoded for a moment late in a film are no more than a group of pictures."""
+def test_reading_a_segment_decodes_only_its_groups_of_frames(tmp_path: Path) -> None:
+    """For times late in a video, at most one group of frames before them is decoded."""
     path = write(tmp_path / "a.mp4", range(1000), second=25, gop=25, bf="0")
     with VideoReader(path) as reader:
         decoded = 0
