@@ -1,4 +1,4 @@
-"""The model that comes with the package: small, sealed, and of whom its card says how it was made."""
+"""The bundled model world-tiny: small, undamaged, with a card that states how it was made."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def home() -> Path:
     return found
 
 
-def test_it_is_small_and_whole(home: Path) -> None:
+def test_it_is_small_and_undamaged(home: Path) -> None:
     assert sum(path.stat().st_size for path in home.iterdir()) <= 4e6
     made = export_format.read(home)  # checksums, and the scan of its graphs
     assert {made.precision[graph] for graph in export_format.GRAPHS} == {"int8"}
 
 
-def test_its_card_says_recipe_seed_and_numbers_and_nothing_of_where_it_was_made(home: Path) -> None:
+def test_its_card_states_recipes_seed_and_metrics_and_no_local_paths(home: Path) -> None:
     card, about = (home / "README.md").read_text(), (home / "export.json").read_text()
     assert re.search(r"recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`, seed \d+", card)
     assert re.search(r"\| R@10 \| [\d.]+ \| [\d.]+ \|", card)
@@ -34,9 +34,7 @@ def test_its_card_says_recipe_seed_and_numbers_and_nothing_of_where_it_was_made(
     assert not re.search(r"(?<![\w.])/(?:tmp|home|root|work|Users|var)/", card + about)
 
 
-def test_it_is_found_by_name_and_a_folder_of_that_name_goes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_its_name_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = evilm.load("world-tiny", threads=1)
     assert model.metadata.heads == ("embed_video", "embed_text")
     assert evilm.load(Path("world-tiny")).fingerprint == model.fingerprint
@@ -48,14 +46,14 @@ def test_it_is_found_by_name_and_a_folder_of_that_name_goes_first(
         evilm.load("word-tiny")
 
 
-def test_it_cannot_be_asked_what_it_has_no_answers_for(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_answers_with_choices_only(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = str(small_world / "videos" / "video0.mp4")
     assert cli.run(["ask", video, "what color is it?", "--model", "world-tiny"]) == 2
     assert "give at least two choices, for example: evilm ask" in capsys.readouterr().err
     assert cli.run(["ask", video, "what color is it?", "--model", "world-tiny", "--choices", "red", "blue"]) == 0
 
 
-def test_no_path_of_whoever_exported_it_is_in_a_graph(home: Path) -> None:
+def test_its_graphs_hold_no_local_paths(home: Path) -> None:
     for path in home.glob("*.onnx"):
         found = path.read_bytes()
         assert not [trace for trace in (b'File "', b"site-packages", b"/home/", b"/tmp/") if trace in found], path.name

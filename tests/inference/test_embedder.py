@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import torch
 import evilm
 from evilm import cli, inference
 from evilm.data.video import DecoderPool
-from evilm.errors import CheckpointError, ConfigError, DataError, OutputError, VideoError
+from evilm.errors import ConfigError, DataError, OutputError, VideoError
 from evilm.tasks import VideoTextTask
 from evilm.training import build
 from evilm.types import Clip
@@ -135,15 +136,6 @@ def test_a_missing_head_names_the_remedy(
         model.answer(tmp_path / "none.mp4", "what?")
 
 
-def test_a_folder_without_a_model_is_an_error(tmp_path: Path, tokenizer_run: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none: no such model; name the folder of an export"):
-        evilm.load(tmp_path / "none")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        evilm.load(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a video tokenizer and no video-language model"):
-        evilm.load(tokenizer_run)
-
-
 def test_times_are_the_middles_of_equal_segments(clips: list[Path]) -> None:
     with DecoderPool() as decoders:
         whole = inference.sampled_times(Clip(clips[0]), 4, decoders)
@@ -233,7 +225,7 @@ def test_a_published_model_loads_again(
     trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A local folder replaces the hub."""
-    from evilm.export import hub
+    from evilm import hub
 
     model = evilm.load(trained("retrieval"))
     store = tmp_path / "hub"
@@ -252,9 +244,9 @@ def test_a_published_model_loads_again(
         def snapshot_download(self, name: str, allow_patterns: list[str], local_files_only: bool) -> str:
             return str(store / name)
 
-    monkeypatch.setattr(hub, "_library", lambda _: Library())
-    monkeypatch.setattr(hub.weights_hub, "hub_reachable", lambda: True)
-    with pytest.raises(OutputError, match="not a name: is no name on the hub; take owner/name"):
+    monkeypatch.setattr(hub, "library", lambda _: Library())
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
+    with pytest.raises(OutputError, match="not a name: is not a name on the hub: use owner/name"):
         model.push_to_hub("not a name")
     assert model.push_to_hub("someone/clips") == "hub/someone/clips"
     assert not (store / "someone/clips/training").exists()
@@ -266,3 +258,42 @@ def test_a_published_model_loads_again(
     again = evilm.Embedder.from_pretrained("someone/clips")
     assert again.fingerprint == model.fingerprint
     np.testing.assert_array_equal(again.embed_texts(["a disc"]), model.embed_texts(["a disc"]))
+
+
+def test_a_picture_has_one_vector_in_every_form(retrieval: Embedder, tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "still.png")
+    forms = [tmp_path / "still.png", (tmp_path / "still.png").read_bytes(), pixels, Image.fromarray(pixels)]
+    frames = retrieval.read_picture(forms[0])
+    assert frames.shape == (2, 64, 64, 3)
+    np.testing.assert_array_equal(frames[0], frames[1])
+    vectors = retrieval.embed_pictures(forms)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors, np.broadcast_to(vectors[:1], vectors.shape), atol=1e-5)
+    assert retrieval.embed_pictures([]).shape == (0, 16)
+    with pytest.raises(VideoError, match="not_a_file"):
+        retrieval.embed_pictures([tmp_path / "none.png"])
+    with pytest.raises(VideoError):
+        retrieval.embed_pictures([b"no picture"])
+
+
+def test_labels_of_vectors_equal_zero_shot_classes(retrieval: Embedder, clips: list[Path]) -> None:
+    names = ["a disc", "a star", "a square"]
+    probabilities = retrieval.label_vectors(retrieval.embed_videos(clips).vectors, names)
+    assert probabilities.shape == (3, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    for row, ranked in zip(probabilities, retrieval.classify(clips, names), strict=True):
+        assert dict(ranked) == pytest.approx(dict(zip(names, row.tolist(), strict=True)), abs=1e-5)
+
+
+def test_threads_may_share_a_model(clips: list[Path]) -> None:
+    with evilm.load("world-tiny", threads=1) as model:
+        texts = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("disc", "star", "square", "cross")]
+        wanted = [evilm.load("world-tiny").embed_texts([text])[0] for text in texts]
+        with ThreadPoolExecutor(8) as pool:  # the graphs are opened here, by several threads at once
+            vectors = list(pool.map(lambda text: model.embed_texts([text])[0], texts))
+            answers = list(pool.map(lambda clip: model.ask(clip, "what is it?", ["a disc", "a star"]), clips * 2))
+    np.testing.assert_allclose(vectors, wanted, atol=1e-6)
+    assert [each.candidates for each in answers[:3]] == [each.candidates for each in answers[3:]]

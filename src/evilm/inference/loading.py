@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from evilm import files, hub
 from evilm.encoders import names as encoder_names
 from evilm.errors import CheckpointError, DependencyError
 from evilm.training import checkpoint
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 EXPORT_FILE = "export.json"  # distinguishes an exported folder from a checkpoint
 _SHIPPED = Path(__file__).parent / "shipped"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_HUB_FILES = ("*.json", "*.onnx", "*.safetensors", "README.md", files.MARK)
 
 # Bundled models: what each was trained on and what it recognises. A model is offered if its folder is there.
 _DESCRIPTIONS = {
@@ -34,18 +38,9 @@ def open_runtime(model: str | Path, *, device: Device = "auto", threads: int | N
         CheckpointError: no such model, or it is damaged or refused.
         DependencyError: the model needs a library that is not installed.
     """
-    path = bundled_folder(model) or Path(model).expanduser()
-    if not _exists(path):
-        if encoder_names.is_name(str(model)):
-            return _open_dual_encoder(str(model), device)
-        from evilm.export import hub
-
-        if not hub.is_name(str(model)):
-            raise CheckpointError(
-                f"{model}: no such model; name the folder of an export, a run or a checkpoint, owner/name on the hub, "
-                f"or a bundled model: {bundled_list()}"
-            )
-        path = hub.download(str(model))
+    if encoder_names.is_name(str(model)) and not _exists(Path(model).expanduser()):
+        return _open_dual_encoder(str(model), device)
+    path = model_folder(model)
     if (path / EXPORT_FILE).is_file():
         from evilm.inference.runtime_onnx import OnnxRuntime
 
@@ -58,6 +53,29 @@ def open_runtime(model: str | Path, *, device: Device = "auto", threads: int | N
             f"{path}: is a checkpoint, which needs {error.name}: pip install 'evilm[train]', or load an export of it"
         ) from None
     return TorchRuntime(path, device)
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of a model: one on this machine, a bundled one, or the local copy of one on the hub.
+
+    Raises:
+        CheckpointError: no such model.
+        DependencyError: the model is on the hub, and huggingface_hub is missing.
+    """
+    path = bundled_folder(model) or Path(model).expanduser()
+    if _exists(path):
+        return path
+    if is_hub_name(str(model)):
+        return hub.fetch(str(model), _HUB_FILES)
+    raise CheckpointError(
+        f"{model}: no such model; name the folder of an export, a run or a checkpoint, owner/name on the hub, or a "
+        f"bundled model: {bundled_list()}"
+    )
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` may be ``owner/name`` on the hub."""
+    return _HUB_NAME.fullmatch(text) is not None
 
 
 def bundled_folder(model: str | Path) -> Path | None:

@@ -154,7 +154,7 @@ def test_what_cannot_be_adapted_is_refused_and_leaves_nothing(
         adapt(request(mine, trained("question_answering")), out)
     with pytest.raises(CheckpointError, match="is a video tokenizer"):
         adapt(request(mine, tokenizer_run), out)
-    with pytest.raises(CheckpointError, match="no such checkpoint or run"):
+    with pytest.raises(CheckpointError, match="no such model"):
         adapt(request(mine, tmp_path / "none"), out)
     few = tmp_path / "few.csv"
     few.write_text("path,caption\n" + "".join(f"{mine.parent}/videos/video{i}.mp4,a disc\n" for i in range(7)))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evilm import config
 from evilm.errors import CheckpointError
-from evilm.export import hub
-from evilm.inference.loading import EXPORT_FILE, bundled_folder
+from evilm.inference.loading import EXPORT_FILE, model_folder
 from evilm.model.presets import ModelConfig
 from evilm.tasks import TOKENIZERS
 from evilm.training import checkpoint
 from evilm.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _EMBEDS = "embed.video_out.weight"
 
@@ -44,9 +46,7 @@ def trainable(model: str) -> Start:
     Raises:
         CheckpointError: no such model, an export, a video tokenizer, or a model that does not embed.
     """
-    path = bundled_folder(model) or Path(model).expanduser()
-    if not path.exists() and hub.is_name(model):
-        path = hub.download(model)
+    path = model_folder(model)
     if (path / EXPORT_FILE).is_file():
         raise CheckpointError(
             f"{model}: is an export, which cannot be trained: name the run or checkpoint that it was made from"
