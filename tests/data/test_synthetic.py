@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from evilm.data.synthetic import SIMPLE, Plan, WorldSummary, build, relevance
-from evilm.data.synthetic.motion import FRAME, FRAMES, RATE, track
-from evilm.data.synthetic.scene import NEW_ACTION, NEW_COLOUR, compose
+from evilm.data.synthetic.scene import FRAME, FRAMES, NEW_ACTION, NEW_COLOUR, RATE, compose, track
 from evilm.errors import AnnotationError, OutputError
 
 if TYPE_CHECKING:
@@ -160,19 +159,19 @@ def test_an_interrupted_world_goes_on(tmp_path: Path) -> None:
 
 
 def test_refusals(world: WorldSummary, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"holds another world.*seed 3, not 5"):
+    with pytest.raises(OutputError, match=r"holds another data set.*seed 3, not 5"):
         build(world.path, CLIPS, 5, val=VAL, test=TEST)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         build(tmp_path / "file", 10, 0)
-    with pytest.raises(OutputError, match="not a world"):
+    with pytest.raises(OutputError, match="not a synthetic data set"):
         build(tmp_path, 10, 0)
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "world.json").write_text("{}")
-    with pytest.raises(OutputError, match="not the card of a world"):
+    with pytest.raises(OutputError, match="is not of a synthetic data set"):
         build(tmp_path / "fake", 10, 0)
     for arguments in ({"clips": 0}, {"clips": 5, "test": 5}, {"clips": 10, "val": -1}):
-        with pytest.raises(OutputError, match="has no room"):
+        with pytest.raises(OutputError, match="are too few for"):
             build(tmp_path / "new", seed=0, **arguments)
     with pytest.raises(OutputError, match="between 0 and 1"):
         build(tmp_path / "new", 10, 0, novel=1.5)
@@ -198,7 +197,7 @@ def test_a_world_of_unseen_things(world: WorldSummary, tmp_path: Path) -> None:
     x = track(["sways"], 13.0, random.Random(0)).x[[3, 9, 14, 20]]
     assert min(abs(x)) > 15
     assert (np.sign(x[:-1]) == -np.sign(x[1:])).all()
-    with pytest.raises(OutputError, match="holds another world"):
+    with pytest.raises(OutputError, match="holds another data set"):
         build(made.path, 40, 5, val=4, test=6)
 
 

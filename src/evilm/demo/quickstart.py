@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from evilm import files
 from evilm.data import synthetic
 from evilm.data.readers.msrvtt import msrvtt_qa, msrvtt_retrieval
+from evilm.data.synthetic.language import relevance
 from evilm.data.synthetic.scene import COLOURS
-from evilm.data.synthetic.truth import relevance
 from evilm.errors import AnnotationError
 from evilm.inference import load
 from evilm.inference.loading import TINY

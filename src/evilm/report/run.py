@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from evilm.data.synthetic.truth import relevance
+from evilm.data.synthetic.language import relevance
 from evilm.data.video import read_clip
 from evilm.errors import DataError, EvilmError
 from evilm.types import Clip

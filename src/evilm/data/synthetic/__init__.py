@@ -1,16 +1,14 @@
-"""The procedural video world: real video files, true sentences, and questions about them, out of nothing.
+"""Synthetic data set of moving shapes: real video files with true captions and questions, generated from a seed.
 
-* ``build`` makes a world on disk, in the published formats;
-* ``relevance`` says which captions are true of which clips;
-* ``is_true`` says whether one meaning holds in one scene.
+* ``build`` writes a data set in the published annotation formats;
+* ``relevance`` tells which captions are true of which clips;
+* ``is_true`` tells whether a caption's meaning is true of a scene.
 """
 
 from __future__ import annotations
 
-from evilm.data.synthetic.language import is_true
-from evilm.data.synthetic.records import Plan
+from evilm.data.synthetic.language import is_true, relevance
 from evilm.data.synthetic.scene import ORDERED, SIMPLE
-from evilm.data.synthetic.truth import relevance
-from evilm.data.synthetic.writer import WorldSummary, build
+from evilm.data.synthetic.writer import Plan, WorldSummary, build
 
 __all__ = ["ORDERED", "SIMPLE", "Plan", "WorldSummary", "build", "is_true", "relevance"]

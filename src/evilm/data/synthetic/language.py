@@ -1,28 +1,35 @@
-"""What can be said of a scene: captions with their meaning, and when a meaning is true.
+"""Captions of a scene with their meanings, and the scenes of which a meaning is true.
 
-A caption's meaning is the JSON of what it asserts: ``things`` (each with some of colour, shape, size, action, place),
-and perhaps ``count`` and ``background``. It is true of a scene when the things it names can be matched with different
-things of the scene. A count is exact. **An action is all that a thing does**: "moves right" is false of a thing
-that first moves right and then grows.
+A caption's meaning is JSON: ``things`` (each with some of colour, shape, size, action, place), and optionally ``count``
+and ``background``. It is true of a scene if its things can be matched with different things of the scene. A count is
+exact. An action is the whole action of a thing: "moves right" is false of a thing that first moves right and then
+grows.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evilm.data.synthetic.scene import parts
+from evilm.errors import AnnotationError
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from evilm.data.synthetic.scene import Scene, Thing
 
     Meaning = Mapping[str, Any]
 
-#: Ways to say what a thing does: (it ..., a shape ...ing).
+# Phrases for each action: (it ..., a shape ...ing).
 _VERBS: dict[str, tuple[tuple[str, str], ...]] = {
     "moves left": (("moves left", "moving left"), ("slides to the left", "sliding to the left"),
                    ("goes left", "going left")),
@@ -64,34 +71,34 @@ _TEMPLATES = (
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A sentence and what it asserts."""
+    """A sentence and its meaning."""
 
     text: str
     meaning: dict[str, Any]
 
 
 def verb(action: str, rng: random.Random, form: int = 0) -> str:
-    """A way to say an action; ``form`` 0 is "moves", 1 is "moving"."""
-    said = [rng.choice(_VERBS[part])[form] for part in parts(action)]
-    return said[0] if len(said) == 1 else rng.choice(_ORDERS)[form].format(*said)
+    """A random phrase for an action; ``form`` 0 is "moves", 1 is "moving"."""
+    words = [rng.choice(_VERBS[part])[form] for part in parts(action)]
+    return words[0] if len(words) == 1 else rng.choice(_ORDERS)[form].format(*words)
 
 
 def article(words: str) -> str:
-    """The words with "a" or "an" before them."""
+    """The words with the article "a" or "an"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def captions(scene: Scene, count: int, rng: random.Random) -> list[Caption]:
-    """Different true sentences about a scene; each names colour, shape and action of its main actor."""
-    found: dict[str, Caption] = {}
-    while len(found) < count:
+    """Different true sentences about a scene, each with colour, shape and action of its main actor."""
+    by_text: dict[str, Caption] = {}
+    while len(by_text) < count:
         caption = _caption(scene, rng)
-        found.setdefault(caption.text, caption)
-    return list(found.values())
+        by_text.setdefault(caption.text, caption)
+    return list(by_text.values())
 
 
 def _caption(scene: Scene, rng: random.Random) -> Caption:
-    """One sentence from a random template that the scene can fill."""
+    """One sentence from a random template that fits the scene."""
     main = scene.main
     others = scene.things[1:]
     template = rng.choice(_TEMPLATES)
@@ -122,7 +129,7 @@ def _caption(scene: Scene, rng: random.Random) -> Caption:
 
 
 def _noun(thing: Thing, rng: random.Random) -> tuple[str, dict[str, Any]]:
-    """Such as "large red disc", and what it asserts; the size is named in one of three."""
+    """A phrase such as "large red disc" and its meaning; one in three has the size."""
     words = f"{thing.colour} {rng.choice(_NOUNS.get(thing.shape, (thing.shape,)))}"
     fact: dict[str, Any] = {"colour": thing.colour, "shape": thing.shape}
     if thing.size is not None and rng.random() < 1 / 3:
@@ -131,21 +138,69 @@ def _noun(thing: Thing, rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def is_true(meaning: Meaning, scene: Meaning) -> bool:
-    """Whether what a caption asserts holds in a scene.
+    """Whether a caption is true of a scene.
 
     Args:
-        meaning: of a caption, as in ``Caption.meaning`` or ``world.jsonl``.
-        scene: the scene's facts, as ``Scene.facts()`` gives them or ``world.jsonl`` holds them.
+        meaning: ``Caption.meaning``, also in ``world.jsonl``.
+        scene: ``Scene.facts()``, also in ``world.jsonl``.
     """
     things = scene["things"]
     if "count" in meaning and meaning["count"] != len(things):
         return False
     if "background" in meaning and meaning["background"] != scene["background"]:
         return False
-    said = meaning["things"]
-    return any(all(map(_fits, said, chosen)) for chosen in permutations(things, len(said)))
+    described = meaning["things"]
+    return any(all(map(_fits, described, chosen)) for chosen in permutations(things, len(described)))
 
 
-def _fits(said: Meaning, thing: Meaning) -> bool:
-    """Whether everything said of one thing is true of this one."""
-    return all(value in thing["places"] if key == "place" else thing[key] == value for key, value in said.items())
+def _fits(described: Meaning, thing: Meaning) -> bool:
+    return all(value in thing["places"] if key == "place" else thing[key] == value for key, value in described.items())
+
+
+def relevance(world: Path, captions: Sequence[str], videos: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether each caption is true of each clip, (captions, clips).
+
+    Args:
+        world: the ``world.jsonl`` of the data set that both come from.
+        captions: sentences of that file.
+        videos: ids of clips, as ``video12``.
+
+    Raises:
+        AnnotationError: the file cannot be read, or does not contain one of the captions or clips.
+    """
+    scenes, meanings = _read(world)
+    for kind, names, known in (("caption", captions, meanings), ("clip", videos, scenes)):
+        missing = next((name for name in names if name not in known), None)
+        if missing is not None:
+            raise AnnotationError(world, f"no {kind} {missing!r} in this data set; take both from the same one")
+    # A caption needs to be compared only with clips that contain its first thing with its action.
+    clips: dict[tuple[str, str, str], list[int]] = {}
+    for column, video in enumerate(videos):
+        for thing in scenes[video]["things"]:
+            clips.setdefault((thing["colour"], thing["shape"], thing["action"]), []).append(column)
+    true = np.zeros((len(captions), len(videos)), dtype=np.bool_)
+    for row, text in enumerate(captions):
+        first = meanings[text]["things"][0]
+        for column in clips.get((first["colour"], first["shape"], first["action"]), ()):
+            true[row, column] = is_true(meanings[text], scenes[videos[column]])
+    return true
+
+
+def _read(world: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scenes by video id, and meanings by sentence."""
+    scenes: dict[str, Any] = {}
+    meanings: dict[str, Any] = {}
+    try:
+        lines = world.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnnotationError(world, f"cannot be read: {error}; `evilm data synthetic` writes it") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            scenes[record["video"]] = record["scene"]
+            meanings |= {caption["text"]: caption["meaning"] for caption in record["captions"]}
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise AnnotationError(
+                world, "is not a record of `evilm data synthetic`; generate it again", number
+            ) from None
+    return scenes, meanings

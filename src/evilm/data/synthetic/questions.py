@@ -1,16 +1,16 @@
-"""Questions about a scene, open and with five options.
+"""Questions about a scene: open-ended ones, and multiple choice with five options.
 
-Open questions are asked only where one answer is right. What a question names is independent of its answer up to the
-held-out combinations, so a reader of questions alone does little better than the most frequent answer of a kind.
+An open question has exactly one right answer. Its words are independent of its answer, up to the held-out combinations,
+so a text-only baseline is little better than the most frequent answer of a kind.
 
-Options are drawn so that the sentences alone say nothing: given the five, each is equally likely to be the true one.
+Options are drawn so that a text-only baseline is at chance: given the five options, each is equally likely to be right.
 Two constructions have this property and are the only ones used:
 
-* a window of five in a fixed circle of actions, any of the five windows that hold the truth being equally likely;
-* six combinations of two by three values (or the six orders of two of three actions), less one untrue one at random.
+* a window of five in a fixed circle of actions; each of the five windows that contain the right one is equally likely;
+* six combinations of two by three values (or the six orders of two of three actions) without a random wrong one.
 
-Where the scene itself holds no held-out combination, no option does: else a reader of options alone would learn from
-train that those are never true.
+If the scene has no held-out combination, no option has one: a text-only baseline would otherwise learn from the
+training split that those are never right.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _FRAMES = ("{a} {verb}", "there is {a} that {verb}", "we see {a} that {verb}")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An open question; ``temporal`` says that the answer hangs on the order of the frames."""
+    """An open question; ``temporal`` if its answer depends on the order of the frames."""
 
     text: str
     answer: str
@@ -62,14 +62,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Five options of which one is true.
+    """Five options, one of which is right.
 
     Attributes:
-        question: with short options (what the thing does); None with sentences.
-        options: five different ones.
-        answer: index of the true one.
-        kind: what the options differ in: action, order of two actions, object, or object and action both.
-        temporal: whether an untrue option differs from the true one only by the order of the frames.
+        question: for short options (actions); None if the options are sentences.
+        options: five different texts.
+        answer: index of the right one.
+        kind: how the options differ: action, order of two actions, object, or object and action (both).
+        temporal: whether a wrong option differs from the right one only by the order of the frames.
     """
 
     question: str | None
@@ -80,13 +80,13 @@ class Choice:
 
 
 def questions(scene: Scene, count: int, rng: random.Random) -> list[Question]:
-    """Up to ``count`` different questions, of as many kinds as the scene allows."""
+    """Up to ``count`` different open questions, of as many kinds as the scene allows."""
     main = scene.main
     found = [*_about_count(scene, rng), *_about_action(main, rng)]
-    found.append(_about_looks(scene, rng.choice(("colour", "shape")), rng))  # one of them: no kind outweighs another
+    found.append(_about_looks(scene, rng.choice(("colour", "shape")), rng))  # only one of the two, for equal numbers
     placed = [thing for thing in scene.things if len(thing.places) == 1]
     if placed:
-        # The middle is where others leave least room: asked for whenever somebody is there.
+        # The middle is the rarest place, so it is always asked about.
         thing = next((thing for thing in placed if thing.places == ("middle",)), rng.choice(placed))
         still = "still " if thing.action == "stays still" and rng.random() < 0.3 else ""
         found.append(Question(f"where is the {still}{_name(thing)}?", thing.places[0], "place", temporal=False))
@@ -99,38 +99,35 @@ def _name(thing: Thing) -> str:
 
 
 def _about_count(scene: Scene, rng: random.Random) -> list[Question]:
-    """How many shapes there are, or how often the main actor jumps.
-
-    Scenes of few shapes are more frequent, so they are asked about less often: each answer is equally likely.
-    """
+    """How many shapes there are, or how often the main actor jumps; all answers are equally likely."""
     name, number = _name(scene.main), len(scene.things)
     if scene.main.action in JUMPS:
         text = rng.choice((f"how many times does the {name} jump?", f"how often does the {name} hop?"))
         return [Question(text, COUNTS[JUMPS.index(scene.main.action) + 1], "count", temporal=True)]
-    if rng.random() >= min(CAST) / CAST[number - 1]:
+    if rng.random() >= min(CAST) / CAST[number - 1]:  # scenes with few shapes are more frequent
         return []
     text = rng.choice(("how many shapes are there?", "how many things can be seen?"))
     return [Question(text, COUNTS[number], "count", temporal=False)]
 
 
 def _about_action(thing: Thing, rng: random.Random) -> list[Question]:
-    """What a thing does, or what it does first and last."""
+    """The action of a thing, or its first and last action."""
     if thing.action in SEQUENCES:
         first, last = parts(thing.action)
-        asked = (("do first", first), (rng.choice(("do last", "do at the end")), last))
+        phrases = (("do first", first), (rng.choice(("do last", "do at the end")), last))
         return [
             Question(f"what does the {_name(thing)} {words}?", answer, "order", temporal=True)
-            for words, answer in asked
+            for words, answer in phrases
         ]
     text = rng.choice((f"what does the {_name(thing)} do?", f"what is the {_name(thing)} doing?"))
     return [Question(text, thing.action, "action", thing.action in ORDERED)]
 
 
 def _about_looks(scene: Scene, kind: Literal["colour", "shape"], rng: random.Random) -> Question:
-    """The colour or the shape of a thing, which is pointed at by its other trait or by what only it does."""
+    """The colour or the shape of a thing, identified by the other of the two or by an action that only it has."""
     thing = rng.choice(scene.things)
-    alone = sum(other.action == thing.action for other in scene.things) == 1
-    if alone and rng.random() < 0.6:
+    unique = sum(other.action == thing.action for other in scene.things) == 1
+    if unique and rng.random() < 0.6:
         reverse = any(REVERSE.get(thing.action) == other.action for other in scene.things)
         text = f"what {kind} is the {'shape' if kind == 'colour' else 'thing'} that {verb(thing.action, rng)}?"
         return Question(text, getattr(thing, kind), kind, temporal=reverse)
@@ -140,32 +137,37 @@ def _about_looks(scene: Scene, kind: Literal["colour", "shape"], rng: random.Ran
 
 
 def action_choice(scene: Scene, rng: random.Random) -> Choice:
-    """What the main actor does, as a question with short options."""
+    """The action of the main actor, as a question with short options."""
     return _order_choice(scene, rng) if scene.main.action in SEQUENCES else _action_choice(scene, rng)
 
 
 def choices(scene: Scene, action: Choice, rng: random.Random) -> list[Choice]:
-    """Two sets of sentences: what the main actor does, and who does it (sometimes both at once).
+    """Two sets of sentences: one differs in the action, one in the actor (sometimes in both).
 
     Args:
-        scene: what happens.
-        action: ``action_choice`` of the scene, to be said in whole sentences: a bystander may do a bare option.
-        rng: draws what the options differ in.
+        scene: the scene.
+        action: ``action_choice`` of the scene, which becomes whole sentences: another shape may have that action too.
+        rng: draws how the options differ.
     """
     main, template = scene.main, rng.choice(_FRAMES)
-    said = tuple(template.format(a=article(_name(main)), verb=option) for option in action.options)
-    by_action = replace(action, question=None, options=said)
+    sentences = tuple(template.format(a=article(_name(main)), verb=option) for option in action.options)
+    by_action = replace(action, question=None, options=sentences)
     still = all(thing.action == "stays still" for thing in scene.things[1:])
     rival = rng.choice(scene.things[1:]) if len(scene.things) > 1 and still else None
-    if rival is not None and main.action in SIMPLE[:-1] and rng.random() < 0.4 and _could(scene, rival, main.action):
+    if (
+        rival is not None
+        and main.action in SIMPLE[:-1]
+        and rng.random() < 0.4
+        and _allowed(scene, rival.colour, rival.shape, main.action)
+    ):
         return [by_action, _mixed_choice(scene, rival, rng)]
     return [by_action, _object_choice(scene, rng)]
 
 
 def transition(thing: Thing, rng: random.Random) -> Choice | None:
-    """What a thing does after its first action: the options are every part but that one.
+    """The action of a thing after its first action; the options are all other simple actions.
 
-    The shape stays unnamed, for some parts of some shapes are held out.
+    The question does not name the shape, as some actions of some shapes are held out.
     """
     if thing.action not in SEQUENCES:
         return None
@@ -184,17 +186,17 @@ def _shuffled(
     return Choice(question, tuple(mixed), mixed.index(truth), kind, temporal)
 
 
-def _fair(scene: Scene, colour: str, shape: str, action: str) -> bool:
-    """Whether an option may say this: it could be seen, and is held out only where the scene is."""
+def _allowed(scene: Scene, colour: str, shape: str, action: str) -> bool:
+    """Whether an option may have this combination: it is visible, and held out only if the scene is too."""
     known = (colour, shape) not in HELD_COLOUR_SHAPE and not held(shape, action)
     return possible(shape, action) and (known or scene.novelty is not None)
 
 
 def _action_choice(scene: Scene, rng: random.Random) -> Choice:
-    """Five neighbours in the circle of actions that this shape can do."""
+    """Five neighbours in the circle of the actions of this shape."""
     thing = scene.main
     actions = SIMPLE if thing.action in SIMPLE else (*SIMPLE, thing.action)
-    circle = [action for action in actions if _fair(scene, thing.colour, thing.shape, action)]
+    circle = [action for action in actions if _allowed(scene, thing.colour, thing.shape, action)]
     start = circle.index(thing.action) - rng.randrange(_OPTIONS)
     window = [circle[(start + step) % len(circle)] for step in range(_OPTIONS)]
     jumps = thing.action in JUMPS and sum(action in JUMPS for action in window) > 1
@@ -204,10 +206,10 @@ def _action_choice(scene: Scene, rng: random.Random) -> Choice:
 
 
 def _order_choice(scene: Scene, rng: random.Random) -> Choice:
-    """Five of the six orders of two among three actions."""
+    """Five of the six orders of two of three actions."""
     thing = scene.main
     first, last = parts(thing.action)
-    fair = [part for part in PARTS if _fair(scene, thing.colour, thing.shape, part)]
+    fair = [part for part in PARTS if _allowed(scene, thing.colour, thing.shape, part)]
     third = rng.choice([part for part in fair if part not in (first, last)])
     six = [f"first {a}, then {b}" for a, b in permutations((first, last, third), 2)]
     six.remove(rng.choice([option for option in six if option != thing.action]))
@@ -215,7 +217,7 @@ def _order_choice(scene: Scene, rng: random.Random) -> Choice:
 
 
 def _object_choice(scene: Scene, rng: random.Random) -> Choice:
-    """Two by three colours and shapes, less one, all doing what the main actor does."""
+    """Five of two by three colours and shapes, all with the action of the main actor."""
     main = scene.main
     while True:
         wide = rng.random() < 0.5
@@ -231,7 +233,7 @@ def _object_choice(scene: Scene, rng: random.Random) -> Choice:
 
 
 def _mixed_choice(scene: Scene, rival: Thing, rng: random.Random) -> Choice:
-    """The main actor and a bystander by three actions (or these and a third by two actions), less one."""
+    """Five of two shapes by three actions, or three shapes by two actions; one shape is another of the scene."""
     main = scene.main
     while True:
         wide = rng.random() < 0.5
@@ -249,26 +251,22 @@ def _others(values: Sequence[str], but: str, count: int, rng: random.Random) -> 
     return rng.sample([value for value in values if value != but], count)
 
 
-def _could(scene: Scene, thing: Thing, action: str) -> bool:
-    return _fair(scene, thing.colour, thing.shape, action)
-
-
 def _sentences(scene: Scene, names: list[tuple[str, str, str]], kind: ChoiceKind, rng: random.Random) -> Choice | None:
-    """Six (colour, shape, action), the first of them true, to five sentences; None if that is not fair."""
-    if len(set(names)) != len(names) or not all(_fair(scene, *name) for name in names):
+    """Five sentences of six (colour, shape, action), the first of which is true; None if an option is not allowed."""
+    if len(set(names)) != len(names) or not all(_allowed(scene, *name) for name in names):
         return None
     facts = scene.facts()
     meanings = [dict(zip(("colour", "shape", "action"), name, strict=True)) for name in names]
     if [is_true({"things": [meaning]}, facts) for meaning in meanings] != [True] + [False] * 5:
         return None
     truth = names[0]
-    left = [truth, *rng.sample(names[1:], _OPTIONS - 1)]
+    chosen = [truth, *rng.sample(names[1:], _OPTIONS - 1)]
     template = rng.choice(_FRAMES)
-    said = [template.format(a=article(f"{colour} {shape}"), verb=action) for colour, shape, action in left]
-    reverse = any(name[2] == REVERSE.get(truth[2]) or _counts(name[2], truth[2]) for name in left)
-    return _shuffled(said, said[0], kind, rng, None, temporal=kind != "object" and reverse)
+    texts = [template.format(a=article(f"{colour} {shape}"), verb=action) for colour, shape, action in chosen]
+    reverse = any(name[2] == REVERSE.get(truth[2]) or _counts(name[2], truth[2]) for name in chosen)
+    return _shuffled(texts, texts[0], kind, rng, None, temporal=kind != "object" and reverse)
 
 
 def _counts(one: str, other: str) -> bool:
-    """Whether the two are different numbers of jumps."""
+    """Whether the two actions are different numbers of jumps."""
     return one != other and one in JUMPS and other in JUMPS

@@ -1,4 +1,4 @@
-"""Pixels: a scene to frames, and frames to an H.264 file."""
+"""Render a scene to frames, and encode frames as an H.264 file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from av.codec.codec import UnknownCodecError
 from av.error import FFmpegError
 
-from evilm.data.synthetic.motion import FRAME, FRAMES, RATE
+from evilm.data.synthetic.scene import FRAME, FRAMES, RATE
 from evilm.errors import DependencyError
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ _RGB = {
     "blue": (24, 64, 235), "pink": (255, 110, 205), "white": (252, 252, 252), "black": (8, 8, 8),
     "purple": (112, 20, 150),
 }  # fmt: skip
-#: Room around the frame, so that a sprite at the edge needs no clipping.
-_MARGIN = 32
+_MARGIN = 32  # pixels around the frame, so that a sprite at the edge needs no clipping
 _SUPERSAMPLE = 4
 
 
@@ -37,8 +36,8 @@ def render(scene: Scene, seed: int) -> NDArray[np.uint8]:
     """The frames of a scene, (T, H, W, 3) uint8.
 
     Args:
-        scene: what happens.
-        seed: draws the background's tones, scale and grain.
+        scene: the scene.
+        seed: draws the tones, scale and pattern of the background.
     """
     background = backdrop(scene.background, np.random.default_rng(seed))
     side = FRAME + 2 * _MARGIN
@@ -51,7 +50,7 @@ def render(scene: Scene, seed: int) -> NDArray[np.uint8]:
 
 
 def _draw(canvas: Floats, thing: Thing) -> None:
-    """Blends one thing into every frame."""
+    """Blend one shape into every frame."""
     path, colour = thing.track, np.asarray(_RGB[thing.colour], dtype=np.float32)
     for frame in range(FRAMES):
         if not path.visible[frame]:
@@ -66,7 +65,7 @@ def _draw(canvas: Floats, thing: Thing) -> None:
 
 @lru_cache(maxsize=4096)
 def sprite(shape: str, diameter: int, angle: int) -> Floats:
-    """The coverage of a shape, (k, k, 1) in 0 to 1, k odd; ``diameter`` in pixels, ``angle`` in degrees."""
+    """The coverage of each pixel by a shape, (k, k, 1) in 0 to 1; ``diameter`` in pixels, ``angle`` in degrees."""
     half = diameter // 2 + diameter // 8 + 2
     count = (2 * half + 1) * _SUPERSAMPLE
     axis = ((np.arange(count) + 0.5) / _SUPERSAMPLE - half - 0.5) / (diameter / 2)
@@ -78,7 +77,7 @@ def sprite(shape: str, diameter: int, angle: int) -> Floats:
 
 
 def _inside(shape: str, u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points of the plane a shape of radius 1 covers (v points down)."""
+    """Which points of the plane a shape of radius 1 covers; v points down."""
     distance = np.hypot(u, v)
     match shape:
         case "circle":
@@ -108,7 +107,7 @@ def _inside(shape: str, u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArr
 
 
 def backdrop(kind: str, rng: np.random.Generator) -> Floats:
-    """A background of muted middle tones, (H, W, 3) in 0 to 255, so that every colour stands out."""
+    """A background of muted middle tones, (H, W, 3) in 0 to 255, distinct from every colour."""
     level, contrast = rng.uniform(95, 150), rng.uniform(16, 26) * rng.choice((-1, 1))
     base = level + rng.uniform(-16, 16, 3)
     other = base + contrast + rng.uniform(-6, 6, 3)
@@ -138,10 +137,10 @@ def backdrop(kind: str, rng: np.random.Generator) -> Floats:
 
 
 def encode(frames: NDArray[np.uint8], path: Path) -> None:
-    """Writes frames (T, H, W, 3) as H.264 in MP4; the file appears whole or not at all.
+    """Write frames (T, H, W, 3) as H.264 in MP4; the file appears complete or not at all.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the disk is full or not writable.
         DependencyError: this PyAV has no H.264 encoder.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

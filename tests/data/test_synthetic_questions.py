@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from evilm.data.synthetic import ORDERED, SIMPLE, Plan, is_true
-from evilm.data.synthetic.records import record
 from evilm.data.synthetic.scene import (
     COLOURS,
     HELD_COLOUR_SHAPE,
@@ -22,6 +21,7 @@ from evilm.data.synthetic.scene import (
     compose,
     parts,
 )
+from evilm.data.synthetic.writer import record_of
 
 PLAN = Plan(clips=3000, seed=7, val=300, test=900, novel=0.5)
 Record = dict[str, Any]
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def records() -> list[Record]:
-    return [record(PLAN, index, compose(PLAN.seed, index, PLAN.novelty(index))) for index in range(PLAN.clips)]
+    return [record_of(PLAN, index, compose(PLAN.seed, index, PLAN.novelty(index))) for index in range(PLAN.clips)]
 
 
 def _of(records: list[Record], split: str) -> list[Record]:

@@ -1,7 +1,6 @@
-"""The files of a world, each in the layout of the published data set that it is named after.
+"""Annotation files of a synthetic data set, in the formats of published data sets.
 
-Everything here turns the records of a world (one a clip, as ``world.jsonl`` holds them) into bytes; the same records
-give the same bytes.
+They are made from records, one for each clip; equal records give equal bytes.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from evilm.data.synthetic.motion import FRAMES, RATE
-from evilm.data.synthetic.scene import SIMPLE
+from evilm.data.synthetic.scene import FRAMES, RATE, SIMPLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,14 +28,15 @@ def class_name(action: str) -> str:
 
 
 def annotation_files(records: Sequence[Record]) -> dict[str, bytes]:
-    """Every annotation file of a world: its path within the world, and its bytes."""
-    files = {"world.jsonl": _lines(_dump(_public(record)) for record in records)}
+    """Every annotation file: its relative path and its bytes."""
+    fields = ("video", "split", "novelty", "action", "scene", "captions")
+    files = {"world.jsonl": _lines(_dump({key: record[key] for key in fields}) for record in records)}
     files["MSRVTT_data.json"] = _msrvtt(records)
     files["MSRVTT_JSFUSION_test.csv"] = _jsfusion([record for record in records if record["split"] == "test"])
     for split in SPLITS:
         chosen = [record for record in records if record["split"] == split]
         files[f"results_{split}.csv"] = _webvid(chosen)
-        files[f"captions_{split}.txt"] = _lines(said["text"] for record in chosen for said in record["captions"])
+        files[f"captions_{split}.txt"] = _lines(caption["text"] for record in chosen for caption in record["captions"])
         files[f"{split}_qa.json"] = _questions(chosen)
         files[f"mc_{split}.jsonl"] = _choices(chosen)
         files[f"{split.capitalize()}_action_question.csv"] = _tgif_choices(chosen, "actions", "ACTION")
@@ -64,11 +63,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str 
     return text.getvalue().encode()
 
 
-def _public(record: Record) -> Record:
-    """What ``world.jsonl`` says of a clip: its scene and its captions with their meanings."""
-    return {key: record[key] for key in ("video", "split", "novelty", "action", "scene", "captions")}
-
-
 def _webvid(records: Sequence[Record]) -> bytes:
     duration = f"PT00H00M{FRAMES // RATE:02d}S"
     rows = [(record["video"], "", duration, VIDEOS, record["captions"][0]["text"]) for record in records]
@@ -83,14 +77,14 @@ def _msrvtt(records: Sequence[Record]) -> bytes:
             "category": _category(record), "url": "", "video_id": record["video"], "start time": 0.0,
             "end time": FRAMES / RATE, "split": _MSRVTT_SPLITS[record["split"]], "id": record["index"],
         })  # fmt: skip
-        for said in record["captions"]:
-            sentences.append({"caption": said["text"], "video_id": record["video"], "sen_id": len(sentences)})
+        for caption in record["captions"]:
+            sentences.append({"caption": caption["text"], "video_id": record["video"], "sen_id": len(sentences)})
     info = {"contributor": "evilm", "version": "1", "description": "procedural video world", "url": ""}
     return (_dump({"info": info, "videos": videos, "sentences": sentences}) + "\n").encode()
 
 
 def _category(record: Record) -> int:
-    """The number of the action class; every sequence shares the one after the last simple action."""
+    """The number of the action class; all sequences share the one after the last simple action."""
     return SIMPLE.index(record["action"]) if record["action"] in SIMPLE else len(SIMPLE)
 
 
@@ -105,12 +99,12 @@ def _jsfusion(records: Sequence[Record]) -> bytes:
 def _questions(records: Sequence[Record]) -> bytes:
     rows = [
         {
-            "answer": asked["answer"], "category_id": _category(record), "id": asked["id"],
-            "question": asked["question"], "video_id": record["index"],
-            "kind": asked["kind"], "temporal": asked["temporal"],
+            "answer": item["answer"], "category_id": _category(record), "id": item["id"],
+            "question": item["question"], "video_id": record["index"],
+            "kind": item["kind"], "temporal": item["temporal"],
         }
         for record in records
-        for asked in record["questions"]
+        for item in record["questions"]
     ]  # fmt: skip
     return (_dump(rows) + "\n").encode()
 
@@ -141,17 +135,17 @@ def _tgif_choices(records: Sequence[Record], field: str, prefix: str) -> bytes:
 def _tgif_frames(records: Sequence[Record]) -> bytes:
     header = ("gif_name", "question", "answer", "type", "vid_id", "key", "description")
     rows = [
-        (record["video"], asked["question"], asked["answer"], _FRAMEQA_TYPES[asked["kind"]], f"FRAMEQA{asked['id']}",
-         asked["id"], record["captions"][0]["text"])
+        (record["video"], item["question"], item["answer"], _FRAMEQA_TYPES[item["kind"]], f"FRAMEQA{item['id']}",
+         item["id"], record["captions"][0]["text"])
         for record in records
-        for asked in record["questions"]
-        if asked["kind"] in _FRAMEQA_TYPES
+        for item in record["questions"]
+        if item["kind"] in _FRAMEQA_TYPES
     ]  # fmt: skip
     return _table(header, rows, "\t")
 
 
 def _hmdb(records: Sequence[Record], action: str) -> bytes:
-    """One class: 1 is train, 2 is test, 0 is neither (validation); the published lines end in a space."""
+    """The list of one class: 1 is train, 2 is test, 0 is neither (validation); published lines end in a space."""
     flags = {"train": 1, "val": 0, "test": 2}
     return _lines(
         f"{record['video']}.mp4 {flags[record['split']]} " for record in records if record["action"] == action
