@@ -117,9 +117,8 @@ def update_index(
     try:
         with writing(index_dir), Database(index_dir, write=True) as database:
             embedder = bind_model(database, embedder, source)
-            config = bind_config(database, config)
-            update = Update(database, embedder, config, workers, batch, limits, on_commit)
-            return embedder, update.run(folder, allow_empty=allow_empty)
+            pipeline = Pipeline(embedder, bind_config(database, config), workers, batch, limits)
+            return embedder, _Update(database, pipeline, on_commit).run(folder, allow_empty=allow_empty)
     except VideoIndexError:
         if is_new:
             _remove_if_empty(index_dir)
@@ -140,45 +139,23 @@ def _remove_if_empty(index_dir: Path) -> None:
 
 
 @dataclass
-class Update:
-    """An update of an index from one folder; the caller holds the lock.
-
-    Args:
-        database: open for writing.
-        model: embeds the segments.
-        config: how videos are decoded and cut.
-        workers: number of decoder processes.
-        batch: segments that are encoded together at most.
-        limits: of each file.
-        on_commit: called with the paths of files that were just committed, the number of files done and of all.
-    """
+class _Update:
+    """An update of a database from one folder; the caller holds the lock."""
 
     database: Database
-    model: Embedder
-    config: IndexConfig
-    workers: int = 2
-    batch: int = 16
-    limits: Limits = LIMITS
-    on_commit: Callable[[Sequence[bytes], int, int], None] | None = None
+    pipeline: Pipeline
+    on_commit: Callable[[Sequence[bytes], int, int], None] | None
 
-    def run(self, folder: Path, *, allow_empty: bool = False) -> Report:
-        """Make the index describe what ``folder`` holds; entries of other folders stay.
-
-        Args:
-            folder: with videos.
-            allow_empty: remove all entries if the folder has no videos any more.
-
-        Raises:
-            VideoIndexError: the folder has no videos that can be read.
-            OutputError: the disk is full; what was committed is kept.
-        """
+    def run(self, folder: Path, *, allow_empty: bool) -> Report:
+        """Make the index describe what ``folder`` holds; entries of other folders stay."""
         began = time.monotonic()
         walked = scan.walk(folder, skip=self.database.folder)
         root = os.fsencode(os.path.realpath(folder))
         known = self.database.files(*under(root))
         self._check_not_empty(folder, walked, len(known), allow_empty)
-        retry = scan.RETRY | ({"too_large"} if self.limits.max_pixels > LIMITS.max_pixels else set[str]())
-        elsewhere = self.database.files(*_not_under(root))
+        retry = scan.RETRY | ({"too_large"} if self.pipeline.limits.max_pixels > LIMITS.max_pixels else set[str]())
+        condition, values = under(root)
+        elsewhere = self.database.files(f"NOT ({condition})", values)
         changes = scan.compare(known, walked, elsewhere, retry)
         refused = {path for path, _ in walked.refused}
         changes.deleted = [record for record in changes.deleted if record.path not in refused]
@@ -194,13 +171,12 @@ class Update:
                 self.database.move_file(record.id, *found)
             for path, reason in walked.refused:
                 self.database.put(NewFile(path, 0, 0, 0, b"", "not_a_file", reason, 0.0))
-        pipeline = Pipeline(self.model, self.config, self.workers, self.batch, self.limits)
-        vanished = self._decode(pipeline, todo)
+        vanished = self._decode(todo)
         report = Report(
             new=len(changes.new), changed=len(changes.changed), moved=len(changes.moved),
             deleted=len(changes.deleted), same=changes.same + len(changes.touched), vanished=vanished,
             unlisted=[{"path": os.fsdecode(path), "reason": reason} for path, reason in walked.unlisted],
-            others=walked.others, decoding=pipeline.decoding, encoding=pipeline.encoding,
+            others=walked.others, decoding=self.pipeline.decoding, encoding=self.pipeline.encoding,
         )  # fmt: skip
         self._finish(report)
         report.seconds = time.monotonic() - began
@@ -227,11 +203,11 @@ class Update:
                 f"{folder}: holds no videos ({content}); names of videos end in .mp4, .mkv, .webm, .avi, .mov, ..."
             )
 
-    def _decode(self, pipeline: Pipeline, todo: list[FoundFile]) -> int:
+    def _decode(self, todo: list[FoundFile]) -> int:
         """Decode, embed and write files; returns how many of them were deleted meanwhile."""
         left = {found.path for found in todo}
         unsaved = 0
-        for group in pipeline.run(todo):
+        for group in self.pipeline.run(todo):
             entries = [each for each in group if each.status != "not_a_file" or os.path.lexists(each.path)]
             with self.database.transaction():
                 for entry in entries:
@@ -277,7 +253,7 @@ class Update:
         values = {"example_calibration": calibration.from_background(current.matrix[rows], others).as_json()}
         if self.database.metadata("text_calibration", {}).get("origin") != "labels":
             try:
-                queries = self.model.embed_texts(list(calibration.UNRELATED))
+                queries = self.pipeline.model.embed_texts(list(calibration.UNRELATED))
                 by_text = calibration.from_background(queries, current.matrix)
             except VocabularyError:
                 by_text = calibration.UNKNOWN
@@ -285,8 +261,3 @@ class Update:
         with self.database.transaction():
             for name, value in values.items():
                 self.database.set_metadata(name, value)
-
-
-def _not_under(folder: bytes) -> tuple[str, tuple[bytes, bytes]]:
-    condition, values = under(folder)
-    return f"NOT ({condition})", values
