@@ -40,7 +40,7 @@ class Folder:
         self.now: dict[str, str] = {}  # name in the folder to name in the pool
         self.before: dict[str, set[str | None]] = {}  # what else may be in the index until an update is acknowledged
         self.stamp = itertools.count(1)
-        self.slowest = 0.0
+        self.slowest: dict[str, float] = {}  # seconds of an operation that was not killed
 
     def change(self, operation: str) -> None:
         """Change the folder, so that an update has something to do."""
@@ -71,8 +71,8 @@ class Folder:
         assert process.stdout.readline() == b"begin\n"
         began = time.monotonic()
         # Half of the kills at any time, half just after something was acknowledged, where the next write is under way.
-        lines = self.random.choice([None, self.random.randrange(3)]) if what == "update" else None
-        wait = self.random.uniform(0, 0.03 if what == "compact" else 1.2 * max(0.4, self.slowest))
+        lines = self.random.choice([None, self.random.randrange(3)]) if operation in ("add", "update") else None
+        wait = self.random.uniform(0, 0.03 if what == "compact" else 1.2 * self.slowest.get(operation, 0.4))
         if lines is not None:
             wait = self.random.uniform(0, 0.02)
         said: list[bytes] = []
@@ -92,8 +92,8 @@ class Folder:
         process.wait()
         process.stdout.close()
         done = b"end" in said
-        if done and what == "update":
-            self.slowest = max(self.slowest, time.monotonic() - began)
+        if done:
+            self.slowest[operation] = max(self.slowest.get(operation, 0.0), time.monotonic() - began)
         for path in said:
             self.before.pop(Path(os.fsdecode(path)).name, None)  # acknowledged: the new content must be there
         if done and what == "update":
@@ -172,14 +172,17 @@ def pool(tmp_path_factory: pytest.TempPathFactory, painted: Callable[..., Path])
 
 
 def survive(home: Path, pool: Path, model: Any, kills: int, seed: int) -> dict[str, int]:
-    """Change the folder, kill the writer and check, until there were so many kills; returns kills of each operation."""
+    """Change the folder, kill the writer and check, until there were so many kills; returns those of each operation.
+
+    Each operation has at least a tenth of them.
+    """
     folder = Folder(home, pool, model, seed)
     killed = dict.fromkeys(OPERATIONS, 0)
     folder.change("add")
     folder.run("add", kill=False)
     folder.check()
     for operation in itertools.cycle(OPERATIONS):
-        if sum(killed.values()) >= kills:
+        if sum(killed.values()) >= kills and min(killed.values()) >= kills // 10:
             break
         folder.change(operation)
         if not folder.run(operation, kill=True):
@@ -201,7 +204,6 @@ def test_killed_a_few_times(tmp_path: Path, pool: Path, model: Any) -> None:
 def test_killed_a_hundred_times(tmp_path: Path, pool: Path, model: Any) -> None:
     """I1 of docs/reliability.md."""
     killed = survive(tmp_path, pool, model, kills=100, seed=0)
-    assert all(count >= 10 for count in killed.values()), killed
     print("kills survived:", killed)  # noqa: T201 - `pytest -s` shows how they were spread
 
 
