@@ -108,16 +108,15 @@ def _video_stream(path: Path, container: InputContainer, file: str, limits: Limi
 
 
 def stated_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """The length that the file states, from its first frame on; None if it states none."""
-    seconds = 0.0
+    """The length that the file states; None if it states none, or none that can be relied on."""
+    start = float((stream.start_time or 0) * (stream.time_base or 0))
+    if start > 1 and container.format.name in ("matroska,webm", "asf"):
+        return None  # some programs write the length, others the time at which the video ends
     if stream.duration and stream.duration > 0 and stream.time_base:
-        seconds = float(stream.duration * stream.time_base)
-    elif container.duration and container.duration > 0:
-        seconds = container.duration / av.time_base
-    # Matroska and ASF state the time at which the video ends, not its length.
-    if container.format.name in ("matroska,webm", "asf") and stream.start_time and stream.time_base:
-        seconds -= max(0.0, float(stream.start_time * stream.time_base))
-    return seconds if seconds > 0 else None
+        return float(stream.duration * stream.time_base)
+    if container.duration and container.duration > 0:
+        return container.duration / av.time_base
+    return None
 
 
 def encrypted(path: Path) -> VideoError:
