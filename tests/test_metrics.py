@@ -103,6 +103,27 @@ def test_mean_average_precision_by_hand() -> None:
     assert metrics.mean_average_precision(scores, np.zeros((4, 3), dtype=bool)) == 0
 
 
+def test_mean_average_precision_does_not_depend_on_the_order_of_tied_rows() -> None:
+    rng = np.random.default_rng(0)
+    scores, present = rng.integers(0, 4, (50, 6)).astype(float), rng.random((50, 6)) < 0.2
+    value = metrics.mean_average_precision(scores, present)
+    for _ in range(5):
+        order = rng.permutation(50)
+        assert metrics.mean_average_precision(scores[order], present[order]) == pytest.approx(value, abs=1e-12)
+    constant = np.zeros((50, 6))
+    assert metrics.mean_average_precision(constant, present) == pytest.approx(present.mean(0)[present.any(0)].mean())
+
+
+def test_mean_average_precision_equals_scikit_learn() -> None:
+    oracle = pytest.importorskip("sklearn.metrics").average_precision_score
+    rng = np.random.default_rng(3)
+    for levels in (2, 5, 1000):
+        scores, present = rng.integers(0, levels, (80, 12)) / levels, rng.random((80, 12)) < 0.15
+        words = np.flatnonzero(present.any(0))
+        wanted = np.mean([oracle(present[:, k], scores[:, k]) for k in words])
+        assert metrics.mean_average_precision(scores, present) == pytest.approx(wanted, abs=1e-12)
+
+
 def test_an_interval_holds_the_mean_and_narrows_with_the_sample() -> None:
     rng = np.random.default_rng(1)
     few, many = rng.random(40) < 0.3, rng.random(4000) < 0.3

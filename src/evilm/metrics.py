@@ -1,7 +1,7 @@
-"""Accuracy, ranks, recalls, codebook use: what every number in a table is.
+"""Accuracy, ranks, recalls, average precision, codebook use: the metrics of every table.
 
-Pure functions of NumPy arrays. Ties in a ranking are broken by chance, in expectation: the ranking of constant
-scores is exactly chance, neither the best nor the worst.
+Pure functions of NumPy arrays. Ranks and recalls break ties at random, in expectation: constant scores give exactly the
+metrics of a random ranking.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RECALLS = (1, 5, 10)
 
 
 def accuracy(right: NDArray[np.bool_] | Sequence[bool]) -> float:
-    """Share of right answers in percent; 0 for no answers at all."""
+    """Percentage of right answers; 0 if there are none."""
     return 100.0 * float(np.mean(right)) if len(right) else 0.0
 
 
@@ -28,9 +28,9 @@ def retrieval(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> dict
 
     Args:
         scores: (Q, C), higher is better.
-        relevant: (Q, C), True where the candidate is a right answer; a query without any counts as missed.
+        relevant: (Q, C), True where the candidate is a right answer; a query without a right answer counts as missed.
     """
-    ahead, tied, right = _standing(scores, relevant)
+    ahead, tied, right = _count_best(scores, relevant)
     result = {f"R@{k}": 100.0 * float(np.mean(_hit(ahead, tied, right, k))) for k in RECALLS}
     return result | {"MdR": float(np.median(ranks(scores, relevant)))}
 
@@ -38,23 +38,23 @@ def retrieval(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> dict
 def ranks(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The expected 1-based rank of the best relevant candidate of each query, (Q,).
 
-    A tie of one relevant with t other candidates counts half its span, 1 + ahead + t / 2. A query without a
-    relevant candidate ranks behind all.
+    A tie of one relevant with t other candidates has the rank 1 + ahead + t / 2. A query without a relevant candidate
+    has the rank C + 1.
     """
-    ahead, tied, right = _standing(scores, relevant)
+    ahead, tied, right = _count_best(scores, relevant)
     found = 1 + ahead + (tied - right) / (right + 1)
     return np.where(right > 0, found, scores.shape[1] + 1.0)
 
 
 def hits(scores: NDArray[np.floating], relevant: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """(Q,) the chance that a relevant candidate is among the first ``k``, ties broken at random."""
-    return _hit(*_standing(scores, relevant), k)
+    """(Q,) probability that a relevant candidate is among the first ``k``, with ties broken at random."""
+    return _hit(*_count_best(scores, relevant), k)
 
 
-def _standing(
+def _count_best(
     scores: NDArray[np.floating], relevant: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Per query: candidates ahead of the best relevant one, those tied with it, and how many of these are relevant."""
+    """Per query: candidates ahead of the best relevant one, those tied with it, and the relevant ones among these."""
     scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf)
     best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
     level = scores == best
@@ -65,7 +65,10 @@ def _standing(
 def _hit(
     ahead: NDArray[np.float64], tied: NDArray[np.float64], right: NDArray[np.float64], k: int
 ) -> NDArray[np.float64]:
-    """Hypergeometric: of ``tied`` candidates, ``right`` of them relevant, some fill the places left in the first k."""
+    """Probability of a hit in the first k, where ``tied`` candidates with ``right`` relevant ones fill the places left.
+
+    The distribution is hypergeometric.
+    """
     places = np.clip(k - ahead, 0, tied)
     missed = np.ones_like(ahead)
     for taken in range(k):
@@ -75,17 +78,17 @@ def _hit(
 
 
 def chance_retrieval(relevant: NDArray[np.bool_]) -> dict[str, float]:
-    """What a ranking at random gets on the same queries."""
+    """The metrics of a random ranking of the same candidates."""
     return retrieval(np.zeros(relevant.shape), relevant)
 
 
 def usage(counts: NDArray[np.integer]) -> float:
-    """VOC. RATE of Table 6: the share of codes that occur at all; (M,) counts."""
+    """VOC. RATE of Table 6: the fraction of codes that occur at least once; (M,) counts."""
     return float(np.mean(counts > 0))
 
 
 def perplexity(counts: NDArray[np.integer]) -> float:
-    """exp(entropy) of the codes' use: M when all are used alike, 1 when one is; 0 for no counts."""
+    """exp(entropy) of the use of codes: M if all are used equally, 1 if only one is used; 0 for no counts."""
     total = counts.sum()
     if total == 0:
         return 0.0
@@ -96,16 +99,20 @@ def perplexity(counts: NDArray[np.integer]) -> float:
 def mean_average_precision(scores: NDArray[np.floating], present: NDArray[np.bool_]) -> float:
     """Mean over words of the average precision of ranking clips by a word's score, in [0, 1].
 
+    Tied clips share the precision at the end of their tie, as in scikit-learn's ``average_precision_score``. The order
+    of the rows has no influence.
+
     Args:
-        scores: (B, K). Ties rank in order of the rows, which no score may depend on.
+        scores: (B, K).
         present: (B, K); words that occur in no clip are left out.
     """
     values: list[float] = []
     for k in np.flatnonzero(present.any(axis=0)):
         order = np.argsort(-scores[:, k], kind="stable")
-        found = present[order, k]
-        precision = np.cumsum(found) / np.arange(1, len(found) + 1)
-        values.append(float(precision[found].mean()))
+        ranked, hit = scores[order, k], present[order, k]
+        last = np.searchsorted(-ranked, -ranked, side="right")  # number of clips that score at least as high
+        precision = np.cumsum(hit)[last - 1] / last
+        values.append(float(precision[hit].mean()))
     return float(np.mean(values)) if values else 0.0
 
 
@@ -121,20 +128,20 @@ def interval(values: NDArray[np.floating] | Sequence[float], seed: int = 0, draw
 
 
 def abstention(shares: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """The probability below which it is better to say nothing, when a wrong answer costs what a right one earns.
+    """The probability below which answers should be withheld, if a wrong one costs as much as a right one gains.
 
     Args:
         shares: (n,) the probability of each answer, at least one.
         right: (n,) whether it was right.
 
     Returns:
-        the threshold (answers at or above it are given, midway between the last given and the first withheld);
-        the share of rows then answered, and the share of those that are right, both in percent.
+        the threshold (answers at or above it are given; it lies midway between the last given and the first withheld);
+        the percentage of rows then answered, and the percentage of those that are right.
     """
     order = np.argsort(-shares, kind="stable")
     sorted_shares = shares[order].astype(np.float64)
     gain = np.cumsum(np.where(right[order], 1, -1))
-    last = np.append(sorted_shares[1:] < sorted_shares[:-1], True)  # equal shares are given together
+    last = np.append(sorted_shares[1:] < sorted_shares[:-1], True)  # equal probabilities are given together
     best = int(np.argmax(np.where(last, gain, np.iinfo(np.int64).min)))
     below = sorted_shares[best + 1] if best + 1 < len(shares) else 0.0
     answered = best + 1

@@ -1,6 +1,6 @@
-"""Which regions and which words are hidden in pre-training (paper 3.2, 3.4, 4.1).
+"""Random masks of patches and of words for pre-training (paper 3.2, 3.4, 4.1).
 
-All choices come from one seed a sample, so they are the same however samples are batched.
+Every mask is drawn from its sample's seed, so that it does not depend on how samples are batched.
 """
 
 from __future__ import annotations
@@ -23,63 +23,70 @@ Shape = Literal["block", "tube", "cuboid"]
 
 SMALLEST_BLOCK = 16 / 196  # of the grid: BEiT's 16 patches of 14 x 14
 ASPECT = (0.3, 1 / 0.3)  # BEiT's range of height / width
-ATTEMPTS = 10  # blocks tried before single cells fill the rest
+ATTEMPTS = 10  # draws of a block that does not fit, before one is clipped to the grid
 
 
 def mask_patches(grid: Grid, ratio: float, seeds: Tensor, shape: Shape = "block") -> Tensor:
-    """The regions to hide, exactly ``round(ratio * cells)`` of them.
+    """The patches to hide.
 
     Args:
         grid: T x h x w.
-        ratio: share of cells to hide; the paper's is 0.4.
-        seeds: (B,) int64, one a sample.
-        shape: ``block`` draws blocks in each frame (BEiT), ``tube`` repeats one frame's blocks through time,
-            ``cuboid`` draws blocks with a depth in time, exact over the whole clip.
+        ratio: fraction of the patches to hide, above 0; the paper's is 0.4.
+        seeds: (B,) int64, one for each sample.
+        shape: ``block`` draws blocks in each frame (BEiT) and hides ``round(ratio * h * w)`` patches of each frame; if
+            that is 0, it hides one patch in each of ``round(ratio * T * h * w)`` frames. ``tube`` hides the same blocks
+            in all frames, ``round(ratio * h * w)`` patches of each. ``cuboid`` draws blocks with a depth in time and
+            hides ``round(ratio * T * h * w)`` patches of the clip. At least one patch is hidden, by a tube one of each
+            frame.
 
     Returns:
         (B, N) bool, True where hidden.
     """
     frames, height, width = grid
+    counts = [max(1, round(ratio * height * width))] * frames
     masks: list[np.ndarray] = []
     for seed in seeds:
         rng = generator(int(seed), "regions")
         if shape == "cuboid":
-            masks.append(_boxes(rng, (frames, height, width), ratio))
+            masks.append(_draw_blocks(rng, (frames, height, width), max(1, round(ratio * grid.patches))))
+        elif shape == "tube":
+            masks.append(np.concatenate([_draw_blocks(rng, (1, height, width), counts[0])] * frames))
         else:
-            drawn = [_boxes(rng, (1, height, width), ratio) for _ in range(1 if shape == "tube" else frames)]
-            masks.append(np.concatenate(drawn * frames if shape == "tube" else drawn))
+            if not round(ratio * height * width):
+                chosen = rng.permutation(frames)[: max(1, round(ratio * grid.patches))]
+                counts = [int(frame in chosen) for frame in range(frames)]
+            masks.append(np.concatenate([_draw_blocks(rng, (1, height, width), count) for count in counts]))
     return torch.from_numpy(np.stack(masks)).flatten(1)
 
 
-def _boxes(rng: np.random.Generator, extent: tuple[int, int, int], ratio: float) -> np.ndarray:
-    """(T, h, w) bool with an exact count, filled by blocks of random size, aspect and depth."""
+def _draw_blocks(rng: np.random.Generator, extent: tuple[int, int, int], count: int) -> np.ndarray:
+    """(T, h, w) bool with exactly ``count`` True, filled by blocks of random size, aspect ratio and depth."""
     frames, height, width = extent
     hidden = np.zeros(extent, dtype=bool)
-    wanted = round(ratio * hidden.size)
     smallest = max(1.0, SMALLEST_BLOCK * height * width)
-    missed = 0
-    while (missing := wanted - int(hidden.sum())) > 0:
+    attempts = 0
+    while (missing := count - int(hidden.sum())) > 0:
         depth = int(rng.integers(1, frames + 1))
         area = rng.uniform(smallest, max(smallest, missing / depth))
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         tall, wide = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
         if tall > height or wide > width:
-            missed += 1
-            if missed < ATTEMPTS:
+            attempts += 1
+            if attempts < ATTEMPTS:
                 continue
             tall, wide = min(tall, height), min(wide, width)
-        missed = 0
+        attempts = 0
         t, y, x = (int(rng.integers(0, n)) for n in (frames - depth + 1, height - tall + 1, width - wide + 1))
         block = np.zeros(extent, dtype=bool)
         block[t : t + depth, y : y + tall, x : x + wide] = True
-        fresh = np.flatnonzero(block & ~hidden)
-        # The last block is trimmed, row by row, so that the count is exact and it stays one piece.
-        hidden.flat[fresh[:missing]] = True
+        new = np.flatnonzero(block & ~hidden)
+        # The last block is trimmed row by row, so that the count is exact and the block stays in one piece.
+        hidden.flat[new[:missing]] = True
     return hidden
 
 
 def hide_patches(frames: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """Set the pixels of hidden regions to zero (paper 3.2: "replacing them with zero-value pixels").
+    """Set the pixels of hidden patches to zero (paper 3.2: "replacing them with zero-value pixels").
 
     Args:
         frames: (B, T, 3, H, W).
@@ -89,23 +96,23 @@ def hide_patches(frames: Tensor, where: Tensor, grid: Grid) -> Tensor:
     Returns:
         (B, T, 3, H, W).
     """
-    cells = where.view(-1, grid.frames, 1, grid.height, grid.width)
+    hidden = where.view(-1, grid.frames, 1, grid.height, grid.width)
     scale = (frames.shape[-2] // grid.height, frames.shape[-1] // grid.width)
-    pixels = cells.repeat_interleave(scale[0], -2).repeat_interleave(scale[1], -1)
+    pixels = hidden.repeat_interleave(scale[0], -2).repeat_interleave(scale[1], -1)
     return frames.masked_fill(pixels, 0.0)
 
 
 def mask_words(
     text: Text, seeds: Tensor, *, ratio: float, mask_id: int, ordinary: tuple[int, int]
 ) -> tuple[Text, Tensor]:
-    """Hide whole words: 80 % become [MASK], 10 % a random piece, 10 % stay (BERT's recipe).
+    """Hide whole words: 80 % become [MASK], 10 % random pieces, 10 % stay (BERT's recipe).
 
     Args:
         text: ids (B, L).
-        seeds: (B,) int64, one a sample.
-        ratio: share of word pieces to hide; at least one word is always hidden.
+        seeds: (B,) int64, one for each sample.
+        ratio: fraction of the word pieces to hide; at least one word is always hidden.
         mask_id: the id of [MASK].
-        ordinary: first and one-past-last id that a random piece may be (no special tokens).
+        ordinary: first id, and one past the last id, of the pieces that may replace a word (no special ones).
 
     Returns:
         the text with hidden words, and labels (B, L) int64: the true id where hidden, ``IGNORE`` elsewhere.
@@ -140,7 +147,7 @@ def _chosen_words(
         span = spans[int(index)]
         if budget <= 0:
             break
-        # A long word may not overrun the budget, unless it is the only one.
+        # A word longer than the budget is taken only if it is the first.
         if len(span) <= budget or not chosen:
             chosen.append(span)
             budget -= len(span)
@@ -148,5 +155,5 @@ def _chosen_words(
 
 
 def labels_of_hidden(labels: Tensor, where: Tensor) -> Tensor:
-    """Labels (B, N) with ``IGNORE`` on the regions that were visible: the targets of Eq. 3."""
+    """Labels (B, N) with ``IGNORE`` on visible patches: the targets of Eq. 3."""
     return labels.masked_fill(~where, IGNORE)
