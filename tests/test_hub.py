@@ -81,7 +81,7 @@ def test_a_tokenizer_by_name(tiny_tokenizer: TokenizerConfig, asked: list[str]) 
     from evilm.model.tokenizer import Tokenizer
 
     swin = {"encoder": "swin3d_t", "encoder_options": {}, "stride": 32, "encoder_weights": "hub"}
-    with pytest.raises(CheckpointError, match=r"'swin3d_t': its weights cannot be fetched .* without a network, take"):
+    with pytest.raises(CheckpointError, match=r"'swin3d_t': its weights cannot be fetched .* without a network, use"):
         Tokenizer(tiny_tokenizer.model_copy(update=swin), 5)
     assert asked == ["download.pytorch.org"]
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Colours:
     """A teacher that says the mean colour of a clip, and counts how many it saw."""
 
-    frames, size, width = 2, 16, 3
-    fit: Literal["crop", "squash"] = "squash"
+    num_frames, image_size, embed_dim = 2, 16, 3
+    resize_mode: Literal["crop", "squash"] = "squash"
 
     def __init__(self, fingerprint: str = "one") -> None:
         self.fingerprint, self.seen = fingerprint, 0
@@ -59,7 +59,7 @@ def test_each_clip_is_looked_at_once(clips: list[Clip], tmp_path: Path) -> None:
 def test_another_teacher_or_another_look_starts_anew(clips: list[Clip], tmp_path: Path) -> None:
     TeacherTargets(Colours(), tmp_path).fill(clips[:3])
     longer = Colours()
-    longer.frames = 4
+    longer.num_frames = 4
     for other in (Colours("two"), longer):
         assert len(TeacherTargets(other, tmp_path).missing(clips[:3])) == 3
 

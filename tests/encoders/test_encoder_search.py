@@ -10,8 +10,8 @@ import pytest
 
 import evilm
 from evilm import cli
-from evilm.encoders.base import DualEncoder, Preparation, Towers
-from evilm.encoders.names import Name
+from evilm.encoders.base import DualEncoder, Preprocessing, Towers
+from evilm.encoders.names import EncoderName
 from evilm.errors import QueryError, VideoIndexError
 from evilm.inference import Embedder
 from evilm.inference.dual_encoder import DualEncoderRuntime
@@ -46,10 +46,12 @@ def colours(seed: int = 0, frames: int = 2) -> Embedder:
 
     towers = Towers(
         module, lambda pixels: space(pixels.mean((2, 3))), lambda ids, _: space(ids.float()), words,
-        lambda _: 0.0, Preparation(32, 24, "crop-bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 3, 0.05,
+        lambda _: 0.0, Preprocessing(32, 24, "crop-bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 3, 0.05,
     )  # fmt: skip
     return Embedder(
-        DualEncoderRuntime(DualEncoder(Name("open_clip", "colours", None, frames), towers, torch.device("cpu"), "fp32"))
+        DualEncoderRuntime(
+            DualEncoder(EncoderName("open_clip", "colours", None, frames), towers, torch.device("cpu"), "fp32")
+        )
     )
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import evilm
-from evilm import hub
-from evilm.encoders import base, names
+from evilm import encoders, hub
+from evilm.encoders import names
 from evilm.errors import CheckpointError, ConfigError, DependencyError, OutputError, VocabularyError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_folder: Path, pictures: 
 
     theirs, prepare = open_clip.create_model_from_pretrained(f"local-dir:{open_clip_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{open_clip_folder}")
-    own = base.load(f"open_clip:{open_clip_folder}", "cpu", "fp32")
+    own = encoders.load(f"open_clip:{open_clip_folder}", "cpu", "fp32")
     with torch.inference_mode():
         pixels = torch.stack([prepare(Image.fromarray(frame)) for clip in pictures for frame in clip])
         wanted = pooled(theirs.eval().encode_image(pixels).view(3, 4, -1))
@@ -49,7 +49,7 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_folder: Path, pictures: 
     np.testing.assert_allclose(own.embed_frames(pictures), wanted, atol=1e-5)
     np.testing.assert_allclose(own.embed_texts(TEXTS), wanted_texts, atol=1e-5)
     assert own.temperature == pytest.approx(1 / theirs.logit_scale.detach().exp().item())
-    assert own.fit == "squash-bilinear"
+    assert own.resize_mode == "squash-bilinear"
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -60,7 +60,7 @@ def test_transformers_gives_what_transformers_gives(
 
     folder = transformers_folder[kind]
     theirs, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    own = base.load(f"transformers:{folder}", "cpu", "fp32")
+    own = encoders.load(f"transformers:{folder}", "cpu", "fp32")
     if kind == "clip":  # scaled to 40, of which the middle 32 are looked at
         pictures = np.pad(pictures, ((0, 0), (0, 0), (4, 4), (4, 4), (0, 0)))
     prepare = AutoProcessor.from_pretrained(folder)
@@ -74,8 +74,8 @@ def test_transformers_gives_what_transformers_gives(
         wanted_texts = torch.nn.functional.normalize(theirs.get_text_features(**words).pooler_output, dim=-1)
     np.testing.assert_allclose(own.embed_frames(pictures), wanted, atol=1e-5)
     np.testing.assert_allclose(own.embed_texts(TEXTS), wanted_texts, atol=1e-5)
-    assert own.fit == {"clip": "crop-bicubic", "siglip": "squash-bicubic"}[kind]
-    assert (own.size, own.length) == ({"clip": 40, "siglip": 32}[kind], 16)
+    assert own.resize_mode == {"clip": "crop-bicubic", "siglip": "squash-bicubic"}[kind]
+    assert (own.image_size, own.max_text_len) == ({"clip": 40, "siglip": 32}[kind], 16)
 
 
 @pytest.mark.parametrize(("kind", "fit"), [("BICUBIC", "bicubic"), ("BILINEAR", "bilinear")])
@@ -103,7 +103,7 @@ def test_frames_are_scaled_as_the_libraries_scale_pictures(kind: str, fit: str, 
 
 
 def test_half_precision_is_near(open_clip_folder: Path, pictures: NDArray[np.uint8]) -> None:
-    full, half = (base.load(f"open_clip:{open_clip_folder}", "cpu", kind) for kind in ("fp32", "bf16"))
+    full, half = (encoders.load(f"open_clip:{open_clip_folder}", "cpu", kind) for kind in ("fp32", "bf16"))
     cosines = (full.embed_frames(pictures) * half.embed_frames(pictures)).sum(1)
     assert 0.999 < cosines.min() < 1 - 1e-9
 
@@ -129,7 +129,7 @@ def test_an_embedder_does_what_such_a_model_can(open_clip_folder: Path, small_wo
         own.classify(videos)
     with pytest.raises(OutputError, match="another library's model"):
         own.push_to_hub("me/mine")
-    with pytest.raises(VocabularyError, match="half a character"):
+    with pytest.raises(VocabularyError, match="half a surrogate pair"):
         own.embed_texts(["\ud800"])
     with pytest.raises(VocabularyError, match="at least one text"):
         own.embed_texts([])
@@ -137,7 +137,7 @@ def test_an_embedder_does_what_such_a_model_can(open_clip_folder: Path, small_wo
 
 def test_a_fingerprint_is_of_all_that_decides_a_vector(open_clip_folder: Path, tmp_path: Path) -> None:
     def marks(folder: Path, frames: str = "") -> str:
-        return base.load(f"open_clip:{folder}{frames}", "cpu").fingerprint
+        return encoders.load(f"open_clip:{folder}{frames}", "cpu").fingerprint
 
     first = marks(open_clip_folder)
     copy = tmp_path / "copy"
@@ -168,11 +168,11 @@ def test_a_configuration_and_a_registered_model_take_weights_from_a_file(
     table = json.loads((open_clip_folder / "open_clip_config.json").read_text())
     (tmp_path / "evilm-tiny-clip.json").write_text(json.dumps(table["model_cfg"]))
     open_clip.add_model_config(tmp_path / "evilm-tiny-clip.json")
-    by_name = base.load(f"open_clip:evilm-tiny-clip:{tmp_path / 'weights.pt'}", "cpu", "fp32")
-    by_file = base.load(f"open_clip:{tmp_path / 'evilm-tiny-clip.json'}:{tmp_path / 'weights.pt'}", "cpu", "fp32")
+    by_name = encoders.load(f"open_clip:evilm-tiny-clip:{tmp_path / 'weights.pt'}", "cpu", "fp32")
+    by_file = encoders.load(f"open_clip:{tmp_path / 'evilm-tiny-clip.json'}:{tmp_path / 'weights.pt'}", "cpu", "fp32")
     np.testing.assert_array_equal(by_name.embed_frames(pictures), by_file.embed_frames(pictures))
     assert by_name.fingerprint == by_file.fingerprint
-    assert by_name.fit == "crop-bicubic"  # open_clip's own, where nothing is said
+    assert by_name.resize_mode == "crop-bicubic"  # open_clip's own, where nothing is said
 
 
 def test_published_architectures_know_how_their_pictures_are_made_ready() -> None:
@@ -181,10 +181,10 @@ def test_published_architectures_know_how_their_pictures_are_made_ready() -> Non
 
     for model, fit in (("ViT-B-16-SigLIP", "squash-bicubic"), ("PE-Core-B-16", "squash-bilinear"),
                        ("MobileCLIP-S1", "crop-bilinear"), ("ViT-B-32", "crop-bicubic")):  # fmt: skip
-        name = names.Name("open_clip", model, __file__)
-        _, prepares, weights, _ = open_clip._found(library, name)
+        name = names.EncoderName("open_clip", model, __file__)
+        _, prepares, weights, _ = open_clip._locate(library, name)
         assert weights == Path(__file__)
-        assert open_clip._preparation(prepares, 224, name).fit == fit
+        assert open_clip._preprocessing(prepares, 224, name).resize_mode == fit
 
 
 class Evil:
@@ -226,7 +226,7 @@ def damaged(folder: Path, what: str) -> None:
     [
         ("open_clip", "cut", "is damaged"), ("open_clip", "pickle", "more than tensors"),
         ("open_clip", "none", "has no weights"), ("open_clip", "size", "does not fit its configuration"),
-        ("open_clip", "json", "no configuration of open_clip"),
+        ("open_clip", "json", "is not a configuration of open_clip"),
         ("transformers", "cut", "cannot be loaded"), ("transformers", "none", "no model.safetensors"),
         ("transformers", "code", "which is never done"), ("transformers", "kind", "is a blip-2 model"),
         ("transformers", "json", "is damaged"), ("transformers", "lacks", "lacks 1 of its weights"),
@@ -251,14 +251,14 @@ def test_what_cannot_be_taken_is_said_in_a_line(
     ("name", "said"),
     [
         ("open_clip:ViT-B-32:laion2b_s34b_b79k", "no network, and no copy"),
-        ("open_clip:ViT-B-32", "names no weights: take open_clip:ViT-B-32:WEIGHTS with a file or one of openai"),
+        ("open_clip:ViT-B-32", "names no weights: use open_clip:ViT-B-32:WEIGHTS with a file or one of openai"),
         ("open_clip:ViT-B-32:nothing", "'nothing' is no file and no weights of it"),
         ("open_clip:owner/name", "no network, and no copy"),
         ("open_clip:nothing", "open_clip has no model 'nothing'"),
         ("transformers:openai/clip-vit-base-patch32", "no network, and no copy"),
         ("transformers:./nowhere", "no such folder"),
-        ("timm:vit_base_patch32_clip_224.openai", "timm's encoders read no texts"),
-        ("transformers:owner/name@0", "take 1 to 64"),
+        ("timm:vit_base_patch32_clip_224.openai", "timm's encoders take images only"),
+        ("transformers:owner/name@0", "the number must be from 1 to 64"),
     ],
 )
 def test_no_such_model_or_no_network_is_said_at_once(name: str, said: str) -> None:
@@ -297,18 +297,18 @@ def test_what_the_hub_has_is_fetched_safe_files_first(monkeypatch: pytest.Monkey
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parse = names.Name.parse
-    assert parse("open_clip:ViT-B-32:openai") == names.Name("open_clip", "ViT-B-32", "openai", 4)
-    assert parse("open_clip:hf-hub:owner/name@8") == names.Name("open_clip", "owner/name", None, 8)
-    assert parse("transformers:owner/name") == names.Name("transformers", "owner/name", None, 4)
+    parse = names.EncoderName.parse
+    assert parse("open_clip:ViT-B-32:openai") == names.EncoderName("open_clip", "ViT-B-32", "openai", 4)
+    assert parse("open_clip:hf-hub:owner/name@8") == names.EncoderName("open_clip", "owner/name", None, 8)
+    assert parse("transformers:owner/name") == names.EncoderName("transformers", "owner/name", None, 4)
     odd = tmp_path / "with:colon"
     odd.mkdir()
-    assert parse(f"open_clip:{odd}") == names.Name("open_clip", str(odd), None)
+    assert parse(f"open_clip:{odd}") == names.EncoderName("open_clip", str(odd), None)
     (odd / "w.pt").touch()
-    assert parse(f"open_clip:{odd}:{odd / 'w.pt'}") == names.Name("open_clip", str(odd), str(odd / "w.pt"))
+    assert parse(f"open_clip:{odd}:{odd / 'w.pt'}") == names.EncoderName("open_clip", str(odd), str(odd / "w.pt"))
     assert not names.is_name("owner/name")
     assert not names.is_name("runs/open_clip")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pt").touch()
-    assert names.absolute("open_clip:ViT-B-32:w.pt@8") == f"open_clip:ViT-B-32:{tmp_path / 'w.pt'}@8"
-    assert names.absolute("transformers:owner/name") == "transformers:owner/name"
+    assert names.absolute_name("open_clip:ViT-B-32:w.pt@8") == f"open_clip:ViT-B-32:{tmp_path / 'w.pt'}@8"
+    assert names.absolute_name("transformers:owner/name") == "transformers:owner/name"

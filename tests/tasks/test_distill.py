@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class Oracle:
     """A teacher of six numbers that says of each clip and text whatever its name gives."""
 
-    fingerprint, width, frames, size, temperature = "oracle", 6, 2, 32, 0.1
-    fit: Literal["crop", "squash"] = "crop"
+    fingerprint, embed_dim, num_frames, image_size, temperature = "oracle", 6, 2, 32, 0.1
+    resize_mode: Literal["crop", "squash"] = "crop"
 
     def __init__(self, reads: bool = True) -> None:
         self.reads, self.read = reads, list[str]()
@@ -61,7 +61,7 @@ class Said:
     def __init__(self, blind: Sequence[str] = ()) -> None:
         self.blind = blind
 
-    def of(self, clips: Sequence[Clip]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def read(self, clips: Sequence[Clip]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         known = np.array([clip.id not in self.blind for clip in clips])
         return np.stack([Oracle.says(clip.id) for clip in clips]) * known[:, None], known
 
@@ -97,7 +97,7 @@ def test_losses_are_those_of_the_functions(
     texts = (1 - (text * said).sum(1)).mean()
     relation = losses.relation(video, wanted, (text, said), 0.2, known)
     assert {name: part.item() for name, part in found.parts.items()} == pytest.approx(
-        {"cosine_weight": cosine.item(), "text": texts.item(), "relation_weight": relation.item()}, abs=1e-5
+        {"cosine": cosine.item(), "text": texts.item(), "relation": relation.item()}, abs=1e-5
     )
     assert found.total.item() == pytest.approx((0.5 * cosine + 1.5 * texts + 2 * relation).item(), abs=1e-5)
 
@@ -165,7 +165,7 @@ def test_metrics_by_hand(build: Callable[..., Distill], captioned: list[Example]
     ]
     summary = task.compute_metrics(rows)
     # 0, 3 and 4 are exact, 1 is half turned to 0 (a tie), 2 is wrong, 5 has no frames.
-    assert summary.metrics["cosine_weight"] == pytest.approx(100 * (1 + math.sqrt(0.5) + 0 + 1 + 1 + 0) / 6, abs=1e-3)
+    assert summary.metrics["cosine"] == pytest.approx(100 * (1 + math.sqrt(0.5) + 0 + 1 + 1 + 0) / 6, abs=1e-3)
     assert summary.metrics["R@1"] == pytest.approx(100 * (1 + 0.5 + 0 + 1 + 1 + 0) / 6)
     assert summary.details["teacher"]["text_R@1"] == pytest.approx(500 / 6)
     # Text 2 is like none of five videos, 3 is like two of them.

@@ -37,22 +37,22 @@ class FrameEncoder(Protocol):
         ...
 
     @property
-    def width(self) -> int:
+    def embed_dim(self) -> int:
         """Dimension of an embedding."""
         ...
 
     @property
-    def frames(self) -> int:
+    def num_frames(self) -> int:
         """T."""
         ...
 
     @property
-    def size(self) -> int:
+    def image_size(self) -> int:
         """Frame height and width in pixels."""
         ...
 
     @property
-    def fit(self) -> Fit:
+    def resize_mode(self) -> Fit:
         """How a frame becomes square."""
         ...
 
@@ -75,7 +75,9 @@ class TeacherTargets:
 
     def __init__(self, encoder: FrameEncoder, folder: Path | None) -> None:
         self.encoder = encoder
-        about = f"{encoder.fingerprint} {encoder.frames} {encoder.size} {encoder.fit} {encoder.width}"
+        about = (
+            f"{encoder.fingerprint} {encoder.num_frames} {encoder.image_size} {encoder.resize_mode} {encoder.embed_dim}"
+        )
         self.path = None if folder is None else folder / f"targets-{hashlib.sha256(about.encode()).hexdigest()[:16]}.db"
         try:
             if folder is not None:
@@ -119,7 +121,9 @@ class TeacherTargets:
 
             def read(clip: Clip) -> NDArray[np.uint8] | VideoError:
                 try:
-                    return pool.read(clip, self.encoder.frames, self.encoder.size, fit=self.encoder.fit)
+                    return pool.read(
+                        clip, self.encoder.num_frames, self.encoder.image_size, fit=self.encoder.resize_mode
+                    )
                 except VideoError as error:
                     return error
 
@@ -161,7 +165,7 @@ class TeacherTargets:
         query = "SELECT vector FROM targets WHERE clip = ?"
         if any(self._database.execute(query, (clip.id,)).fetchone() is None for clip in clips):
             self.fill(clips, 1)
-        vectors = np.zeros((len(clips), self.encoder.width), dtype=np.float32)
+        vectors = np.zeros((len(clips), self.encoder.embed_dim), dtype=np.float32)
         readable = np.zeros(len(clips), dtype=np.bool_)
         for i, clip in enumerate(clips):
             row = self._database.execute(query, (clip.id,)).fetchone()

@@ -1,4 +1,4 @@
-"""How a model of another library is named; see ``evilm.encoders``."""
+"""Names of other libraries' models; see ``evilm.encoders``."""
 
 from __future__ import annotations
 
@@ -10,73 +10,78 @@ from typing import Literal, Self, cast
 from evilm.errors import CheckpointError
 
 Library = Literal["open_clip", "transformers"]
-FRAMES = 4  # of a clip, unless its name says otherwise
+FRAMES = 4  # of a clip, by default
 _MOST_FRAMES = 64
 _FORM = re.compile(r"(open_clip|transformers|timm):(.+?)(?:@(\d+))?")
-_SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own; what they tell apart shows without them
+_SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own prefixes, which are not needed here
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class EncoderName:
     """A parsed name.
 
     Attributes:
-        library: whose model it is.
+        library: the library that loads it.
         model: an architecture, a folder, a configuration file, or ``owner/name`` on the hub.
         weights: a published tag or a file, for an architecture or a configuration of open_clip.
-        frames: T.
+        num_frames: T.
     """
 
     library: Library
     model: str
     weights: str | None = None
-    frames: int = FRAMES
+    num_frames: int = FRAMES
 
     def __str__(self) -> str:
         weights = "" if self.weights is None else f":{self.weights}"
-        return f"{self.library}:{self.model}{weights}" + (f"@{self.frames}" if self.frames != FRAMES else "")
+        return f"{self.library}:{self.model}{weights}" + (f"@{self.num_frames}" if self.num_frames != FRAMES else "")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The parts of a name.
+        """Parse a name.
 
         Raises:
-            CheckpointError: it is none.
+            CheckpointError: it is not the name of an encoder.
         """
-        found = _FORM.fullmatch(text)
-        if found is None:
-            raise CheckpointError(f"{text}: names no encoder: take open_clip:MODEL:WEIGHTS or transformers:NAME")
-        library, model, count = found.groups()
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise CheckpointError(f"{text}: not an encoder: use open_clip:MODEL:WEIGHTS or transformers:NAME")
+        library, model, count = match.groups()
         if library == "timm":
             raise CheckpointError(
-                f"{text}: timm's encoders read no texts; MobileCLIP and PE come with both halves as "
-                "open_clip:MobileCLIP-S1:datacompdr and open_clip:PE-Core-B-16:meta"
+                f"{text}: timm's encoders take images only; use open_clip:MobileCLIP-S1:datacompdr or "
+                "open_clip:PE-Core-B-16:meta"
             )
         frames = FRAMES if count is None else int(count)
         if not 0 < frames <= _MOST_FRAMES:
-            raise CheckpointError(f"{text}: @{count} frames: take 1 to {_MOST_FRAMES}")
+            raise CheckpointError(f"{text}: @{count} frames: the number must be from 1 to {_MOST_FRAMES}")
         weights = None
         if library == "open_clip":
             for scheme in _SCHEMES:
                 model = model.removeprefix(scheme)
-            model, weights = _divided(model)
+            model, weights = _split_weights(model)
         return cls(cast("Library", library), model, weights, frames)
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` begins as such a name does."""
+    """Whether ``text`` has the form of an encoder's name."""
     return _FORM.fullmatch(text) is not None
 
 
-def absolute(text: str) -> str:
-    """The name with its folder or files as absolute paths, so that it means the same wherever it is read."""
-    name = Name.parse(text)
-    model, weights = (None if part is None else _whole(part) for part in (name.model, name.weights))
-    return str(Name(name.library, model or name.model, weights, name.frames))
+def absolute_name(text: str) -> str:
+    """The name with absolute paths of its folder or files, so that it does not depend on the working directory."""
+
+    def absolute(part: str) -> str:
+        path = Path(part).expanduser()
+        return str(path.resolve()) if path.exists() else part
+
+    name = EncoderName.parse(text)
+    weights = None if name.weights is None else absolute(name.weights)
+    return str(EncoderName(name.library, absolute(name.model), weights, name.num_frames))
 
 
-def _divided(model: str) -> tuple[str, str | None]:
-    """An open_clip model and its weights; a path may hold colons of its own."""
+def _split_weights(model: str) -> tuple[str, str | None]:
+    """Split MODEL:WEIGHTS of open_clip; both may be paths with colons."""
     if Path(model).expanduser().exists():
         return model, None
     parts = model.split(":")
@@ -86,8 +91,3 @@ def _divided(model: str) -> tuple[str, str | None]:
             return head, tail
     head, colon, tail = model.partition(":")
     return head, tail if colon else None
-
-
-def _whole(part: str) -> str:
-    path = Path(part).expanduser()
-    return str(path.resolve()) if path.exists() else part

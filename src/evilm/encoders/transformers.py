@@ -1,4 +1,4 @@
-"""Dual encoders of transformers: CLIP, SigLIP and their kin from a folder, or by name from the hub."""
+"""Dual encoders of transformers: CLIP, SigLIP and similar ones from a folder, or by name from the hub."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from evilm import hub
-from evilm.encoders.base import Preparation, Towers
-from evilm.encoders.open_clip import check_plain, unknown_share
+from evilm.encoders.base import Preprocessing, Towers, check_no_code, short, unknown_share
 from evilm.errors import CheckpointError, DependencyError
 
 if TYPE_CHECKING:
@@ -22,20 +21,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evilm.data.video import Fit
-    from evilm.encoders.names import Name
+    from evilm.encoders.names import EncoderName
 
-KINDS = ("altclip", "chinese_clip", "clip", "metaclip_2", "siglip")  # whose text is one vector beside the picture's
-_FULL_LENGTH = ("siglip",)  # trained on texts that are all padded to the model's length, without a mask
+KINDS = (
+    "altclip",
+    "chinese_clip",
+    "clip",
+    "metaclip_2",
+    "siglip",
+)  # models that give one vector for a text and one for an image
+_FULL_LENGTH = ("siglip",)  # trained on texts padded to the model's length, without a mask
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # as PIL numbers them
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
-def towers(name: Name) -> Towers:
-    """The model of that name.
+def towers(name: EncoderName) -> Towers:
+    """Load the model of that name.
 
     Raises:
         CheckpointError: no such folder or name, another kind of model, damaged or unsafe files, or no network.
-        DependencyError: transformers is missing, or a package that this model's words need.
+        DependencyError: transformers is missing, or a package that this model's tokenizer needs.
     """
     folder = Path(name.model).expanduser()
     if not folder.is_dir():
@@ -43,11 +48,11 @@ def towers(name: Name) -> Towers:
             raise CheckpointError(f"{name}: no such folder; name one, or owner/name on the hub")
         folder = hub.fetch(name.model, _FILES)
     kind = _kind(folder, name)
-    model, tokenizer, preparation = _loaded(folder, name)
+    model, tokenizer, preparation = _load(folder, name)
     text: Any = model.config.text_config
     length = min(int(text.max_position_embeddings), int(getattr(tokenizer, "model_max_length", 1 << 30)))
     if kind in ("altclip", "chinese_clip"):
-        length = min(length, 77)  # RoBERTa and BERT could read more than these were trained on
+        length = min(length, 77)  # BERT and RoBERTa accept more than they were trained on
     masked = "attention_mask" in tokenizer.model_input_names and kind not in _FULL_LENGTH
 
     def words(texts: list[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -63,23 +68,23 @@ def towers(name: Name) -> Towers:
 
     return Towers(
         module=model,
-        pictures=lambda pixels: _vector(model.get_image_features(pixel_values=pixels)),
-        texts=texts,
-        words=words,
-        unknown=lambda found: unknown_share(tokenizer, found),
-        preparation=preparation,
-        length=length,
+        encode_images=lambda pixels: _vector(model.get_image_features(pixel_values=pixels)),
+        encode_texts=texts,
+        tokenize=words,
+        unknown_share=lambda found: unknown_share(tokenizer, found),
+        preprocessing=preparation,
+        max_text_len=length,
         temperature=float(1 / model.logit_scale.detach().exp().mean()),
     )
 
 
-def _kind(folder: Path, name: Name) -> str:
-    """What a folder says it holds, read before any of its files is given to a library.
+def _kind(folder: Path, name: EncoderName) -> str:
+    """The type of the model in a folder, read before any of its files is given to a library.
 
     Raises:
         CheckpointError: it is none of ``KINDS``.
     """
-    check_plain(folder, name)
+    check_no_code(folder, name)
     try:
         kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError) as error:
@@ -87,14 +92,14 @@ def _kind(folder: Path, name: Name) -> str:
             f"{name}: {folder} holds no model of transformers: {type(error).__name__}: {error}"
         ) from None
     if kind not in KINDS:
-        raise CheckpointError(f"{name}: is a {kind} model; the dual encoders that can be taken are {', '.join(KINDS)}")
+        raise CheckpointError(f"{name}: is a {kind} model; supported dual encoders are {', '.join(KINDS)}")
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{name}: {folder} has no model.safetensors; pickled weights are not loaded")
     return kind
 
 
-def _loaded(folder: Path, name: Name) -> tuple[Any, Any, Preparation]:
-    """Model, tokenizer and how pictures are made ready; nothing is fetched and no code of the folder's is run."""
+def _load(folder: Path, name: EncoderName) -> tuple[Any, Any, Preprocessing]:
+    """Model, tokenizer and preprocessing. Nothing is downloaded, and no code of the folder is run."""
     try:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     except ModuleNotFoundError as error:
@@ -102,25 +107,25 @@ def _loaded(folder: Path, name: Name) -> tuple[Any, Any, Preparation]:
     plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     kinds: tuple[Any, Any, Any] = AutoModel, AutoTokenizer, AutoImageProcessor
     try:
-        with _silence():
+        with _hide_progress_bars():
             model, report = kinds[0].from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **plain
             )
         tokenizer = kinds[1].from_pretrained(folder, **plain)
         processor = kinds[2].from_pretrained(folder, **plain)
     except (ImportError, ModuleNotFoundError) as error:
-        raise DependencyError(f"{name}: its files need another package: {_line(error)}") from None
+        raise DependencyError(f"{name}: its files need another package: {short(error)}") from None
     except Exception as error:
-        raise CheckpointError(f"{name}: {folder} cannot be loaded: {_line(error)}") from error
+        raise CheckpointError(f"{name}: {folder} cannot be loaded: {short(error)}") from error
     lacking = sorted(cast("set[str]", report["missing_keys"]))
     if lacking:
         raise CheckpointError(f"{name}: {folder} lacks {len(lacking)} of its weights, such as {lacking[0]}")
-    return model, tokenizer, _preparation(processor, name)
+    return model, tokenizer, _preprocessing(processor, name)
 
 
 @contextmanager
-def _silence() -> Generator[None]:
-    """No bar for the loading of tensors."""
+def _hide_progress_bars() -> Generator[None]:
+    """Hide the progress bar of loading tensors."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -133,17 +138,17 @@ def _silence() -> Generator[None]:
 
 
 def _vector(found: Any) -> Tensor:
-    """(n, d), whichever form an answer has."""
+    """(n, d) from either form of a model's output."""
     return found if isinstance(found, torch.Tensor) else found.pooler_output
 
 
-def _preparation(processor: Any, name: Name) -> Preparation:
-    """What an image processor says, as far as it can be followed.
+def _preprocessing(processor: Any, name: EncoderName) -> Preprocessing:
+    """The settings of an image processor.
 
     Raises:
-        CheckpointError: it cannot.
+        CheckpointError: it has settings that are not supported.
     """
-    size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None))
+    size, crop = _side_lengths(processor.size), _side_lengths(getattr(processor, "crop_size", None))
     centred = bool(getattr(processor, "do_center_crop", False))
     interpolation = _INTERPOLATIONS.get(int(processor.resample))
     shorter, height, width = (size.get(key) for key in ("shortest_edge", "height", "width"))
@@ -151,25 +156,21 @@ def _preparation(processor: Any, name: Name) -> Preparation:
     centre = crop.get("height") if centred else side
     odd = (form == "squash" and height != width) or crop.get("height") != crop.get("width")
     if not side or not centre or centre > side or odd or interpolation is None:
-        raise CheckpointError(f"{name}: wants pictures of size {size}, crop {crop}, which is not offered")
+        raise CheckpointError(f"{name}: needs images of size {size}, crop {crop}, which is not supported")
     if not processor.do_rescale or abs(float(processor.rescale_factor) * 255 - 1) > 1e-6:
-        raise CheckpointError(f"{name}: wants pixels times {processor.rescale_factor}, which is not offered")
+        raise CheckpointError(f"{name}: needs pixels times {processor.rescale_factor}, which is not supported")
     colours: tuple[Any, Any] = (
         (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,) * 3, (1,) * 3)
     )
     mean, std = (tuple(float(v) for v in values) for values in colours)
-    return Preparation(side, centre, cast("Fit", f"{form}-{interpolation}"), mean, std)
+    return Preprocessing(side, centre, cast("Fit", f"{form}-{interpolation}"), mean, std)
 
 
-def _sides(value: Any) -> dict[str, int]:
-    """A size in whichever form transformers keeps it, by the names of its sides."""
+def _side_lengths(value: Any) -> dict[str, int]:
+    """A size in any form that transformers uses, by the names of its sides."""
     if value is None:
         return {}
     if isinstance(value, int):
         return {"shortest_edge": value, "height": value, "width": value}
     table = cast("dict[str, Any]", value if isinstance(value, dict) else vars(value))
     return {key: int(side) for key, side in table.items() if isinstance(side, int)}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evilm.encoders.base import unit
+from evilm.encoders.base import normalise_rows
 from evilm.inference.runtime import EncodedArrays, Metadata
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class DualEncoderRuntime:
         self.form = f"{encoder.name}, {encoder.device.type}"
         self.metadata = Metadata(
             task="dual encoder",
-            num_frames=encoder.frames,
-            image_size=encoder.size,
-            resize_mode=encoder.fit,
+            num_frames=encoder.num_frames,
+            image_size=encoder.image_size,
+            resize_mode=encoder.resize_mode,
             grid=(1, 1),
-            max_text_len=encoder.length,
-            hidden_dim=encoder.width,
-            embed_dim=encoder.width,
+            max_text_len=encoder.max_text_len,
+            hidden_dim=encoder.embed_dim,
+            embed_dim=encoder.embed_dim,
             temperature=encoder.temperature,
             heads=("embed_video", "embed_text"),
             source={"name": str(encoder.name), "weights": encoder.fingerprint},
@@ -54,7 +54,7 @@ class DualEncoderRuntime:
 
     def encode_text(self, ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> EncodedArrays:
         """(n, L) each to (n, L, d): the text's one vector, repeated at each of its positions."""
-        vectors = self.encoder.encode_words(ids, mask)
+        vectors = self.encoder.encode_tokens(ids, mask)
         return EncodedArrays(np.repeat(vectors[:, None], ids.shape[1], axis=1), mask)
 
     def fuse(
@@ -68,7 +68,7 @@ class DualEncoderRuntime:
         self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """(n, d), l2-normalised."""
-        return unit(cls)
+        return normalise_rows(cls)
 
 
 class EncoderVocabulary:
@@ -79,7 +79,7 @@ class EncoderVocabulary:
 
     def encode_arrays(self, texts: Sequence[str], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids and mask (n, L), cut at the encoder's own length."""
-        return self._encoder.words(texts)
+        return self._encoder.tokenize(texts)
 
     def unknown_share(self, texts: Sequence[str]) -> float:
         return self._encoder.unknown_share(texts)

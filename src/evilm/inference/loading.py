@@ -98,16 +98,16 @@ def absolute_name(model: str | Path) -> str:
     path = Path(model).expanduser()
     if _exists(path):
         return str(path.resolve())
-    return encoder_names.absolute(str(model)) if encoder_names.is_name(str(model)) else str(model)
+    return encoder_names.absolute_name(str(model)) if encoder_names.is_name(str(model)) else str(model)
 
 
 def _open_dual_encoder(name: str, device: Device) -> Runtime:
-    try:
-        from evilm.encoders import base
-        from evilm.inference.dual_encoder import DualEncoderRuntime
-    except ModuleNotFoundError as error:
-        raise DependencyError(f"{name}: needs {error.name}: pip install 'evilm[clip]'") from None
-    return DualEncoderRuntime(base.load(name, device))
+    from evilm import encoders
+
+    encoder = encoders.load(name, device)  # first, because it reports a missing library
+    from evilm.inference.dual_encoder import DualEncoderRuntime
+
+    return DualEncoderRuntime(encoder)
 
 
 def _exists(path: Path) -> bool:

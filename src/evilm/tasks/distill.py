@@ -112,8 +112,11 @@ class Distill(VideoTextTask):
         """What a checkpoint remembers of its teacher, and whether texts were matched."""
         texts = config.text_weight > 0 and teacher.reads and any(example.captions for example in examples)
         return {
-            "teacher": teacher.fingerprint, "width": teacher.width, "temperature": teacher.temperature, "texts": texts,
-        }  # fmt: skip
+            "teacher": teacher.fingerprint,
+            "width": teacher.embed_dim,
+            "temperature": teacher.temperature,
+            "texts": texts,
+        }
 
     def losses(self, batch: Batch) -> Losses:
         config = self.config
@@ -163,7 +166,7 @@ class Distill(VideoTextTask):
         new = [text for text in dict.fromkeys(captions) if text and text not in self._heard]
         if new:
             self._heard |= dict(zip(new, self.teacher.embed_texts(new), strict=True))
-        nothing = np.zeros(self.teacher.width, dtype=np.float32)
+        nothing = np.zeros(self.teacher.embed_dim, dtype=np.float32)
         rows = np.stack([self._heard.get(text, nothing) for text in captions])
         return torch.from_numpy(rows).to(batch.frames.device)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evilm import distributed
+from evilm import distributed, encoders
 from evilm.data.teacher_targets import TeacherTargets
 from evilm.encoders import names
 from evilm.errors import CheckpointError, DependencyError
@@ -57,9 +57,9 @@ class OwnTeacher:
             )
         self._task, self._embed, self._device = task.to(device).eval().requires_grad_(False), embed, device
         self.fingerprint = fingerprint
-        self.fit: Fit = fit
-        self.frames, self.size = task.model.config.num_frames, task.model.config.image_size
-        self.width = int(embed.video_out.out_features)
+        self.resize_mode: Fit = fit
+        self.num_frames, self.image_size = task.model.config.num_frames, task.model.config.image_size
+        self.embed_dim = int(embed.video_out.out_features)
         self.reads = hasattr(embed, "text_out")
         self.temperature = float(embed.temperature)
 
@@ -98,11 +98,7 @@ def named(name: str, device: torch.device, restore: Restore) -> Teacher:
     """
     path = Path(name).expanduser()
     if names.is_name(name) and not path.exists():
-        try:
-            from evilm.encoders import base
-        except ModuleNotFoundError as error:
-            raise DependencyError(f"{name}: needs {error.name}: pip install 'evilm[clip]'") from None
-        return base.load(name, "cuda" if device.type == "cuda" else "cpu")
+        return encoders.load(name, "cuda" if device.type == "cuda" else "cpu")
     restored, about = restore(path)
     if not isinstance(restored, VideoTextTask):
         raise CheckpointError(f"{path}: is a {about['task']} checkpoint, and cannot teach embeddings")
