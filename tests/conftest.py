@@ -92,13 +92,13 @@ def random_batch() -> Callable[..., Batch]:
     """``random_batch(examples, frames=2, size=64, seed=0)``: noise for pixels, as a loader would hand it over."""
     import torch
 
-    from evilm.data import seeds
+    from evilm.data.sampling import derive_seed
     from evilm.types import Batch
 
     def make(examples: Sequence[Example], frames: int = 2, size: int = 64, seed: int = 0) -> Batch:
         random = torch.Generator().manual_seed(seed)
         pixels = torch.randint(0, 256, (len(examples), frames, 3, size, size), generator=random, dtype=torch.uint8)
-        own = torch.tensor([seeds.derive_seed(seed, "sample", example.key) for example in examples])
+        own = torch.tensor([derive_seed(seed, "sample", example.key) for example in examples])
         return Batch(tuple(examples), pixels, own, torch.ones(len(examples), dtype=torch.bool))
 
     return make

@@ -110,7 +110,9 @@ def mean_average_precision(scores: NDArray[np.floating], present: NDArray[np.boo
     for k in np.flatnonzero(present.any(axis=0)):
         order = np.argsort(-scores[:, k], kind="stable")
         ranked, hit = scores[order, k], present[order, k]
-        last = np.searchsorted(-ranked, -ranked, side="right")  # number of clips that score at least as high
+        last: NDArray[np.intp] = np.searchsorted(
+            -ranked, -ranked, side="right"
+        )  # number of clips that score at least as high
         precision = np.cumsum(hit)[last - 1] / last
         values.append(float(precision[hit].mean()))
     return float(np.mean(values)) if values else 0.0

@@ -41,7 +41,7 @@ def test_gradients_reach_every_parameter(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example], vtm: float,
     captions: int, without_gradient: Callable[..., list[str]],
 ) -> None:  # fmt: skip
-    task = build(vtm_weight=vtm, captions=captions).train()
+    task = build(vtm_weight=vtm, captions_per_video=captions).train()
     found = task.losses(random_batch(captioned))
     assert set(found.parts) == ({"contrastive", "vtm"} if vtm else {"contrastive"})
     assert without_gradient(task, found) == []
@@ -58,7 +58,7 @@ def test_two_rows_of_one_video_are_no_negatives(
 def test_several_captions_of_a_video_are_drawn_together_and_each_looks_for_it(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
 ) -> None:
-    task = build(captions=3).train()
+    task = build(captions_per_video=3).train()
     batch = random_batch([replace(captioned[0], captions=("a", "b", "c", "d")), replace(captioned[1], captions=("e",))])
     drawn = task.several_captions(batch, 3)
     assert len(set(drawn[:3])) == 3  # none twice while there are others
@@ -76,7 +76,7 @@ def test_several_captions_of_a_video_are_drawn_together_and_each_looks_for_it(
 def test_matching_takes_the_hardest_of_all_the_other_videos_captions(
     build: Callable[..., Retrieval], random_batch: Callable[..., Batch], captioned: list[Example]
 ) -> None:
-    task = build(captions=2, vtm_weight=1.0).eval()
+    task = build(captions_per_video=2, vtm_weight=1.0).eval()
     batch = random_batch(captioned[:3])
     with torch.no_grad():
         video, text = task.encode(batch), task.model.encode_text(task.text(task.several_captions(batch, 2), batch))
