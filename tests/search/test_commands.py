@@ -96,6 +96,8 @@ def test_limits_reach_the_decoder(clips: Path, tmp_path: Path, capsys: pytest.Ca
     at = str(tmp_path / "index")
     assert cli.run(["index", str(clips), at, "--model", "world-tiny", "--max-pixels", "100", "--timeout", "9"]) == 2
     assert "4 too_large" in capsys.readouterr().err
+    assert cli.run(["index", str(clips), at, "--json"]) == 0, "files beyond a limit are tried again"
+    assert json.loads(capsys.readouterr().out)["files"] == 4
 
 
 def test_a_file_searched_by_itself_scores_one(

@@ -114,9 +114,10 @@ def test_a_replaced_copy_of_the_same_content_is_only_touched(folder: Path) -> No
     assert (len(changes.touched), len(changes.changed), changes.same) == (1, 0, 2)
 
 
-def test_timeouts_and_crashes_are_tried_again(folder: Path) -> None:
+def test_files_beyond_a_limit_are_tried_again(folder: Path) -> None:
     found = walk(folder)
-    assert len(compare(known(found.files, "timeout"), found).changed) == 3
+    for status in ("timeout", "crashed", "too_large"):
+        assert len(compare(known(found.files, status), found).changed) == 3
     assert compare(known(found.files, "corrupt"), found).same == 3
 
 

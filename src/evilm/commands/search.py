@@ -104,10 +104,16 @@ def index(
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Number of decoder processes.")] = 2,
     timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit of a request to a decoder, in seconds.")
+        float,
+        typer.Option(
+            min=0.1, metavar="SECONDS", help="Time limit of a decoder request; more for frames above 1920x1080."
+        ),
     ] = 30.0,
     max_pixels: Annotated[
-        int | None, typer.Option(min=1, metavar="PIXELS", show_default="of the decoder", help="Maximum width x height.")
+        int | None,
+        typer.Option(
+            min=1, metavar="PIXELS", show_default="7680 x 4320", help="Maximum pixels of a frame, width x height."
+        ),
     ] = None,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Remove all entries of the folder if it has no videos.")

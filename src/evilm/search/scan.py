@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from evilm.search.database import FileRecord
 
-RETRY = frozenset({"timeout", "crashed", "not_a_file"})  # may pass: such files are tried again by every update
+# Statuses that may be due to the machine or to the limits: such files are tried again by every update.
+RETRY = frozenset({"timeout", "crashed", "not_a_file", "too_large", "too_long"})
 _SUFFIXES = tuple(os.fsencode(suffix) for suffix in VIDEO_SUFFIXES)
 _PART = 65536  # bytes read at the start, in the middle and at the end of a file for its hash
 _LINK_ERRORS = {errno.ENOENT: "is a link to nothing", errno.ELOOP: "is a link that leads back to itself"}
@@ -156,19 +157,16 @@ def _add_file(entry: os.DirEntry[bytes], result: Walk) -> None:
         result.refused.append((entry.path, "is not a regular file"))
 
 
-def compare(
-    known: Iterable[FileRecord], walked: Walk, elsewhere: Iterable[FileRecord] = (), retry: frozenset[str] = RETRY
-) -> Changes:
+def compare(known: Iterable[FileRecord], walked: Walk, elsewhere: Iterable[FileRecord] = ()) -> Changes:
     """Find what must be done so that the database describes the folder.
 
-    A file is unchanged if path, size, time and inode are equal. With another size or time it is changed. With another
+    A file is unchanged if path, size, time and inode are equal, and its status is not in ``RETRY``. With another size or time it is changed. With another
     inode only, its hash decides. A new path with size, time and hash of a deleted file is that file, moved.
 
     Args:
         known: records of the folder.
         walked: content of the folder.
         elsewhere: records of other folders, from which a file may have been moved.
-        retry: statuses of files that are decoded again although they are unchanged.
     """
     result = Changes()
     before = {record.path: record for record in known}
@@ -190,7 +188,7 @@ def compare(
         old = before.get(found.path)
         candidates = sources[found.size, found.mtime_ns]
         if old is not None:
-            if (old.size, old.mtime_ns) != (found.size, found.mtime_ns) or old.status in retry:
+            if (old.size, old.mtime_ns) != (found.size, found.mtime_ns) or old.status in RETRY:
                 result.changed.append(found)
             elif old.inode == found.inode:
                 result.same += 1

@@ -19,7 +19,7 @@ from evilm.progress import say
 from evilm.search import calibration, scan, vectors
 from evilm.search.database import NAME, READABLE, Database, NewFile, under
 from evilm.search.model import bind_config, bind_model, foreign_to_world_tiny, resolve_model
-from evilm.search.pipeline import LIMITS, Pipeline
+from evilm.search.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -153,10 +153,9 @@ class _Update:
         root = os.fsencode(os.path.realpath(folder))
         known = self.database.files(*under(root))
         self._check_not_empty(folder, walked, len(known), allow_empty)
-        retry = scan.RETRY | ({"too_large"} if self.pipeline.limits.max_pixels > LIMITS.max_pixels else set[str]())
         condition, values = under(root)
         elsewhere = self.database.files(f"NOT ({condition})", values)
-        changes = scan.compare(known, walked, elsewhere, retry)
+        changes = scan.compare(known, walked, elsewhere)
         refused = {path for path, _ in walked.refused}
         changes.deleted = [record for record in changes.deleted if record.path not in refused]
         todo = [*changes.new, *changes.changed]
