@@ -106,7 +106,7 @@ def index(
     timeout: Annotated[
         float,
         typer.Option(
-            min=0.1, metavar="SECONDS", help="Time limit of a decoder request; more for frames above 1920x1080."
+            min=0.1, metavar="SECONDS", help="Time limit of a decoder request; larger frames than 1920x1080 get more."
         ),
     ] = 30.0,
     max_pixels: Annotated[
