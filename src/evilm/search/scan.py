@@ -160,9 +160,9 @@ def _add_file(entry: os.DirEntry[bytes], result: Walk) -> None:
 def compare(known: Iterable[FileRecord], walked: Walk, elsewhere: Iterable[FileRecord] = ()) -> Changes:
     """Find what must be done so that the database describes the folder.
 
-    A file is unchanged if path, size, time and inode are equal, and its status is not in ``RETRY``. With another size or
-    time it is changed. With another inode only, its hash decides. A new path with size, time and hash of a deleted file
-    is that file, moved.
+    A file is unchanged if path, size, time and inode are equal and its status is not in ``RETRY``. With another size
+    or time it is changed. With another inode only, its hash decides. A new path with size, time and hash of a deleted
+    file is that file, moved.
 
     Args:
         known: records of the folder.
