@@ -50,7 +50,8 @@ def ship(name: str, source: Path, out: Path) -> None:
         shown = made.model_copy(update={"metadata": metadata})
         lines = [card.text(shown), *_evaluation(shown, evaluation)]
         if name == TINY:
-            lines += _quickstart(quickstart.run(Path(temporary) / "quickstart", str(draft), say=say))
+            seed = shown.metadata.source["recipe"]["seed"]
+            lines += _quickstart(quickstart.run(Path(temporary) / "quickstart", str(draft), say=say), seed)
 
         def fill(to: Path) -> None:
             for path in [*draft.glob("*.onnx"), draft / "vocabulary.json"]:
@@ -88,8 +89,7 @@ def _evaluation(made: export_format.ExportDescription, evaluation: dict[str, Any
     recipe = made.metadata.source["recipe"]
     lines = [
         "## Training and evaluation", "",
-        f"Seed {recipe['seed']}; the last stage took {recipe['optim']['epochs']:g} epochs. Then",
-        "`evilm export --int8`.", "",
+        f"The last stage took {recipe['optim']['epochs']:g} epochs; the export is `evilm export --int8`.", "",
         f"The checkpoint on the test split ({evaluation['rule']}):", "",
         "| metric | value | chance |", "|---|---|---|",
     ]  # fmt: skip
@@ -99,12 +99,13 @@ def _evaluation(made: export_format.ExportDescription, evaluation: dict[str, Any
     return lines
 
 
-def _quickstart(result: quickstart.Quickstart) -> list[str]:
+def _quickstart(result: quickstart.Quickstart, seed: int) -> list[str]:
     """The results of ``evilm quickstart`` as Markdown."""
     hits, questions = result.first_hit, result.questions
     return [
         "",
-        "Trained by the stages of `evilm demo`: recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`.", "",
+        "Trained by the stages of `evilm demo`:",
+        f"recipes `world-tokenizer`, `world-pretrain`, `world-retrieval`, seed {seed}.", "",
         f"This export in `evilm quickstart` ({quickstart.CLIPS} clips of another world, seed {quickstart.SEED}, each",
         f"with a combination that no training clip has): the first hit is right for {hits['percent']:.0f} %",
         f"of {hits['count']:.0f} sentences (chance {hits['chance']:.1f} %). Of {questions['count']:.0f} questions for",

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from evilm.export import quantize
+from evilm.inference import loading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,3 +41,22 @@ def test_activation_scales_are_constants(exported: Path) -> None:
         assert not {"DynamicQuantizeLinear", "MatMulInteger"} & operators
         constants = {tensor.name for tensor in graph.initializer}
         assert all(node.input[1] in constants for node in graph.node if node.op_type == "QuantizeLinear")
+
+
+@pytest.mark.parametrize("form", ["int8", "world-tiny"])
+def test_no_sum_of_two_products_overflows_16_bits(exported: Path, form: str) -> None:
+    """x86 CPUs without VNNI add pairs of products of an unsigned and a signed byte in 16 bits."""
+    folder = exported if form == "int8" else loading.bundled_folder(form)
+    assert folder is not None
+    count = 0
+    for path in folder.glob("*.onnx"):
+        graph = onnx.load(path).graph
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        sources = {output: node for node in graph.node for output in node.output}
+        for node in graph.node:
+            source = sources.get(node.input[1]) if node.op_type in ("Conv", "MatMul", "Gemm") else None
+            if source is not None and source.op_type == "DequantizeLinear" and source.input[0] in arrays:
+                weights = arrays[source.input[0]].astype(np.int64)
+                assert 255 * 2 * np.abs(weights).max() < 2**15
+                count += 1
+    assert count > 10

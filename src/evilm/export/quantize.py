@@ -2,6 +2,9 @@
 
 Static activation scales make a vector independent of the clips and texts that are computed beside it. Dynamic scales,
 which ONNX Runtime takes from the whole batch, do not: with them a score changes with the batch size.
+
+Weights use 7 of the 8 bits. With 8, sums of two products overflow 16 bits on x86 CPUs without VNNI instructions, where
+ONNX Runtime adds them in pairs: such a CPU would compute other vectors than the one that exported the model.
 """
 
 from __future__ import annotations
@@ -100,7 +103,7 @@ def quantize(source: Path, target: Path, precision: Precision, feeds: Sequence[F
         attention = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in layers]
         ort.quantize_static(
             str(plain), str(plain), _Reader(feeds), quant_format=ort.QuantFormat.QDQ, per_channel=True,
-            activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8,
+            reduce_range=True, activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"], nodes_to_exclude=[*spared, *attention],
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         )  # fmt: skip
