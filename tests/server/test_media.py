@@ -11,8 +11,12 @@ from xml.etree import ElementTree
 from evilm.server.media import Part, timecode, to_csv, to_edl, to_fcpxml, to_json
 
 PARTS = [
-    Part(Path("/films/boat.mp4"), 1.0, 3.5, {"name": "boat.mp4", "folder": "trips", "date": "2026-06-01T10:00:00+00:00"}),
-    Part(Path("/films/=cmd.mp4"), 0.04, 3600.0, {"name": "=cmd.mp4", "folder": "", "date": "2026-06-02T10:00:00+00:00"}),
+    Part(
+        Path("/films/boat.mp4"), 1.0, 3.5, {"name": "boat.mp4", "folder": "trips", "date": "2026-06-01T10:00:00+00:00"}
+    ),
+    Part(
+        Path("/films/=cmd.mp4"), 0.04, 3600.0, {"name": "=cmd.mp4", "folder": "", "date": "2026-06-02T10:00:00+00:00"}
+    ),
 ]
 
 

@@ -14,7 +14,9 @@ def make_run(folder: Path, steps: int) -> None:
     lines = [json.dumps({"step": step, "loss": 1 / step, "lr": 0.1}) for step in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 99')  # a run that is writing
     (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "metrics.json").write_text(json.dumps({"metrics": {"R@1": 31.0}, "interval": [28.0, 34.0]}))
+    (folder / "evaluation" / "metrics.json").write_text(
+        json.dumps({"metrics": {"R@1": 31.0}, "interval": [28.0, 34.0]})
+    )
 
 
 def test_runs_are_listed_and_shown(tmp_path: Path) -> None:

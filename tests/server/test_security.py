@@ -11,7 +11,9 @@ import pytest
 from evilm.server.security import Access, Guard
 
 
-def ask(access: Access, path: str = "/api/index", method: str = "GET", body: bytes = b"", query: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    access: Access, path: str = "/api/index", method: str = "GET", body: bytes = b"", query: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """One request through the guard to an application that answers ``ok``."""
     sent: list[dict[str, Any]] = []
 
@@ -48,7 +50,9 @@ def test_loopback_names_are_answered() -> None:
         assert ask(Access(), host=host)[0] == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "169.254.169.254", "[::2]:8000", "localhost@evil.example"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "", "169.254.169.254", "[::2]:8000", "localhost@evil.example"]
+)
 def test_other_hosts_are_refused(host: str) -> None:
     status, _, body = ask(Access(), host=host)
     assert status == 421
@@ -69,7 +73,9 @@ def test_a_token_is_needed_where_one_is_set() -> None:
     assert ask(access, host="nas:8000", authorization="Bearer wrong")[0] == 401
     assert ask(access, host="nas:8000", authorization="Bearer secret-token")[0] == 200
     assert ask(access, host="nas:8000", cookie="evilm_token=secret-token")[0] == 200
-    assert ask(access, host="nas:8000", query=b"token=secret-token")[0] == 401, "only the page takes it from the address"
+    assert ask(access, host="nas:8000", query=b"token=secret-token")[0] == 401, (
+        "only the page takes it from the address"
+    )
     status, headers, _ = ask(access, path="/", host="nas:8000", query=b"token=secret-token")
     assert (status, headers["location"]) == (303, "/")
     assert "HttpOnly" in headers["set-cookie"]
@@ -80,7 +86,9 @@ def test_bodies_are_limited_by_the_bytes_that_arrive() -> None:
     access = Access(max_body=5000)
     assert ask(access, method="POST", body=b"x" * 4000)[0] == 200
     assert ask(access, method="POST", body=b"x" * 9000, content_length="9000")[0] == 413
-    assert ask(access, method="POST", body=b"x" * 9000, content_length="10")[0] == 0, "the application sees a closed connection"
+    assert ask(access, method="POST", body=b"x" * 9000, content_length="10")[0] == 0, (
+        "the application sees a closed connection"
+    )
     assert ask(access, method="POST", body=b"", content_length="many")[0] == 413
 
 

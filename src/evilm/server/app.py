@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 STATIC = Path(__file__).parent / "static"
 _NUMBER = InPath(ge=0, le=10**18)
 _NAME = InPath(max_length=40, pattern=r"^[A-Za-z0-9-]+$")
-ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": schemas.ErrorOut} for code in (400, 404, 409, 413, 415, 422, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": schemas.ErrorOut} for code in (400, 404, 409, 413, 415, 422, 503)
+}
 HEIGHTS = (90, 180, 360, 720)
 MAX_EVENTS = 64  # open event streams
 
@@ -119,7 +121,9 @@ def create_app(config: ServerConfig) -> FastAPI:
         files.close()
         catalog.close()
 
-    app = FastAPI(title="E-ViLM", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS)
+    app = FastAPI(
+        title="E-ViLM", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
+    )
     app.add_middleware(Guard, access=config.access)  # pyright: ignore[reportArgumentType], an ASGI class
     _handle_errors(app, counts)
 
@@ -136,7 +140,10 @@ def create_app(config: ServerConfig) -> FastAPI:
             "evilm_searches_total": catalog.library.searches, "evilm_search_batches_total": catalog.library.batches,
             "evilm_requests_in_work": config.access.in_work, "evilm_uptime_seconds": time.monotonic() - began,
         }  # fmt: skip
-        lines = [f"# TYPE {name} {'counter' if name.endswith('total') else 'gauge'}\n{name} {value:g}" for name, value in values.items()]
+        lines = [
+            f"# TYPE {name} {'counter' if name.endswith('total') else 'gauge'}\n{name} {value:g}"
+            for name, value in values.items()
+        ]
         return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     @app.get("/api/index")
@@ -166,12 +173,16 @@ def create_app(config: ServerConfig) -> FastAPI:
         return catalog.segment(segment)
 
     @app.get("/api/thumbnails/{segment}", response_class=Response)
-    def thumbnail(segment: Annotated[int, _NUMBER], n: Annotated[int | None, Query(ge=0, le=7)] = None, height: int = 180) -> Response:
+    def thumbnail(
+        segment: Annotated[int, _NUMBER], n: Annotated[int | None, Query(ge=0, le=7)] = None, height: int = 180
+    ) -> Response:
         """A still of a segment: the middle, or one of eight."""
         path, times = catalog.stills(segment)
         chosen = times if n is not None else times[4:5]
         picture = files.stills(path, chosen, _height(height))[n or 0]
-        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"})
+        return Response(
+            picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"}
+        )
 
     @app.get("/api/videos/{video}")
     def video(video: Annotated[int, _NUMBER]) -> schemas.VideoOut:
@@ -187,7 +198,9 @@ def create_app(config: ServerConfig) -> FastAPI:
         return {"segments": catalog.scores(video, text, segment, upload)}
 
     @app.get("/api/videos/{video}/still", response_class=Response)
-    def still(video: Annotated[int, _NUMBER], time: Annotated[float, Query(ge=0, le=1e7)], height: int = 90) -> Response:
+    def still(
+        video: Annotated[int, _NUMBER], time: Annotated[float, Query(ge=0, le=1e7)], height: int = 90
+    ) -> Response:
         """The frame of a video at a time."""
         return Response(files.still(catalog.path(video), time, _height(height)), media_type="image/jpeg")
 

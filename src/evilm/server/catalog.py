@@ -70,7 +70,11 @@ class Catalog:
     def version(self) -> int:
         """A number that changes with each commit of the index."""
         try:
-            return sum((self._folder / name).stat().st_mtime_ns for name in ("index.db", "index.db-wal") if (self._folder / name).exists())
+            return sum(
+                (self._folder / name).stat().st_mtime_ns
+                for name in ("index.db", "index.db-wal")
+                if (self._folder / name).exists()
+            )
         except OSError:
             return 0
 
@@ -140,7 +144,9 @@ class Catalog:
             seconds=seconds(), query={"plus": list(plus), "minus": list(minus)},
         )  # fmt: skip
 
-    def _browse(self, body: schemas.SearchBody, where: Filter | None, offset: int, root: Path, took: float) -> schemas.SearchOut:
+    def _browse(
+        self, body: schemas.SearchBody, where: Filter | None, offset: int, root: Path, took: float
+    ) -> schemas.SearchOut:
         """All segments, without a query: by date, newest first, or by name."""
         index = self.library.need()
         videos = [video for video in index.videos(where) if video.num_segments]
@@ -175,12 +181,18 @@ class Catalog:
             folder, name, filters.min_seconds, filters.max_seconds, day_of(filters.after),
             None if filters.before is None else day_of(filters.before),
         )  # fmt: skip
-        return made if made else None
+        return made or None
 
     def _segment(self, hit: Hit, root: Path) -> schemas.SegmentOut:
         video = self._video(hit.video_id)
         row = self._row(hit.segment_id, video, hit.start, hit.end, root)
-        return row.model_copy(update={"score": round(float(hit.score), 4), "good": hit.score >= GOOD, "words": list(getattr(hit, "words", ()))})
+        return row.model_copy(
+            update={
+                "score": round(float(hit.score), 4),
+                "good": hit.score >= GOOD,
+                "words": list(getattr(hit, "words", ())),
+            }
+        )
 
     def _row(self, number: int, video: Video, start: float, end: float, root: Path) -> schemas.SegmentOut:
         return schemas.SegmentOut(
@@ -194,7 +206,9 @@ class Catalog:
         segment = index.segment(number)
         if segment is None:
             raise _missing("segment")
-        return self._row(segment.id, self._video(segment.video_id), segment.start, segment.end, self._root(index.videos()))
+        return self._row(
+            segment.id, self._video(segment.video_id), segment.start, segment.end, self._root(index.videos())
+        )
 
     def stills(self, number: int) -> tuple[Path, list[float]]:
         """The file of a segment and eight times in it."""
@@ -207,7 +221,9 @@ class Catalog:
     def video(self, number: int, media: Media) -> schemas.VideoOut:
         """A video, how it can be played, and its segments."""
         index, video = self.library.need(), self._video(number)
-        spans = [schemas.SpanOut(segment=str(each.id), start=each.start, end=each.end) for each in index.segments_of(number)]
+        spans = [
+            schemas.SpanOut(segment=str(each.id), start=each.start, end=each.end) for each in index.segments_of(number)
+        ]
         try:
             facts = media.facts(video.path)
             play, shape = playable(facts, video.path), (facts.width, facts.height, facts.codec, facts.container)
@@ -238,7 +254,10 @@ class Catalog:
         plus, minus = parse_text(text or "")
         vector = self.library.vector(Request(plus, minus, segment, self._upload(upload)))
         hits = self.library.need().scores_of(number, vector)
-        return [schemas.SpanOut(segment=str(hit.segment_id), start=hit.start, end=hit.end, score=round(float(hit.score), 4)) for hit in hits]
+        return [
+            schemas.SpanOut(segment=str(hit.segment_id), start=hit.start, end=hit.end, score=round(float(hit.score), 4))
+            for hit in hits
+        ]
 
     def ask(self, number: int, body: schemas.AskBody) -> dict[str, Any]:
         """Answer a question about a video."""
@@ -254,7 +273,15 @@ class Catalog:
         videos = [] if index is None else index.unreadable()
         root = self._root(videos)
         page = videos[cursor : cursor + PAGE]
-        rows = [{"name": each.path.name, "folder": _relative(each.path.parent, root), "status": each.status, "reason": each.reason} for each in page]
+        rows = [
+            {
+                "name": each.path.name,
+                "folder": _relative(each.path.parent, root),
+                "status": each.status,
+                "reason": each.reason,
+            }
+            for each in page
+        ]
         return {"files": rows, "next": cursor + PAGE if cursor + PAGE < len(videos) else None, "total": len(videos)}
 
     def parts(self, segments: Sequence[schemas.SegmentPart]) -> list[Part]:
@@ -271,7 +298,11 @@ class Catalog:
             if not 0 <= start < end:
                 raise QueryError(f"the part from {start:g} s to {end:g} s is empty")
             video = self._video(segment.video_id)
-            row = {"name": video.path.name, "folder": _relative(video.path.parent, root), "date": video.modified.isoformat()}
+            row = {
+                "name": video.path.name,
+                "folder": _relative(video.path.parent, root),
+                "date": video.modified.isoformat(),
+            }
             parts.append(Part(segment.path, start, end, row))
         return parts
 
@@ -356,7 +387,11 @@ class Catalog:
             value: Any = json.loads((self._folder / SAVED).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
-        return [row for row in value if isinstance(row, dict) and {"name", "query"} <= row.keys()] if isinstance(value, list) else []
+        return (
+            [row for row in value if isinstance(row, dict) and {"name", "query"} <= row.keys()]
+            if isinstance(value, list)
+            else []
+        )
 
     def save(self, rows: list[dict[str, str]]) -> None:
         """Replace the saved searches."""

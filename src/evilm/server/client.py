@@ -108,7 +108,9 @@ class Client:
         """The middle still of a segment as JPEG."""
         return self._raw("GET", f"/api/thumbnails/{quote(segment)}?{urlencode({'height': height})}")
 
-    def call(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    def call(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         """Any route that answers JSON."""
         return cast("dict[str, Any]", json.loads(self._raw(method, path, body, headers)))
 
@@ -130,4 +132,6 @@ class Client:
                 told = {"code": "error", "message": str(error)}
             raise ServerError(error.code, str(told["code"]), str(told["message"])) from None
         except OSError as error:
-            raise ServerError(0, "offline", f"{self.address}: no server answers ({error}); start one: evilm serve INDEX") from None
+            raise ServerError(
+                0, "offline", f"{self.address}: no server answers ({error}); start one: evilm serve INDEX"
+            ) from None

@@ -211,7 +211,9 @@ class Library:
         missing = sorted(texts - self._vectors.keys())
         if missing:
             with self._model_lock:
-                vectors = [index.embed(text) for text in missing] if len(missing) == 1 else list(index.embed_texts(missing))
+                vectors = (
+                    [index.embed(text) for text in missing] if len(missing) == 1 else list(index.embed_texts(missing))
+                )
             self._vectors.update(zip(missing, vectors, strict=True))
         for text in texts:
             self._vectors.move_to_end(text)

@@ -163,7 +163,9 @@ class Media:
             FullError: too many jobs wait.
         """
         name = f"proxy-{abs(hash((str(path), path.stat().st_mtime_ns))):x}"
-        return self._start(name, "proxy", lambda _, out: self.pool.cut(path, out, 0.0, None, PROXY_HEIGHT, timeout=JOB_SECONDS))
+        return self._start(
+            name, "proxy", lambda _, out: self.pool.cut(path, out, 0.0, None, PROXY_HEIGHT, timeout=JOB_SECONDS)
+        )
 
     def clips(self, parts: Sequence[Part], *, exact: bool) -> Job:
         """The job that cuts parts of videos into a zip file.
@@ -202,7 +204,9 @@ class Media:
     def _start(self, name: str, kind: str, make: Callable[[Job, Path], object]) -> Job:
         with self._lock:
             job = self._jobs.get(name)
-            if job is not None and (job.state in ("queued", "running") or (job.state == "done" and name in self._files)):
+            if job is not None and (
+                job.state in ("queued", "running") or (job.state == "done" and name in self._files)
+            ):
                 return job
             if sum(each.state in ("queued", "running") for each in self._jobs.values()) >= MAX_JOBS:
                 raise FullError
@@ -257,7 +261,10 @@ def to_csv(parts: Sequence[Part]) -> bytes:
     writer.writeheader()
     # A leading quote keeps spreadsheets from taking a file name for a formula.
     for part in parts:
-        row = {name: f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value for name, value in part.row.items()}
+        row = {
+            name: f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
+            for name, value in part.row.items()
+        }
         writer.writerow(row | {"start": f"{part.start:.3f}", "end": f"{part.end:.3f}"})
     return out.getvalue().encode()
 
@@ -306,7 +313,9 @@ def to_fcpxml(parts: Sequence[Part], rate: int = 25) -> bytes:
     for part in parts:
         if part.path not in assets:
             assets[part.path] = name = f"r{len(assets) + 1}"
-            asset = ElementTree.SubElement(resources, "asset", id=name, name=part.path.name, hasVideo="1", format="r0", start="0s")
+            asset = ElementTree.SubElement(
+                resources, "asset", id=name, name=part.path.name, hasVideo="1", format="r0", start="0s"
+            )
             ElementTree.SubElement(asset, "media-rep", kind="original-media", src=part.path.name)
         clip = {"name": part.path.name, "ref": assets[part.path], "offset": span(at), "start": span(part.start),
                 "duration": span(part.end - part.start)}  # fmt: skip

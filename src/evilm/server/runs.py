@@ -59,7 +59,9 @@ class Runs:
             "validation": _thinned(_lines(folder / "validation.jsonl")),
             "evaluation": evaluations[0] if evaluations else None,
             "masked": _masked(folder / "masked.json"),
-            "retrieved": [{"text": row["text"], "rank": row["rank"]} for row in samples if "rank" in row and "text" in row][:24],
+            "retrieved": [
+                {"text": row["text"], "rank": row["rank"]} for row in samples if "rank" in row and "text" in row
+            ][:24],
             "codes": _codes(evaluations),
         }
 

@@ -78,7 +78,15 @@ class Scans:
                 return None
             self._count += 1
             self.current = scan = Scan(str(self._count), folder.name or str(folder))
-            words = [sys.executable, "-m", "evilm.server.scans", str(self.index), str(folder), model or "", str(int(pictures))]
+            words = [
+                sys.executable,
+                "-m",
+                "evilm.server.scans",
+                str(self.index),
+                str(folder),
+                model or "",
+                str(int(pictures)),
+            ]
             self._process = subprocess.Popen(  # noqa: S603, our own program; the folder is one argument
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 start_new_session=True,
@@ -154,7 +162,13 @@ def main(index: str, folder: str, model: str, pictures: str) -> int:
     except KeyboardInterrupt:
         return 130
     if report is not None:
-        show({name: getattr(report, name) for name in ("added", "changed", "removed", "unreadable") if hasattr(report, name)})
+        show(
+            {
+                name: getattr(report, name)
+                for name in ("added", "changed", "removed", "unreadable")
+                if hasattr(report, name)
+            }
+        )
     return 0
 
 

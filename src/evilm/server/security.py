@@ -97,7 +97,9 @@ class Guard:
         names = [name for name, _ in scope["headers"] if name.lower() == b"host"]
         host = headers.get("host", "")
         if len(names) != 1 or _hostname(host) not in self.access.hosts:
-            return 421, error_body("wrong_host", "This server does not answer under that name; see `evilm serve --help`.")
+            return 421, error_body(
+                "wrong_host", "This server does not answer under that name; see `evilm serve --help`."
+            )
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return 403, error_body("wrong_origin", "Requests of other sites are refused.")
@@ -164,6 +166,10 @@ def _with_headers(send: Send) -> Send:
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
     sent = {"content-type": "application/json", "content-length": str(len(body)), **HEADERS, **(headers or {})}
-    start = {"type": "http.response.start", "status": status, "headers": [(k.encode(), v.encode()) for k, v in sent.items()]}
+    start = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [(k.encode(), v.encode()) for k, v in sent.items()],
+    }
     await send(start)
     await send({"type": "http.response.body", "body": body})
