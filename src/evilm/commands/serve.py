@@ -4,6 +4,7 @@ Typer reads the annotations at run time, so they are evaluated here and not post
 """
 
 import secrets
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +15,27 @@ from evilm.errors import ConfigError, DependencyError
 
 
 def serve(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index; a new one is made by the page.")],
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Model [default: the index's own, else the bundled one].")] = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on; another than loopback needs --token.")] = "127.0.0.1",
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index; the page can make a new one.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Model [default: that of the index, or the bundled one].")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; all but loopback need --token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    root: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Folder whose subfolders may be scanned; may be repeated [default: your home].")] = None,
-    runs: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Folder with training runs to show; may be repeated [default: runs].")] = None,
-    token: Annotated[str | None, typer.Option(metavar="TEXT", help="Token that each request must carry; `new` makes one.")] = None,
-    name: Annotated[list[str] | None, typer.Option(metavar="HOST", help="Further host name the server answers to; may be repeated.")] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Folder whose subfolders may be scanned; repeatable [default: home]."),
+    ] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Training runs to show; repeatable [default: runs].")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Token that each request must carry; `new` makes one.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="Further host name of this server; repeatable.")
+    ] = None,
     max_upload: Annotated[int, typer.Option(min=1, max=4096, help="Largest upload in MB.")] = 64,
 ) -> None:  # fmt: skip
     """Search, watch and ask in the browser."""
@@ -40,40 +54,24 @@ def serve(
         token = secrets.token_urlsafe(18)
     if token is not None and len(token) < 12:
         raise ConfigError("--token: 12 characters at least; `--token new` makes one")
-    hosts = (
-        LOOPBACK | {each.lower() for each in name or []} | ({host.lower()} if host not in ("0.0.0.0", "::") else set())
-    )  # noqa: S104
+    hosts = LOOPBACK | {each.lower() for each in name or []} | {host.lower()}
     samples = Path(__file__).parents[1] / "demo" / "clips"
     config = ServerConfig(
         index=index.expanduser(), model=model, roots=tuple(path.expanduser() for path in root or [Path.home()]),
         runs=tuple(runs or [Path("runs")]), samples=samples if samples.is_dir() else None,
         access=Access(hosts=frozenset(hosts), token=token), max_upload=max_upload << 20,
     )  # fmt: skip
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(config), host=host, port=port, log_level="warning", timeout_graceful_shutdown=10,
-                       timeout_keep_alive=15, server_header=False, limit_concurrency=1000)
-    )  # fmt: skip
-    shown = "127.0.0.1" if local else host
-    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{{port}}/" + (f"?token={token}" if token else "")
-    _run(server, address)
-
-
-def _run(server: object, address: str) -> None:
-    """Serve until Ctrl-C or SIGTERM; print the address when the port is open."""
-    import asyncio
-
-    async def main() -> None:
-        task = asyncio.create_task(server.serve())  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType, reportUnknownMemberType]
-        while not server.started and not task.done():  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-            await asyncio.sleep(0.02)
-        if not task.done():
-            port = server.servers[0].sockets[0].getsockname()[1]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
-            say(f"E-ViLM answers at {address.format(port=port)}  (Ctrl-C stops it)")
-        await task
-
     try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except SystemExit:
-        raise ConfigError(f"{address}: the port cannot be opened; name another with --port") from None
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there: {reason}; name another port") from None
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    say(f"E-ViLM answers at {address}  (Ctrl-C stops it)")
+    settings = uvicorn.Config(
+        create_app(config), log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=15,
+        server_header=False, limit_concurrency=1000,
+    )  # fmt: skip
+    uvicorn.Server(settings).run(sockets=[listener])
