@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import data, export, report, search, serve, train
+from evilm.commands import data, export, report, search, train
 from evilm.commands.console import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -36,7 +36,6 @@ PANELS: dict[str, dict[str, Callable[..., None] | tuple[str, dict[str, Callable[
         "quickstart": search.quickstart,
         "index": search.index,
         "search": search.search,
-        "serve": serve.serve,
         "ask": export.ask,
         "adapt": train.adapt,
     },
