@@ -17,7 +17,6 @@ from evilm.model.layers import apply_memory_options
 from evilm.model.presets import preset
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 from evilm.training import optim
-from evilm.training.snapshot import Average
 from evilm.types import Batch, Clip, Example
 
 if TYPE_CHECKING:
@@ -70,22 +69,28 @@ class Step:
     ) -> None:
         self.variant, self.device, self.parts, self.wall = variant, torch.device(arguments.device), parts, wall
         torch.manual_seed(0)
-        shape = preset(arguments.preset).model_copy(update={"size": arguments.size, "frames": arguments.frames})
+        shape = preset(arguments.preset).model_copy(
+            update={"image_size": arguments.size, "num_frames": arguments.frames}
+        )
         words = Vocabulary.default()
         self.model = EViLM(shape, words.size).to(self.device)
         if not variant.channels_last:
             encoder: VideoEncoder = self.model.video_encoder
             encoder.backbone = Contiguous(encoder.backbone)
-        wholes = [{"mvm": 1, "mlm": 1, "vtm": 1}]
-        apart = [{"mvm": 1, "mlm": 0, "vtm": 0}, {"mvm": 0, "mlm": 1, "vtm": 0}, {"mvm": 0, "mlm": 0, "vtm": 1}]
+        wholes = [{"mvm_weight": 1, "mlm_weight": 1, "vtm_weight": 1}]
+        apart = [
+            {f"{name}_weight": int(name == one) for name in ("mvm", "mlm", "vtm")} for one in ("mvm", "mlm", "vtm")
+        ]
         settings = wholes if variant.encode_once else apart
         self.tasks = nn.ModuleList(
             Pretrain(self.model, words, PretrainConfig.model_validate(each), {"codes": CODES}, None)
             for each in settings
         ).to(self.device)
         apply_memory_options(self.tasks, grad_checkpointing=variant.recompute, compiled=variant.compiled)
-        self.optimizer = optim.optimizer(self.tasks, optim.OptimConfig(fused=variant.fused), frozenset())
-        self.average = Average(self.tasks, 0.999) if variant.ema else None
+        self.optimizer = optim.make_optimizer(self.tasks, optim.OptimConfig(), frozenset())
+        for group in self.optimizer.param_groups:
+            group["fused"] = variant.fused
+        self.average = optim.WeightAverage(self.tasks, 0.999) if variant.ema else None
         self.spent: dict[str, float] = defaultdict(float)
         for name, part in (("encode_video", "video"), ("encode_text", "text"), ("fuse", "fuse"), ("fuse_cls", "fuse")):
             setattr(self.model, name, self._timed(part, getattr(self.model, name)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.presets import ModelConfig
@@ -23,6 +23,16 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Runs of tests plot no curves; the plot has a test of its own."""
+    from evilm.training.logger import RunLogger
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLogger, "draw", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +147,6 @@ def make_recipe(
             "precision": "fp32",
             "threads": 1,
             "log_every": 1,
-            "curves": False,
         }
         tables: dict[str, dict[str, Any]] = {"data": data, "optim": optim, "run": run}
         changed = {name: table | rest.pop(name, {}) for name, table in tables.items()}

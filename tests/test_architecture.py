@@ -32,7 +32,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 STRANGERS: tuple[frozenset[str], ...] = (frozenset({"model", "data"}),)
 
 # Rooms whose own files do not know each other; what those files share is named here.
-SEPARATE: dict[str, frozenset[str]] = {"tasks": frozenset({"task", "masking", "caption_words"})}
+SEPARATE: dict[str, frozenset[str]] = {
+    "tasks": frozenset({"task", "predictions", "batches", "masking", "caption_words"}),
+}
 
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc"}
 

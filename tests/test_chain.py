@@ -12,7 +12,7 @@ import pytest
 from evilm.errors import CheckpointError, ConfigError
 from evilm.tasks.reconstruction import ReconstructionTask
 from evilm.tasks.tokenizer import TokenizerTask
-from evilm.training import build, checkpoint, evaluate, feed, trainer
+from evilm.training import build, checkpoint, evaluate, trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_a_moving_codebook_lives_too(
     make_recipe: Callable[..., Recipe], tiny_tokenizer: TokenizerConfig, tmp_path: Path
 ) -> None:
     """From scratch, with dead codes re-seeded; a decay of 0.99 would find the first dead code after 69 steps."""
-    shape = {**tiny_tokenizer.model_dump(), "codebook": "ema", "decay": 0.9}
+    shape = {**tiny_tokenizer.model_dump(), "codebook": "ema", "ema_decay": 0.9}
     longer = {"epochs": 8, "batch_size": 12}
     run = trainer.train(make_recipe(tmp_path / "ema", {"name": "tokenizer", "tokenizer": shape}, optim=longer))
     found = checkpoint.read_json(checkpoint.find(run) / "config.json")["validation"]
@@ -100,7 +100,7 @@ def test_every_task_starts_from_it_and_is_evaluated(
     if task["name"] in ("retrieval", "multiple_choice"):
         assert "match" in parts.split(";")[0]
     result = evaluate.of_checkpoint(run, "test")
-    assert result.result["samples"] == len(result.summary.rows) == len(feed.examples(made.data.test))
+    assert result.result["samples"] == len(result.summary.rows) == len(build.examples_of(made.data.test))
     assert result.result["unreadable"] == {}
     for name, chance in result.summary.chance.items():
         assert result.summary.metrics[name] >= 0
@@ -136,7 +136,7 @@ def test_other_tokenizers_label_pre_training_too(
     about = checkpoint.read_json(checkpoint.find(trained) / "config.json")
     restored, _ = build.restore(run)
     assert isinstance(restored, ReconstructionTask)
-    assert about["facts"] == {"codes": 24, "tokenizer": restored.tokenizer.fingerprint()}
+    assert about["facts"] == {"codes": 24, "tokenizer": restored.video_tokenizer.fingerprint()}
     with pytest.raises(CheckpointError, match="holds a video tokenizer, which cannot be evaluated as retrieval"):
         evaluate.of_checkpoint(run, "test", task="retrieval")
 
@@ -179,12 +179,12 @@ def test_captions_alone_teach_the_text_side_from_which_retrieval_goes_on(
     shutil.copytree(small_world, alone, ignore=shutil.ignore_patterns("videos"))
     source = {"reader": "msrvtt_retrieval", "annotations": str(alone)}
     data = {
-        "train": source, "more": [{**source, "split": "val"}], "test": {**source, "split": "val"}, "validation": None,
-        "cache": None,
+        "train": source, "extra_train": [{**source, "split": "val"}], "test": {**source, "split": "val"},
+        "validation": None, "cache": None,
     }  # fmt: skip
     task = {"name": "paraphrase", "max_text_len": 24, "embed_dim": 16}
     made = make_recipe(tmp_path / "text", task, data=data, optim={"epochs": 4, "batch_size": 20})
-    assert len(feed.training_rows(made.data)) == 72 + 8
+    assert len(build.training_examples(made.data)) == 72 + 8
     run = trainer.train(made)
     assert mean_loss(run, slice(-3, None)) < mean_loss(run, slice(3))
     found = evaluate.of_checkpoint(run, "test")
@@ -194,7 +194,7 @@ def test_captions_alone_teach_the_text_side_from_which_retrieval_goes_on(
     task = {"name": "retrieval", "max_text_len": 24, "embed_dim": 16, "captions_per_video": 3}
     tuned = trainer.train(make_recipe(tmp_path / "tuned", task, start=str(run), optim={"epochs": 0.5}))
     parts = checkpoint.read_json(checkpoint.find(tuned) / "config.json")["start"]["parts"]
-    assert parts.endswith("at random: embed; left out: nothing")  # its half for videos
+    assert parts.endswith("random: embed; unused: nothing")  # its half for videos
     theirs, own = (checkpoint.read_tensors(checkpoint.find(each) / "model.safetensors") for each in (run, tuned))
     assert theirs.keys() < own.keys()
     assert own.keys() - theirs.keys() == {"embed.video_out.weight", "embed.video_out.bias"}

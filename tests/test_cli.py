@@ -268,22 +268,22 @@ def test_an_interrupted_run_says_how_to_go_on(
 ) -> None:
     from evilm.training import trainer
 
-    advance = trainer.Run._advance
+    take_step = trainer.Trainer._take_step
 
-    def interrupted(self: trainer.Run, batch: object) -> object:
+    def interrupted(self: trainer.Trainer, batch: object) -> object:
         if self.step == 1:
             signal.raise_signal(signal.SIGINT)
-        return advance(self, batch)  # pyright: ignore[reportArgumentType]
+        return take_step(self, batch)  # pyright: ignore[reportArgumentType]
 
     command = ["train", "ret.toml", "run.output_dir=cut"]
-    monkeypatch.setattr(trainer.Run, "_advance", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "_take_step", interrupted)
     assert cli.run(command) == 130
     assert (
         "stopped; a checkpoint was saved; continue with: evilm train ret.toml run.output_dir=cut --resume\n"
         in capsys.readouterr().err
     )
     assert Path("cut/step-2/manifest.json").is_file()
-    monkeypatch.setattr(trainer.Run, "_advance", advance)
+    monkeypatch.setattr(trainer.Trainer, "_take_step", take_step)
     assert cli.run([*command, "--resume"]) == 0
     assert "resuming cut/step-2 at step 2 of 3" in capsys.readouterr().err
     shutil.rmtree("cut")
@@ -367,7 +367,7 @@ def test_careless_commands(
         ("train tok.toml optim.speed=1", "unknown key 'optim.speed'"),
         ("train tok.toml optim.lr=fast", "'optim.lr' = 'fast'"),
         ("train tok.toml task.name=dance", "unknown task 'dance': there are 'tokenizer'"),
-        ("train tok.toml", "tok: holds a run already; go on with --resume"),
+        ("train tok.toml", "tok: holds a run already; add --resume"),
         ("train tok.toml run.output_dir=notes", "notes: holds something else"),
         ("train tok.toml run.output_dir=tok.toml", "tok.toml: is a file"),
         ("train tok.toml --resume task.tokenizer.codebook_size=64", "trained by another recipe"),
@@ -403,11 +403,11 @@ def test_careless_commands(
         ("evaluate ret data.test= --split test", "its recipe has no data.test"),
         ("evaluate ret task.embed_dim=32", "tensors do not fit the model"),
         ("evaluate tok --task retrieval", "holds a video tokenizer"),
-        ("evaluate tok --truth tok.toml", "only retrieval is scored by what is true"),
+        ("evaluate tok --truth tok.toml", "does not rank videos for texts"),
         ("evaluate pre --task multiple_choice", "has no options, which multiple_choice needs"),
         (
             "evaluate pre --task question_answering data.validation.reader=msrvtt_qa",
-            "a pretrain checkpoint knows no answers, which question_answering needs",
+            "cannot be evaluated as question_answering without training: --task takes",
         ),
     ],
 )

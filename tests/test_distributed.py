@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evilm import distributed
-from evilm.data import seeds
+from evilm.data import sampling
 from evilm.data.loader import Loader
 from evilm.data.pixels import FilePixels, Job
 from evilm.errors import ConfigError
@@ -39,7 +39,7 @@ def keys(made: Loader, epoch: int = 0, first: int = 0) -> list[list[str]]:
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("first", [0, 1])
 def test_ranks_share_every_training_batch(ranks: int, first: int) -> None:
-    whole = [[str(i) for i in seeds.permutation(3, 1, 10)[n : n + 4]] for n in (0, 4)][first:]
+    whole = [[str(i) for i in sampling.epoch_order(3, 1, 10)[n : n + 4]] for n in (0, 4)][first:]
     parts = [keys(loader(rank, ranks, train=True), 1, first) for rank in range(ranks)]
     assert [list(chain(*slices)) for slices in zip(*parts, strict=True)] == whole
     assert len(loader(0, ranks, train=True)) == 2
@@ -54,7 +54,7 @@ def test_an_evaluation_over_uneven_shards_takes_every_row_once_and_batches_as_on
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.batch_size = 4 .* no multiple of 3: take 3"):
+    with pytest.raises(ConfigError, match=r"optim\.batch_size = 4 .* must be a multiple of 3: for example 3"):
         loader(0, 3, train=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
@@ -30,8 +30,16 @@ TRAIN_PACKAGES = {
     "transformers",
 }  # of the extra [train]
 
-# Panels of `evilm --help`, each with its commands. A group of subcommands is its help text and its commands.
-PANELS: dict[str, dict[str, Callable[..., None] | tuple[str, dict[str, Callable[..., None]]]]] = {
+
+class Group(NamedTuple):
+    """A command that has subcommands."""
+
+    help: str
+    commands: dict[str, Callable[..., None]]
+
+
+# Panels of `evilm --help`, each with its commands.
+PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
     "Search your videos": {
         "quickstart": search.quickstart,
         "index": search.index,
@@ -46,7 +54,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | tuple[str, dict[str, Callable[
         "export": export.export,
     },
     "Data": {
-        "data": (
+        "data": Group(
             "Generate, check and pack data sets; build vocabularies; check video files.",
             {
                 "synthetic": data.synthetic,
@@ -59,7 +67,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | tuple[str, dict[str, Callable[
     },
     "Reports": {
         "cost": report.cost,
-        "report": (
+        "report": Group(
             "Print the tables and figures of the paper beside your own runs, or compare two evaluations.",
             {"table": report.table, "figure": report.figure, "compare": report.compare},
         ),
@@ -110,11 +118,11 @@ def _assemble() -> typer.Typer:
     made.callback()(options)
     for panel, commands in PANELS.items():
         for name, command in commands.items():
-            if not isinstance(command, tuple):
+            if not isinstance(command, Group):
                 made.command(name, rich_help_panel=panel)(command)
                 continue
-            group = typer.Typer(help=command[0], no_args_is_help=True, rich_markup_mode="markdown")
-            for each, function in command[1].items():
+            group = typer.Typer(help=command.help, no_args_is_help=True, rich_markup_mode="markdown")
+            for each, function in command.commands.items():
                 group.command(each)(function)
             made.add_typer(group, name=name, rich_help_panel=panel)
     return made

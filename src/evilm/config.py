@@ -1,6 +1,6 @@
-"""Recipes: TOML and dotted overrides to frozen, strictly checked dataclasses.
+"""Reading of settings: TOML and dotted overrides become frozen, strictly checked dataclasses.
 
-Every setting lives in a ``Config`` beside the code that it configures; this module only knows how to read them.
+Each group of settings is a ``Config`` beside the code that it configures.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
@@ -16,27 +17,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from evilm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from pydantic_core import ErrorDetails
 
 
 class Config(BaseModel):
-    """The base of every group of settings: frozen, and an unknown key is an error."""
+    """Base of every group of settings: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
 
     @field_validator("*")
     @classmethod
-    def _at_home(cls, value: Any) -> Any:
-        """``~/runs`` is a folder in the user's home, in a path and in a text that stands for one."""
+    def _expand_home(cls, value: Any) -> Any:
+        """Replace a leading ``~`` by the user's home folder, in paths and in texts that name one."""
         if isinstance(value, Path):
             return _expanded(value)
         return str(_expanded(Path(value))) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _expanded(path: Path) -> Path:
-    """``path`` with ``~`` written out; as it is where there is no such home."""
+    """``path`` with ``~`` replaced; unchanged if the home folder is unknown."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -44,6 +45,7 @@ def _expanded(path: Path) -> Path:
 
 
 C = TypeVar("C", bound=Config)
+Renamed = Mapping[str, Mapping[str, str | None]]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe; `ls recipes` shows those that come with the project") from None
+        raise ConfigError(f"{path}: no such recipe; `ls recipes` lists the bundled ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -63,10 +65,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """A copy of ``table`` with ``a.b=c`` assignments applied; values are TOML, bare words are strings, nothing is none.
+    """A copy of ``table`` with ``a.b=c`` assignments applied; values are TOML, bare words strings, ``a.b=`` is none.
 
     Raises:
-        ConfigError: an assignment without ``=``, or one that goes through a value that is no table.
+        ConfigError: an assignment without ``=``, or one into a value that is no table.
     """
     result: dict[str, Any] = json.loads(json.dumps(table, default=str))
     for assignment in assignments:
@@ -80,7 +82,7 @@ def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
         *parents, last = name.split(".")
         inner = result
         for parent in parents:
-            if inner.get(parent) is None:  # absent, or a table that a saved recipe says is not there
+            if inner.get(parent) is None:  # missing, or saved as none
                 inner[parent] = {}
             step: Any = inner[parent]
             if not isinstance(step, dict):
@@ -90,13 +92,14 @@ def override(table: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, 
     return result
 
 
-def check(kind: type[C], table: Mapping[str, Any], origin: str) -> C:
+def check(kind: type[C], table: Mapping[str, Any], origin: str, renamed: Renamed | None = None) -> C:
     """``table`` as a frozen ``kind``.
 
     Args:
         kind: the settings class.
-        table: what was read.
-        origin: where it was read from, for the message.
+        table: the settings.
+        origin: where they were read from, for the message.
+        renamed: old keys by their table (``"optim"``), and their new names; None for keys without a successor.
 
     Raises:
         ConfigError: naming each unknown or ill-typed key, and listing the known ones.
@@ -104,7 +107,7 @@ def check(kind: type[C], table: Mapping[str, Any], origin: str) -> C:
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        lines = [_explain(kind, detail) for detail in error.errors()]
+        lines = [_explain(kind, detail, renamed or {}) for detail in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
 
 
@@ -113,11 +116,18 @@ def load(kind: type[C], path: Path, assignments: Iterable[str] = ()) -> C:
     return check(kind, override(read(path), assignments), str(path))
 
 
-def _explain(kind: type[Config], detail: ErrorDetails) -> str:
-    """One line for one of pydantic's complaints: the key, the value, the remedy."""
+def _explain(kind: type[Config], detail: ErrorDetails, renamed: Renamed) -> str:
+    """One line for one of pydantic's errors: the key, the value, the remedy."""
     path, known = _place(kind, detail["loc"])
     where = ".".join(path) or "(whole recipe)"
     if detail["type"] == "extra_forbidden":
+        table = ".".join(path[:-1])
+        if path[-1] in renamed.get(table, {}):
+            new = renamed[table][path[-1]]
+            if new is None:
+                return f"{where!r} no longer exists: leave it out"
+            if new in known:
+                return f"{where!r} is now {table + '.' + new!r}: rename it"
         close = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"unknown key {where!r}: {hint}known keys here are {', '.join(known)}"
@@ -128,15 +138,15 @@ def _explain(kind: type[Config], detail: ErrorDetails) -> str:
         return f"'{where}.name' is missing"
     if detail["type"] == "missing":
         return f"{where!r} is missing"
-    if detail["type"] == "value_error":  # a rule of ours about several keys: their table would bury it
+    if detail["type"] == "value_error":  # a rule about several keys, which would print their whole table
         return f"{where!r}: {detail['msg'].removeprefix('Value error, ')}"
     return f"{where!r} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 def _place(kind: type[Config], loc: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
-    """A place in a recipe as the user wrote it, and the keys known beside it.
+    """A place in a recipe as the user wrote it, and the known keys of its table.
 
-    Behind the key of a tagged union pydantic names the tag (``task``, ``pretrain``, ``mask``), which is no key.
+    After the key of a tagged union pydantic names the tag (``task``, ``pretrain``, ``mask``), which is no key.
     """
     here, path, known = kind, list[str](), sorted(kind.model_fields)
     parts = iter(loc)
@@ -155,7 +165,7 @@ def _place(kind: type[Config], loc: tuple[str | int, ...]) -> tuple[list[str], l
 
 
 def _tags(kind: type[Config]) -> tuple[Any, ...]:
-    """The literal values that a member of a tagged union has for its name."""
+    """The literal values of the ``name`` of a member of a tagged union."""
     return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
 
 

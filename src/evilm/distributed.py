@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as collectives  # with gradients
 
 from evilm.errors import DeviceError, EvilmError
 
@@ -156,48 +157,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of all processes, in the order of their ranks; the gradient of a row goes home, from everywhere."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        ctx.rows = slice(rank() * len(own), (rank() + 1) * len(own))
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, own.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total[ctx.rows]
-
-
-class _Total(torch.autograd.Function):
-    """Sum over all processes, which each of them then uses."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        ctx.shape = own.shape
-        total = own.detach().clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.view(ctx.shape)
-
-
 def all_gather(own: Tensor) -> Tensor:
     """The rows (B, ...) of every process as (ranks * B, ...), with their gradients; shapes must be equal."""
-    return own if world_size() == 1 else cast("Tensor", _Gather.apply(own))
+    return own if world_size() == 1 else torch.cat(collectives.all_gather(own))
 
 
 def all_reduce_sum(own: Tensor) -> Tensor:
     """The sum over all processes, with its gradient."""
-    return own if world_size() == 1 else cast("Tensor", _Total.apply(own))
+    return own if world_size() == 1 else cast("Tensor", collectives.all_reduce(own))
 
 
 def all_reduce_mean(own: Tensor) -> Tensor:

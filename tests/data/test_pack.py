@@ -191,14 +191,14 @@ def test_a_recipe_trains_on_packed_frames_as_on_a_cache(
     make_recipe: Callable[..., Any], small_world: Path, tmp_path: Path
 ) -> None:
     """Raw packed frames, a cache, and files give the same batches where files show the same moments."""
-    from evilm.training import build, feed
+    from evilm.training import build
 
     rows = readers.read("msrvtt_retrieval", small_world, split="val")
     pack(rows, tmp_path, "val", PackConfig(size=64, cached_frames=4, frames="raw"))
     found = []
     for data in ({"packed": str(tmp_path)}, {}):
         made = make_recipe(tmp_path / "run", {"name": "retrieval"}, data=data, optim={"batch_size": 4})
-        task, _, _ = build.new_task(made, rows)
-        loader = feed.loader(made, task, rows, train=True)
+        task, _ = build.new_task(made, rows)
+        loader = build.make_loader(made, task, rows, train=True)
         found.append([batch.frames.numpy().tobytes() for batch in loader.epoch(2)])
     assert found[0] == found[1]

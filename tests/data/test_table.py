@@ -30,7 +30,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
     assert list(rows) == ROWS
     assert [rows[i] for i in range(-5, 5)] == ROWS + ROWS
     assert rows[1:] == ROWS[1:]
-    assert rows.clips == table.count_clips(ROWS) == table.count_clips(rows) == 3
+    assert rows.clips == table.distinct_clips(ROWS) == table.distinct_clips(rows) == 3
     assert list(Table(tmp_path)) == ROWS
     with pytest.raises(IndexError):
         rows[5]
@@ -50,7 +50,8 @@ def test_columns_that_are_empty(tmp_path: Path) -> None:
 
 def test_few_rows_stay_a_list_and_many_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(table.collect(iter(ROWS)), list)
-    monkeypatch.setattr(table, "MIN_ROWS", 3)
+    monkeypatch.setattr(table, "KEEP", 3)
+    monkeypatch.setattr(table, "_MAPPED", 2)
     monkeypatch.setattr(table, "_CHUNK", 2)
     rows = table.collect(iter(ROWS), tmp_path / "cache")
     assert isinstance(rows, Table)
@@ -60,10 +61,10 @@ def test_few_rows_stay_a_list_and_many_become_a_table(tmp_path: Path, monkeypatc
 
 def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
     Table.write(tmp_path, ROWS)
-    (tmp_path / "rows.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match="is not a complete table of rows"):
+    (tmp_path / "captions.ends").write_bytes(b"")
+    with pytest.raises(DataError, match="holds no whole table of rows"):
         Table(tmp_path)
-    with pytest.raises(DataError, match="is not a complete table of rows"):
+    with pytest.raises(DataError, match="holds no whole table of rows"):
         Table(tmp_path / "nowhere")
 
 
@@ -72,7 +73,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from evilm.training import feed
+from evilm.training import build
 from evilm.data.loader import Loader
 from evilm.data.pixels import FilePixels
 from evilm.data.config import SourceConfig
@@ -82,7 +83,7 @@ class Grey(FilePixels):
     def read(self, job, count):
         return np.zeros((count, self.size, self.size, 3), np.uint8)
 
-rows = feed.examples(SourceConfig(reader="captions", annotations=Path(sys.argv[1])))
+rows = build.examples_of(SourceConfig(reader="captions", annotations=Path(sys.argv[1])))
 count = int(sys.argv[2])
 assert rows.clips == len(rows) == count
 assert sum(len(row.captions[0]) for row in rows) > 50 * count

@@ -47,7 +47,6 @@ threads = 1
 log_every = 1
 checkpoint_minutes = 1e-9
 validate_every = 0.5
-curves = false
 """
 
 MODEL = """

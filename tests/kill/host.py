@@ -78,34 +78,34 @@ class Points:
                 if file.is_file():
                     file.unlink()
 
-        def line(_real: Callable[..., Any], self_: logger.Journal, name: str, *_: Any) -> None:
+        def line(_real: Callable[..., Any], self_: logger.RunLogger, name: str, *_: Any) -> None:
             with (self_.folder / name).open("a") as file:
                 file.write('{"step": 1, "lo')
 
         self.around(checkpoint, "write_tensors", lambda path, *_: f"writing {path.name}", written)
         self.around(checkpoint, "write_json", lambda path, *_: f"writing {path.name}", written)
-        self.around(checkpoint, "_settled", lambda path: f"syncing {path.name}")
+        self.around(checkpoint, "_flush", lambda path: f"syncing {path.name}")
         self.around(checkpoint, "_sync_folder", lambda _: "syncing a folder")
         self.around(Path, "rename", lambda *_: "moving the folder into place")
         self.around(os, "replace", lambda _, to: f"replacing {Path(to).name}")
         self.around(shutil, "rmtree", lambda _, **__: "deleting an old folder", emptied)
-        self.around(logger.Journal, "add", lambda _, name, *__: f"appending to {name}", line)
+        self.around(logger.RunLogger, "add", lambda _, name, *__: f"appending to {name}", line)
 
 
 def record_steps(path: str) -> None:
     """Write down which samples every step saw, and how its loss came out to the last bit."""
-    real = trainer.Run._advance
+    real = trainer.Trainer._take_step
 
-    def advance(self: trainer.Run, batch: Any) -> Any:
+    def take_step(self: trainer.Trainer, batch: Any) -> Any:
         step = self.step
-        reading = real(self, batch)
-        row = {"step": step, "keys": [e.key for e in batch.examples], "loss": reading.loss.hex(), "rank": 0}
+        result = real(self, batch)
+        row = {"step": step, "keys": [e.key for e in batch.examples], "loss": result.loss.hex(), "rank": 0}
         row["rank"] = int(os.environ.get("RANK", "0"))
         with Path(path).open("a") as file:
             file.write(json.dumps(row) + "\n")
-        return reading
+        return result
 
-    trainer.Run._advance = advance
+    trainer.Trainer._take_step = take_step
 
 
 def child(request: dict[str, Any]) -> int:
@@ -115,6 +115,7 @@ def child(request: dict[str, Any]) -> int:
     os.dup2(handle, 2)
     os.environ.update(request.get("env", {}))
     record_steps(request["steps"])
+    logger.RunLogger.draw = lambda _: None
     Points(request.get("die"), request.get("points")).install()
     return cli.run(request["argv"])
 

@@ -17,7 +17,8 @@ from evilm import cli, losses
 from evilm.errors import CheckpointError, ConfigError
 from evilm.inference.export_format import read
 from evilm.tasks.distill import Distill, DistillConfig
-from evilm.tasks.task import Prediction
+from evilm.tasks.predictions import Prediction
+from evilm.tasks.task import Parts
 from evilm.training import build as building
 from evilm.training import checkpoint, evaluate, trainer
 
@@ -74,7 +75,8 @@ def build(model: EViLM, vocabulary: Vocabulary, captioned: list[Example]) -> Cal
         config = DistillConfig.model_validate({"teacher": "oracle", **settings})
         teacher: Any = Oracle(reads)
         torch.manual_seed(1)
-        task = Distill(model, vocabulary, config, Distill.facts(config, rows or captioned, teacher), teacher)
+        parts = Parts(model, vocabulary, lambda path: pytest.fail(f"{path}: no tokenizer is needed"), lambda _: teacher)
+        task = Distill.create(config, rows or captioned, parts)
         targets: Any = Said(blind)
         task.targets = targets
         return task
@@ -160,7 +162,7 @@ def test_metrics_by_hand(build: Callable[..., Distill], captioned: list[Example]
     turned = F.normalize(torch.tensor([[1.0, 1.0, 0, 0, 0, 0]]), dim=-1).numpy()[0]
     video = np.stack([wanted[0], turned, wanted[3], wanted[3], wanted[4], wanted[5]])
     rows = [
-        Prediction(row, i != 5, {"video": video[i], "wanted": wanted[i], "said": wanted[i]})
+        Prediction(row, i != 5, {"video": video[i], "target": wanted[i], "text_target": wanted[i]})
         for i, row in enumerate(captioned)
     ]
     summary = task.compute_metrics(rows)
@@ -179,7 +181,7 @@ def test_a_run_from_a_checkpoint_to_a_student(
 ) -> None:  # fmt: skip
     """Videos alone, the teacher a retrieval run: saved without it, measured with it, exported without texts."""
     teacher = trained("retrieval")
-    task = {"name": "distill", "teacher": str(teacher), "targets": str(tmp_path / "targets")}
+    task = {"name": "distill", "teacher": str(teacher)}
     settings: dict[str, Any] = {
         "optim": {"epochs": 2},
         "data": {"train": {"reader": "videos", "annotations": str(small_world / "videos"), "limit": 48}},
@@ -189,8 +191,8 @@ def test_a_run_from_a_checkpoint_to_a_student(
     names = checkpoint.read_tensors(folder / "model.safetensors").keys()
     assert not any("teacher" in name or "text_out" in name for name in names)
     facts = checkpoint.read_json(folder / "config.json")["facts"]
-    assert (facts["width"], facts["texts"]) == (16, False)
-    assert "teacher looks at" in capsys.readouterr().err
+    assert (facts["embed_dim"], facts["texts"]) == (16, False)
+    assert "embedding by the teacher" in capsys.readouterr().err
     done = evaluate.of_checkpoint(run, "test")
     assert {"cosine", "R@1", "text_R@1"} <= done.summary.metrics.keys()
     assert done.summary.rule.endswith("a video is right when the text is true of it")
@@ -248,7 +250,7 @@ def test_a_student_outlives_its_teacher(
     restored, _ = building.restore(run)
     assert isinstance(restored, Distill)
     assert restored.teacher is None
-    with pytest.raises(CheckpointError, match="the teacher is not at hand"):
+    with pytest.raises(CheckpointError, match="the teacher cannot be loaded"):
         evaluate.of_checkpoint(run, "test")
     shutil.copytree(checkpoint.find(trained("retrieval")), teacher)
     own = evilm.load(run)

@@ -12,7 +12,7 @@ import torch
 
 from evilm.errors import DataError
 from evilm.tasks.linear_probe import LinearProbe, LinearProbeConfig
-from evilm.tasks.task import Prediction
+from evilm.tasks.predictions import Prediction
 from evilm.types import Clip, Example
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def test_classes_come_by_their_labels(build: Callable[..., LinearProbe]) -> None
     assert build().classes == list(NAMES)
     gap = [replace(ROWS[0], label=2, kind="last"), replace(ROWS[0], label=0, kind=None)]
     assert LinearProbe.learn_facts(LinearProbeConfig(), gap) == {"classes": ["0", "1", "last"]}
-    with pytest.raises(DataError, match="no class labels"):
-        LinearProbe.learn_facts(LinearProbeConfig(), [replace(ROWS[0], label=None)])
+    with pytest.raises(DataError, match=r"data\.train: row .* has no class label, which linear_probe needs"):
+        LinearProbe.check_rows([replace(ROWS[0], label=None)], "data.train")
 
 
 @pytest.mark.parametrize(("protocol", "count"), [("strict", 1), ("all-in-one", 3)])

@@ -12,7 +12,7 @@ import torch
 
 from evilm.errors import ConfigError, DataError
 from evilm.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
-from evilm.tasks.task import Prediction
+from evilm.tasks.predictions import Prediction
 from evilm.types import Clip, Example
 
 if TYPE_CHECKING:
@@ -121,8 +121,18 @@ def test_a_row_that_does_not_say_what_is_right(
 ) -> None:
     with pytest.raises(DataError, match=r"row 0: the right option is"):
         build().losses(random_batch([replace(ROWS[0], label=label)]))
-    with pytest.raises(DataError, match="no options"):
-        MultipleChoice.learn_facts(MultipleChoiceConfig(), [replace(ROWS[0], choices=())])
+
+
+def test_nan_scores_count_as_wrong_and_are_reported(build: Callable[..., MultipleChoice]) -> None:
+    task = build()
+    good, bad = np.zeros(3), np.full(3, np.nan)
+    good[ROWS[0].label or 0] = 1.0
+    rows = [Prediction(ROWS[0], True, {"probabilities": good}), Prediction(ROWS[0], True, {"probabilities": bad})]
+    summary = task.compute_metrics(rows)
+    assert summary.metrics["accuracy"] == 50.0
+    assert summary.rule.endswith("1 rows with NaN scores count as wrong")
+    assert [row["score"] for row in summary.rows] == [1.0, 0.0]
+    assert np.isfinite(summary.details["cannot_tell"]["probability"])
 
 
 def test_a_retrieval_model_scores_options_by_its_embeddings(

@@ -12,7 +12,7 @@ import torch
 from evilm import losses
 from evilm.errors import DataError
 from evilm.tasks.paraphrase import Paraphrase, ParaphraseConfig
-from evilm.tasks.task import Prediction
+from evilm.tasks.predictions import Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,5 +67,5 @@ def test_metrics_by_hand(task: Paraphrase, captioned: list[Example]) -> None:
 
 def test_rows_of_one_caption_are_refused(captioned: list[Example]) -> None:
     rows = [captioned[0], replace(captioned[1], captions=("alone",))]
-    with pytest.raises(DataError, match="row row1 has 1 captions, and paraphrase compares two"):
-        Paraphrase.learn_facts(ParaphraseConfig(), rows)
+    with pytest.raises(DataError, match=r"data\.train: row row1 has no second caption, which paraphrase needs"):
+        Paraphrase.check_rows(rows, "data.train")

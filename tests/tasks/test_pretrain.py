@@ -13,8 +13,8 @@ import torch
 from evilm.errors import ConfigError
 from evilm.model.tokenizer import Tokenizer
 from evilm.tasks import masking
+from evilm.tasks.batches import same_video
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
-from evilm.tasks.task import same_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -190,7 +190,7 @@ def test_small_batches(
 
 
 def test_settings_that_would_train_nothing_are_refused(model: EViLM, vocabulary: Vocabulary) -> None:
-    with pytest.raises(ConfigError, match=r"mvm needs task\.tokenizer"):
+    with pytest.raises(ConfigError, match=r"mvm_weight needs task\.tokenizer"):
         Pretrain(model, vocabulary, PretrainConfig(), {}, None)
     with pytest.raises(ConfigError, match="hard_negatives needs"):
         Pretrain(model, vocabulary, PretrainConfig(mvm_weight=0, hard_negatives=True), {}, None)

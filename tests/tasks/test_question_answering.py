@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evilm.errors import DataError
+from evilm.tasks.predictions import Prediction
 from evilm.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
-from evilm.tasks.task import Prediction
 from evilm.types import Clip, Example
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ def build(model: EViLM, vocabulary: Vocabulary) -> Callable[..., QuestionAnsweri
 def test_answers_are_the_most_frequent_of_training(build: Callable[..., QuestionAnswering]) -> None:
     assert build().answers == ["red", "left", "blue"]
     assert build(num_answers=2).answers == ["red", "left"]
-    config = QuestionAnsweringConfig()
-    with pytest.raises(DataError, match="no answers"):
-        QuestionAnswering.learn_facts(config, [replace(ROWS[0], answer=None)])
+    with pytest.raises(DataError, match=r"data\.train: row .* has no question with an answer"):
+        QuestionAnswering.check_rows([replace(ROWS[0], answer=None)], "data.train")
 
 
 def test_gradients_reach_every_parameter(
@@ -86,7 +85,7 @@ def test_predictions_are_the_likeliest_answers(
     batch = random_batch(ROWS)
     share = torch.softmax(task._logits(batch), -1)
     for i, p in enumerate(task.predict(batch)):
-        assert p.values["answer"] == task.num_answers[int(share[i].argmax())]
+        assert p.values["answer"] == task.answers[int(share[i].argmax())]
         assert p.values["probability"] == pytest.approx(share[i].max().item(), rel=1e-5)
 
 

@@ -12,8 +12,8 @@ import torch
 from evilm import config, metrics
 from evilm import losses as formulas
 from evilm.errors import ConfigError
+from evilm.tasks.predictions import Prediction
 from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask, _spread
-from evilm.tasks.task import Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ SMALL = {"backbone": "edgenext_xx_small", "options": {"depths": [1, 1, 1, 1], "d
 def build(tiny_tokenizer: TokenizerConfig) -> Callable[..., ReconstructionTask]:
     def make(target: str = "pixels", codebook: str = "gradient", **settings: object) -> ReconstructionTask:
         table = {
-            "target": target, "teacher": SMALL if target == "features" else None, "frames": 2, **settings,
+            "target": target, "teacher": SMALL if target == "features" else None, "num_frames": 2, **settings,
             "tokenizer": tiny_tokenizer.model_copy(update={"codebook": codebook}),
         }  # fmt: skip
         torch.manual_seed(0)
@@ -49,11 +49,11 @@ def test_gradients_reach_every_parameter(
 def test_the_objective_is_the_weighted_sum_of_its_terms(
     build: Callable[..., ReconstructionTask], random_batch: Callable[..., Batch], captioned: list[Example]
 ) -> None:
-    task = build(reconstruction_weight=3.0, codebook_weight=0.5, commitment_weight=0.25).eval()
+    task = build(codebook_weight=0.5, commitment_weight=0.25).eval()
     batch = random_batch(captioned)
     found = task.losses(batch)
     parts = {name: value.item() for name, value in found.parts.items()}
-    total = 3 * parts["reconstruction"] + 0.5 * parts["codebook"] + 0.25 * parts["commitment"]
+    total = parts["reconstruction"] + 0.5 * parts["codebook"] + 0.25 * parts["commitment"]
     assert found.total.item() == pytest.approx(total, rel=1e-6)
     told, quantized = task.tokenizer(batch.frames)
     wanted = formulas.reconstruction(told, task.tokenizer.targets(batch.frames)).item()
@@ -69,8 +69,8 @@ def test_spread_by_hand() -> None:
 def test_explained_by_hand(build: Callable[..., ReconstructionTask], captioned: list[Example]) -> None:
     """As above, with squared errors of 1 and 4: 1 - 5 / 20 over the split, 0.9 and 0.6 by clip; codes 3, 3 and 5, 3."""
     values = [
-        {"off": 1.0, "sum": np.array([4.0]), "squares": 10.0, "labels": np.array([3, 3])},
-        {"off": 4.0, "sum": np.array([12.0]), "squares": 74.0, "labels": np.array([5, 3])},
+        {"error": 1.0, "sum": np.array([4.0]), "squares": 10.0, "labels": np.array([3, 3])},
+        {"error": 4.0, "sum": np.array([12.0]), "squares": 74.0, "labels": np.array([5, 3])},
     ]
     task = build()
     summary = task.compute_metrics(

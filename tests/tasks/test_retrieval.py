@@ -11,8 +11,8 @@ import torch
 
 from evilm import losses
 from evilm.errors import ConfigError
+from evilm.tasks.predictions import Prediction
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
-from evilm.tasks.task import Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable

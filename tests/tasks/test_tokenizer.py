@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def build(tiny_tokenizer: TokenizerConfig, captioned: list[Example]) -> Callable[..., TokenizerTask]:
     def make(**settings: object) -> TokenizerTask:
         config = TokenizerTaskConfig.model_validate(
-            {"tokenizer": tiny_tokenizer, "frames": 2, "min_count": 1, **settings}
+            {"tokenizer": tiny_tokenizer, "num_frames": 2, "min_count": 1, **settings}
         )
         torch.manual_seed(0)
         return TokenizerTask(config, TokenizerTask.learn_facts(config, captioned))
@@ -66,7 +66,7 @@ def test_words_are_counted_on_the_training_captions(build: Callable[..., Tokeniz
     few = build(min_count=3, max_words=4)
     assert len(few.caption_words.words) == 4
     assert few.caption_words.words[0] == "a"
-    with pytest.raises(VocabularyError, match=r"lower task\.at_least"):
+    with pytest.raises(VocabularyError, match=r"lower task\.min_count"):
         build(min_count=50)
 
 

@@ -274,7 +274,7 @@ def test_a_file_system_that_takes_no_more_at_any_byte(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 import torch
-from evilm import checkpoint
+from evilm.training import checkpoint
 from evilm.errors import OutputError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run, refused = Path(sys.argv[1]), 0

@@ -13,7 +13,7 @@ import pytest
 
 from evilm.errors import DependencyError, OutputError
 from evilm.training import logger
-from evilm.training.logger import METRICS, VALIDATION, Journal
+from evilm.training.logger import METRICS, VALIDATION, RunLogger
 from evilm.types import Clip, Example
 
 if TYPE_CHECKING:
@@ -25,37 +25,38 @@ def row(step: int) -> dict[str, Any]:
 
 
 def test_a_resumed_story_is_one_story(tmp_path: Path) -> None:
-    first = Journal(tmp_path)
+    first = RunLogger(tmp_path)
     first.begin(0, {"recipe": {"seed": 7}})
     for step in (1, 2, 3):
         first.add(METRICS, row(step))
     first.add(VALIDATION, {"step": 3, "R@1": 10.0})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 4, "lo')
-    second = Journal(tmp_path)
+    second = RunLogger(tmp_path)
     second.begin(2, {"recipe": {"seed": 7}})
     second.add(METRICS, row(3))
-    second.close(curves=True)
+    second.close()
+    logger.draw_curves(tmp_path)
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2, 3]
     assert (tmp_path / VALIDATION).read_text() == ""
     told = json.loads((tmp_path / "run.json").read_text())
     assert told["recipe"] == {"seed": 7}
-    assert [each["at_step"] for each in told["beginnings"]] == [0, 2]
-    assert {"command", "machine", "git", "packages", "when"} <= told["beginnings"][0].keys()
-    assert told["beginnings"][0]["packages"]["torch"] != "not installed"
+    assert [each["at_step"] for each in told["starts"]] == [0, 2]
+    assert {"command", "machine", "git", "packages", "when"} <= told["starts"][0].keys()
+    assert told["starts"][0]["packages"]["torch"] != "not installed"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
-    silent = Journal(tmp_path, writes=False)
+    silent = RunLogger(tmp_path, writes=False)
     silent.begin(0, {})
     silent.add(METRICS, row(1))
-    silent.close(curves=True)
+    silent.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Journal(tmp_path)
+    made = RunLogger(tmp_path)
     made.begin(0, {})
 
     def full(*_: Any, **__: Any) -> NoReturn:
@@ -68,10 +69,10 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    made = Journal(tmp_path, tensorboard=True)
+    made = RunLogger(tmp_path, tensorboard=True)
     made.begin(0, {})
     made.add(METRICS, row(1))
-    made.close(curves=False)
+    made.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -83,7 +84,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
 def test_tensorboard_that_is_not_installed_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(DependencyError, match=r"run\.tensorboard needs tensorboard: pip install tensorboard, or leave"):
-        Journal(tmp_path, tensorboard=True).begin(0, {})
+        RunLogger(tmp_path, tensorboard=True).begin(0, {})
     assert list(tmp_path.iterdir()) == []
 
 

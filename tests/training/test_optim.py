@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def test_warm_up_and_cosine_by_hand() -> None:
     config = OptimConfig(warmup_ratio=0.1)
-    found = [optim.rate(config, step, 100) for step in range(100)]
+    found = [optim.schedule_at(config, step, 100) for step in range(100)]
     assert found[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert found[10] == 1.0
     assert found[55] == pytest.approx(0.5)  # half of what is left after the warm-up
@@ -34,14 +34,14 @@ def test_linear_and_constant() -> None:
         OptimConfig(schedule="linear", warmup_ratio=0),
         OptimConfig(schedule="constant", warmup_ratio=0.2),
     )
-    assert [optim.rate(linear, step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
-    assert [optim.rate(constant, step, 5) for step in range(5)] == [1, 1, 1, 1, 1]
-    assert [optim.rate(constant, step, 10) for step in range(3)] == [0.5, 1, 1]
+    assert [optim.schedule_at(linear, step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [optim.schedule_at(constant, step, 5) for step in range(5)] == [1, 1, 1, 1, 1]
+    assert [optim.schedule_at(constant, step, 10) for step in range(3)] == [0.5, 1, 1]
 
 
 def test_a_run_of_one_step_learns() -> None:
     for schedule in ("cosine", "linear", "constant"):
-        assert optim.rate(OptimConfig(schedule=schedule), 0, 1) == 1
+        assert optim.schedule_at(OptimConfig(schedule=schedule), 0, 1) == 1
 
 
 def test_steps() -> None:
@@ -65,13 +65,13 @@ def groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict
 
 
 def test_every_trainable_parameter_is_in_one_group(model: nn.Module) -> None:
-    found = optim.optimizer(model, OptimConfig(), frozenset())
+    found = optim.make_optimizer(model, OptimConfig(), frozenset())
     listed = [id(p) for group in found.param_groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
 
 
 def test_what_does_not_decay(model: nn.Module) -> None:
-    found = groups(model, optim.optimizer(model, OptimConfig(weight_decay=0.3), frozenset()))
+    found = groups(model, optim.make_optimizer(model, OptimConfig(weight_decay=0.3), frozenset()))
     free = {name for name, group in found.items() if group["weight_decay"] == 0}
     assert {group["weight_decay"] for group in found.values()} == {0, 0.3}
     for name, parameter in model.named_parameters():
@@ -92,30 +92,24 @@ def test_what_does_not_decay(model: nn.Module) -> None:
 
 
 def test_rates_of_backbone_and_heads(model: nn.Module) -> None:
-    config = OptimConfig(lr=0.01, backbone_lr_scale=0.1, head_lr_scale=5)
-    optimizer = optim.optimizer(model, config, frozenset({"head.weight", "head.bias"}))
-    optim.set_rate(optimizer, config, 0.5)
+    config = OptimConfig(lr=0.01, backbone_lr_scale=0.1, head_lr_scale=5, warmup_ratio=0.2)
+    optimizer = optim.make_optimizer(model, config, frozenset({"head.weight", "head.bias"}))
+    optim.make_scheduler(optimizer, config, 10)  # the first of ten steps, which are all warm-up
     for name, group in groups(model, optimizer).items():
         factor = 0.1 if ".backbone." in name else 5 if name.startswith("head.") else 1
         assert group["lr"] == pytest.approx(0.01 * 0.5 * factor)
 
 
 def test_a_frozen_backbone_keeps_every_weight(model: nn.Module) -> None:
-    optimizer = optim.optimizer(model, OptimConfig(backbone_lr_scale=0), frozenset())
+    optimizer = optim.make_optimizer(model, OptimConfig(lr=0.1, backbone_lr_scale=0), frozenset())
     assert not any(".backbone." in name for name in groups(model, optimizer))
     before = {name: p.clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
-    optim.set_rate(optimizer, OptimConfig(lr=0.1), 1.0)
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert (".backbone." in name) == torch.equal(parameter, before[name])
-
-
-def test_the_polynomial_schedule() -> None:
-    config = OptimConfig(schedule="polynomial", power=2, warmup_ratio=0.2)
-    assert [optim.rate(config, step, 10) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.25])
 
 
 def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
@@ -125,8 +119,8 @@ def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
     task.model, task.head = EViLM(tiny, 50), nn.Linear(2, 2)
     config = OptimConfig(layer_decay=0.5, backbone_lr_scale=0.1)
     rates = {
-        id(p): group["factor"]
-        for group in optim.optimizer(task, config, frozenset()).param_groups
+        id(p): group["lr_scale"]
+        for group in optim.make_optimizer(task, config, frozenset()).param_groups
         for p in group["params"]
     }
     factor = {name: rates[id(parameter)] for name, parameter in task.named_parameters()}
@@ -139,10 +133,48 @@ def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
 
 def test_a_preset_is_changed_by_the_keys_beside_it() -> None:
     config = OptimConfig.model_validate({"preset": "all-in-one", "epochs": 3})
-    assert (config.lr, config.head_lr_scale, config.schedule, config.batch_size) == (1e-4, 10.0, "polynomial", 512)
+    assert (config.lr, config.head_lr_scale, config.schedule, config.batch_size) == (1e-4, 10.0, "linear", 512)
     assert config.epochs == 3
     assert OptimConfig.model_validate({"preset": "violet"}).weight_decay == 1e-3
     for name in optim.PRESETS:
         OptimConfig.model_validate({"preset": name})
     with pytest.raises(ValueError, match="unknown preset 'violett': there are paper,"):
         OptimConfig.model_validate({"preset": "violett"})
+
+
+def test_a_schedule_continues_at_any_step(model: nn.Module) -> None:
+    config = OptimConfig(lr=0.3, head_lr_scale=3)
+    rates: list[float] = []
+    optimizer = optim.make_optimizer(model, config, frozenset({"head.weight"}))
+    scheduler = optim.make_scheduler(optimizer, config, 20)
+    for _ in range(20):
+        rates.append(optimizer.param_groups[-1]["lr"])
+        optimizer.step()
+        scheduler.step()
+    for step in (1, 7, 19):
+        optim.make_scheduler(optimizer, config, 20, step)
+        assert optimizer.param_groups[-1]["lr"] == rates[step]
+
+
+def test_averaged_weights_by_hand() -> None:
+    task = nn.Linear(1, 1)
+    torch.nn.init.constant_(task.weight, 0.5)
+    average = optim.WeightAverage(task, 0.5)
+    with torch.no_grad():
+        task.weight.fill_(1.5)
+    average.update(1)  # the first steps count more: min(0.5, 2 / 11)
+    expected = 0.5 + (1 - 2 / 11) * 1.0
+    assert average.averages["weight"].item() == pytest.approx(expected)
+    with average.applied():
+        assert task.weight.item() == pytest.approx(expected)
+    assert task.weight.item() == 1.5
+    assert average.averages["weight"].item() == pytest.approx(expected)
+
+
+def test_loss_spikes_are_measured_against_the_running_mean() -> None:
+    guard = optim.LossGuard(50)
+    assert [guard.check(loss, 1.0) for loss in (2.0, 2.0, 60.0)] == [None] * 3  # the mean is 2, then 3.16
+    assert guard.check(159.0, 1.0) == "the loss is 159 and was 3.16 on average"
+    assert guard.check(math.nan, 1.0) == "the loss is nan"
+    assert guard.check(1.0, math.inf) == "the gradient norm is inf"
+    assert optim.LossGuard(0).check(1e9, 1.0) is None

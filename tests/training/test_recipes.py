@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 PEERS = ("all-in-one", "violet", "paper")
-SHAPE = ("encoder", "encoder_options", "encoder_weights", "stride", "size", "codes", "code_width", "width", "depth",
-         "heads", "hidden", "mean", "std")  # fmt: skip
+SHAPE = ("encoder", "encoder_options", "encoder_weights", "stride", "image_size", "codebook_size", "code_dim",
+         "embed_dim", "depth", "num_heads", "mlp_dim", "mean", "std")  # fmt: skip
 READERS = {"question_answering": "msrvtt_qa", "multiple_choice": "msrvtt_mc", "linear_probe": "hmdb51"}
 
 
@@ -33,7 +33,7 @@ def base(make_recipe: Callable[..., Recipe], tiny: ModelConfig, tmp_path_factory
     """A pre-trained model with a head of each kind, for texts as long as the paper's model takes."""
     task = {"name": "pretrain", "mvm_weight": 0, "contrastive_weight": 1.0, "matching": "choice"}
     out = tmp_path_factory.mktemp("runs") / "base"
-    model = tiny.model_copy(update={"text_positions": PRESETS["evilm-small"].max_text_len}).model_dump()
+    model = tiny.model_copy(update={"max_text_len": PRESETS["evilm-small"].max_text_len}).model_dump()
     return trainer.train(make_recipe(out, task, optim={"epochs": 0.1, "batch_size": 18}, model=model))
 
 
@@ -44,11 +44,11 @@ def shrunk(
     task = table["task"]
     source = {"reader": READERS.get(task["name"], "msrvtt_retrieval"), "annotations": str(world)}
     table["data"] |= {"train": source, "workers": 0, "cache": str(made["cache"]), "cached_frames": 4}
-    for name in ("validation", "test", "packed", "more"):
+    for name in ("validation", "test", "packed", "extra_train"):
         table["data"].pop(name, None)
     table["optim"] |= {"epochs": 0.01, "batch_size": 12, "grad_accum_steps": 1}
-    table["run"] |= {"out": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}
-    table["run"] |= {"curves": False, "compile": False}
+    table["run"] |= {"output_dir": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}
+    table["run"] |= {"compile": False}
     table.pop("vocabulary", None)
     if "model" in table:
         table["model"] = tiny.model_dump()
@@ -57,7 +57,7 @@ def shrunk(
     if task["name"] in ("tokenizer", "reconstruction"):
         own: dict[str, Any] = task.get("tokenizer", {})
         task["tokenizer"] = own | {name: getattr(shape, name) for name in SHAPE}
-        task |= {"frames": 2} | ({"at_least": 1} if task["name"] == "tokenizer" else {})
+        task |= {"num_frames": 2} | ({"min_count": 1} if task["name"] == "tokenizer" else {})
     elif "tokenizer" in task:
         task |= {"tokenizer": str(made["tokenizer"]), "backbone": "own"}
     elif "teacher" in task:
@@ -88,16 +88,16 @@ def test_a_recipe_takes_a_step(
 # What benchmarks of the peers were run with, as they publish it.
 FIELD = {
     "all-in-one-msrvtt-qa": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 1e-4, "schedule": "polynomial", "warmup_ratio": 0.1,
+        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 1e-4, "schedule": "linear", "warmup_ratio": 0.1,
         "head_lr_scale": 10, "batch_size": 512, "epochs": 20,
     },
     "all-in-one-msrvtt-retrieval": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 3e-4, "schedule": "polynomial", "warmup_ratio": 0.1,
+        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 3e-4, "schedule": "linear", "warmup_ratio": 0.1,
         "head_lr_scale": 10, "epochs": 200,
     },
-    "violet-msrvtt-qa": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 20, "clip": 1.0},
-    "violet-tgif-action": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 60, "clip": 1.0},
-    "violet-didemo-retrieval": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 20, "clip": 1.0},
+    "violet-msrvtt-qa": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 20, "grad_clip": 1.0},
+    "violet-tgif-action": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 60, "grad_clip": 1.0},
+    "violet-didemo-retrieval": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 20, "grad_clip": 1.0},
 }  # fmt: skip
 WORDS = {"violet-msrvtt-qa": 25, "violet-tgif-action": 100, "violet-didemo-retrieval": 100}
 

@@ -12,12 +12,13 @@ from evilm import config, metrics
 from evilm.errors import EvilmError
 from evilm.inference import Embedder, softmax
 from evilm.inference.runtime import Threshold
-from evilm.tasks import FINETUNE
+from evilm.tasks import TASKS
+from evilm.tasks.batches import caption_of
 from evilm.tasks.distill import DistillConfig
+from evilm.tasks.predictions import Prediction
 from evilm.tasks.pretrain import PretrainConfig
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
-from evilm.tasks.task import Prediction, caption_of
-from evilm.training import evaluate, feed
+from evilm.training import build, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +93,7 @@ def load_eval_data(runtime: TorchRuntime) -> EvalData:
         raise EvilmError(reason)
     source = _source(runtime)
     assert source is not None
-    examples = feed.examples(source)
+    examples = build.examples_of(source)
     if len(examples) > _MAX_ROWS:
         examples = [examples[i * len(examples) // _MAX_ROWS] for i in range(_MAX_ROWS)]
     settings = runtime.recipe.task
@@ -102,11 +103,12 @@ def load_eval_data(runtime: TorchRuntime) -> EvalData:
         update = {"protocol": "dual-encoder", "embed_dim": runtime.metadata.embed_dim}
         settings = settings.model_copy(update=update)
     facts = {"answers": runtime.metadata.answers, "classes": runtime.metadata.classes}
-    task = FINETUNE[settings.name](runtime.model, runtime.vocabulary, settings, facts).eval()  # pyright: ignore[reportArgumentType]
+    constructor: Any = TASKS[settings.name]
+    task: VideoTextTask = constructor(runtime.model, runtime.vocabulary, settings, facts).eval()
     truth = (source.annotations if source.annotations.is_dir() else source.annotations.parent) / "world.jsonl"
     if isinstance(task, Retrieval) and truth.is_file():
         task.relevance = evaluate.by_truth(truth)
-    loader = feed.loader(runtime.recipe, task, examples, train=False)
+    loader = build.make_loader(runtime.recipe, task, examples, train=False)
     try:
         batches = list(loader)
     finally:

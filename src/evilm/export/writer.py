@@ -26,8 +26,8 @@ from evilm.export import card, compare, quantize, trace
 from evilm.inference import Embedder, export_format, join_question
 from evilm.inference.runtime_onnx import OnnxRuntime
 from evilm.inference.runtime_torch import TorchRuntime
-from evilm.tasks.task import caption_of
-from evilm.training import checkpoint, feed
+from evilm.tasks.batches import caption_of
+from evilm.training import build, checkpoint
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _load_samples(runtime: TorchRuntime, calibrate: Path | None, say: Callable[[
         not_measured = "metrics: " + (compare.why_not_measurable(runtime) or "the validation data are not on the disk")
     problem, clips, texts = "", list[Clip](), list[str]()
     try:
-        rows = feed.examples(runtime.recipe.data.train)
+        rows = build.examples_of(runtime.recipe.data.train)
         clips = list(dict.fromkeys(row.clip for row in rows))
         chosen = [rows[i * len(rows) // _MAX_TEXTS] for i in range(_MAX_TEXTS)] if len(rows) > _MAX_TEXTS else rows
         named = [join_question(row.question, row.choices[0]) if row.choices else row.question for row in chosen]

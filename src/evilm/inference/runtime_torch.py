@@ -10,13 +10,13 @@ import torch
 
 from evilm import config, distributed
 from evilm.data.vocabulary import Vocabulary
-from evilm.errors import CheckpointError, ConfigError
+from evilm.errors import CheckpointError
 from evilm.inference import graphs
 from evilm.inference.runtime import EncodedArrays, Metadata, Threshold
 from evilm.model.evilm import EViLM
 from evilm.model.presets import ModelConfig
 from evilm.training import checkpoint
-from evilm.training.recipe import Recipe
+from evilm.training.recipe import of_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from evilm.inference.runtime import Head
+    from evilm.training.recipe import Recipe
 
 _MAX_OPTION = 16384  # the largest number in a backbone's options: a width, a size or a depth
 
@@ -104,12 +105,9 @@ def _recipe(folder: Path, table: Mapping[str, Any]) -> Recipe:
     Raises:
         CheckpointError: of another version, of a video tokenizer, or of a text-only baseline.
     """
-    if table.get("task") == "tokenizer":
+    if table.get("model") is None:
         raise CheckpointError(f"{folder}: holds a video tokenizer and no video-language model; name another run")
-    try:
-        recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
-    except (KeyError, ConfigError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
+    recipe = of_checkpoint(folder, table)
     if getattr(recipe.task, "text_only", False):
         raise CheckpointError(
             f"{folder}: is a text-only baseline (task.text_only), which sees no video; name another run"

@@ -10,15 +10,14 @@ import torch
 
 from evilm.errors import CheckpointError
 from evilm.tasks.caption_words import words_of
-from evilm.tasks.pretrain import Pretrain
-from evilm.training import build, feed
+from evilm.training import build
 from evilm.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from evilm.tasks import Prediction
+    from evilm.tasks import Prediction, Task
     from evilm.types import Example
 
 SHOWN = 6  # clips
@@ -40,13 +39,14 @@ def masked_examples(run: Path) -> list[dict[str, Any]]:
     """
     task, about = build.restore(run)
     recipe = Recipe.model_validate(about["recipe"])
-    if not isinstance(task, Pretrain) or task.tokenizer is None or recipe.data.validation is None:
+    parts = task.model_and_vocabulary
+    if parts is None or task.target_tokenizer is None or recipe.data.validation is None:
         raise CheckpointError(f"{run}: is no pre-training run with a video tokenizer and validation rows")
-    rows = feed.examples(recipe.data.validation)
+    rows = build.examples_of(recipe.data.validation)
     predictions = _predictions(recipe, task, rows)
-    words = code_words(_codes_of(recipe, task, feed.examples(recipe.data.train)))
-    shape = task.model.config
-    grid = list(task.model.video_encoder.grid(shape.num_frames, shape.image_size, shape.image_size))
+    words = code_words(_codes_of(recipe, task, build.examples_of(recipe.data.train)))
+    shape = parts[0].config
+    grid = list(parts[0].video_encoder.grid(shape.num_frames, shape.image_size, shape.image_size))
     return [_row(prediction, grid, words) for prediction in predictions if prediction.readable]
 
 
@@ -75,20 +75,22 @@ def code_words(clips: Iterable[tuple[set[int], Sequence[str]]]) -> dict[int, lis
     return meanings
 
 
-def _predictions(recipe: Recipe, task: Pretrain, rows: Sequence[Example]) -> list[Prediction]:
+def _predictions(recipe: Recipe, task: Task, rows: Sequence[Example]) -> list[Prediction]:
     """Of some clips, evenly spread."""
     shown = [rows[i * len(rows) // SHOWN] for i in range(min(SHOWN, len(rows)))]
-    loader = replace(feed.loader(recipe, task, rows, train=False), examples=shown)
+    loader = replace(build.make_loader(recipe, task, rows, train=False), examples=shown)
     with torch.inference_mode():
         return [prediction for batch in loader for prediction in task.predict(batch)]
 
 
-def _codes_of(recipe: Recipe, task: Pretrain, rows: Sequence[Example]) -> list[tuple[set[int], Sequence[str]]]:
+def _codes_of(recipe: Recipe, task: Task, rows: Sequence[Example]) -> list[tuple[set[int], Sequence[str]]]:
     """The codes in each training clip's middle frames; what the tokenizer says of 1,000 clips is enough."""
-    loader = replace(feed.loader(recipe, task, rows, train=False, label=True), examples=rows[:1000])
+    loader = replace(build.make_loader(recipe, task, rows, train=False, caches=True), examples=rows[:1000])
     found: list[tuple[set[int], Sequence[str]]] = []
+    tokenizer = task.target_tokenizer
+    assert tokenizer is not None
     for batch in loader:
-        labels = task.labels(batch).flatten(1)
+        labels = (tokenizer.labels(batch.frames) if batch.labels is None else batch.labels).flatten(1)
         found += [({int(label) for label in row}, e.captions) for row, e in zip(labels, batch.examples, strict=True)]
     return found
 

@@ -1,68 +1,41 @@
-"""The tasks of the paper, one file each; a new one is one file and one line here."""
+"""The tasks, one file each. A new task is one file and one line of ``TASKS``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from evilm.tasks.distill import Distill, DistillConfig
-from evilm.tasks.linear_probe import LinearProbe, LinearProbeConfig
-from evilm.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
-from evilm.tasks.paraphrase import Paraphrase, ParaphraseConfig
-from evilm.tasks.pretrain import Pretrain, PretrainConfig
-from evilm.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
-from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
-from evilm.tasks.retrieval import Retrieval, RetrievalConfig
-from evilm.tasks.task import Metrics, Prediction, Task, TaskConfig, VideoTextTask
-from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
+from evilm.tasks.distill import Distill
+from evilm.tasks.linear_probe import LinearProbe
+from evilm.tasks.multiple_choice import MultipleChoice
+from evilm.tasks.paraphrase import Paraphrase
+from evilm.tasks.predictions import Metrics, Prediction
+from evilm.tasks.pretrain import Pretrain
+from evilm.tasks.question_answering import QuestionAnswering
+from evilm.tasks.reconstruction import ReconstructionTask
+from evilm.tasks.retrieval import Retrieval
+from evilm.tasks.task import Parts, Task, TaskConfig, VideoTextTask
+from evilm.tasks.tokenizer import TokenizerTask
 
-AnyTaskConfig = Annotated[
-    TokenizerTaskConfig
-    | ReconstructionConfig
-    | PretrainConfig
-    | ParaphraseConfig
-    | RetrievalConfig
-    | QuestionAnsweringConfig
-    | MultipleChoiceConfig
-    | LinearProbeConfig
-    | DistillConfig,
-    Field(discriminator="name"),
-]
-
-# Tasks that train a video tokenizer and are built as Task(config, facts): they have no E-ViLM.
-TOKENIZERS: dict[str, type[TokenizerTask] | type[ReconstructionTask]] = {
+TASKS: dict[str, type[Task]] = {
     "tokenizer": TokenizerTask,
     "reconstruction": ReconstructionTask,
-}
-# Tasks that are built as Task(model, vocabulary, config, facts).
-FINETUNE: dict[
-    str, type[Retrieval] | type[QuestionAnswering] | type[MultipleChoice] | type[LinearProbe] | type[Paraphrase]
-] = {
+    "pretrain": Pretrain,
+    "paraphrase": Paraphrase,
     "retrieval": Retrieval,
     "question_answering": QuestionAnswering,
     "multiple_choice": MultipleChoice,
     "linear_probe": LinearProbe,
-    "paraphrase": Paraphrase,
+    "distill": Distill,
 }
-# What comes before any task, and is carried out by `evilm pretrain`.
-PRETRAINING = ("pretrain", "paraphrase")
-# Pre-training takes a tokenizer beside these, and distillation a teacher.
-TASKS: dict[str, type[Task]] = {**TOKENIZERS, "pretrain": Pretrain, "distill": Distill, **FINETUNE}
 
-__all__ = [
-    "FINETUNE",
-    "PRETRAINING",
-    "TASKS",
-    "TOKENIZERS",
-    "AnyTaskConfig",
-    "Distill",
-    "DistillConfig",
-    "Metrics",
-    "Paraphrase",
-    "ParaphraseConfig",
-    "Prediction",
-    "Task",
-    "TaskConfig",
-    "VideoTextTask",
-]
+if TYPE_CHECKING:
+    AnyTaskConfig = TaskConfig
+else:  # the settings of one of the tasks, chosen by ``name``
+    AnyTaskConfig = Annotated[
+        Union[tuple(task.config_class for task in TASKS.values())],  # noqa: UP007, the members are computed
+        Field(discriminator="name"),
+    ]
+
+__all__ = ["TASKS", "AnyTaskConfig", "Metrics", "Parts", "Prediction", "Task", "TaskConfig", "VideoTextTask"]

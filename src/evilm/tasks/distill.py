@@ -1,139 +1,151 @@
-"""Distillation: match a teacher's embeddings of videos that need no captions, and of texts where there are some.
+"""Distillation: match a teacher's embeddings of videos, with or without captions, and of texts if there are captions.
 
-Beyond the paper. The teacher is any dual encoder: an E-ViLM checkpoint with an embedding head, or CLIP and its kin
+Not in the paper. The teacher is any dual encoder: an E-ViLM checkpoint with an embedding head, or a CLIP-like model
 (see ``evilm.encoders``). Two terms, after CLIP-KD (Yang et al., CVPR 2024):
 
-    cosine      each embedding to the teacher's of the same video (there the squared distance of unit vectors, which
-                is two minus twice the cosine)
-    relation    how alike videos of a batch are to one another, or to its texts, to how alike the teacher finds
-                them, as a divergence of softmaxes
+    cosine      distance of each embedding to the teacher's of the same video (CLIP-KD takes the squared distance of
+                unit vectors, which is two minus twice the cosine)
+    relation    divergence of the softmax over similarities within the batch (video to video, or video to text) from
+                the same softmax of the teacher
 
-The teacher looks at its own frames of the whole clip, T middles at its own size; the student at what training shows.
+The teacher sees T frames from the whole clip at its own size; the student sees the frames that training samples.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
-from evilm.data.teacher_targets import FrameEncoder
-from evilm.errors import CheckpointError, ConfigError
+from evilm.data.teacher_targets import TeacherTargets
+from evilm.errors import CheckpointError, ConfigError, DependencyError
 from evilm.model.heads import EmbeddingHead
-from evilm.tasks.task import (
-    Facts,
-    Metrics,
-    Prediction,
-    TaskConfig,
-    VideoTextTask,
-    caption_of,
-    own_video,
-    scored_rows,
-)
+from evilm.progress import Meter
+from evilm.tasks.batches import caption_of
+from evilm.tasks.predictions import Metrics, Prediction, scored_rows
+from evilm.tasks.task import Facts, Parts, TaskConfig, Teacher, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from evilm.data.teacher_targets import TeacherTargets
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
     from evilm.types import Batch, Example
 
 
-class Teacher(FrameEncoder, Protocol):
-    """A frozen dual encoder; see ``evilm.training.teacher``."""
-
-    @property
-    def temperature(self) -> float:
-        """Of its cosines."""
-        ...
-
-    @property
-    def reads(self) -> bool:
-        """Whether it embeds texts, too."""
-        ...
-
-    def embed_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
-        """Sentences to unit vectors (n, d)."""
-        ...
-
-
 class DistillConfig(TaskConfig):
-    """Who teaches, and how closely it is followed."""
+    """Settings of the teacher and of the distillation losses."""
 
     name: Literal["distill"] = "distill"
-    teacher: str = Field(description="a run or checkpoint with an embedding head, or a name as evilm.encoders takes it")
-    cosine_weight: float = Field(default=1.0, ge=0, description="weight of following each embedding")
-    relation_weight: float = Field(default=1.0, ge=0, description="weight of following likenesses within a batch")
-    text_weight: float = Field(
-        default=1.0, ge=0, description="weight of the same for texts, where captions and teacher have them"
-    )
-    temperature: float = Field(default=0.05, gt=0, description="of the likenesses")
-    targets: str | None = Field(
-        default=None, description="folder for the teacher's vectors; none takes data.cache, and without one memory"
-    )
-    max_text_len: int = Field(default=30, gt=2)
+    teacher: str = Field(description="run or checkpoint with embeddings, or a name such as open_clip:ViT-B-32:openai")
+    cosine_weight: float = Field(default=1.0, ge=0, description="weight of the distance to the teacher's embeddings")
+    relation_weight: float = Field(default=1.0, ge=0, description="weight of the similarities within a batch")
+    text_weight: float = Field(default=1.0, ge=0, description="factor on the loss of texts; 0 ignores captions")
+    temperature: float = Field(default=0.05, gt=0, description="temperature of the similarities")
+    max_text_len: int = Field(default=30, gt=2, description="longest text in word pieces")
+
+    def scoring_head(self) -> Literal["match", "embed"]:
+        return "embed"
 
 
 class Distill(VideoTextTask):
-    """A student of a teacher's embeddings."""
+    """Train a student to give the embeddings of a teacher.
+
+    Args:
+        model, vocabulary, facts: see ``VideoTextTask``.
+        config: the settings.
+        teacher: None for a restored checkpoint whose teacher no longer exists.
+    """
 
     name: ClassVar[str] = "distill"
+    title: ClassVar[str] = "Distillation"
+    config_class: ClassVar[type[TaskConfig]] = DistillConfig
     primary_metric: ClassVar[str] = "cosine"
+    uses_relevance: ClassVar[bool] = True
 
     def __init__(
         self, model: EViLM, vocabulary: Vocabulary, config: DistillConfig, facts: Facts, teacher: Teacher | None
     ) -> None:
-        super().__init__(model, vocabulary, config.max_text_len)
+        super().__init__(model, vocabulary, facts, config.max_text_len)
         if not config.cosine_weight and not config.relation_weight:
             raise ConfigError("task.cosine_weight and task.relation_weight are both 0: nothing would be learned")
         self.config, self.texts = config, bool(facts["texts"])
-        self.embed = EmbeddingHead.for_model(model, int(facts["width"]), float(facts["temperature"]))
-        self.embed.log_temperature.requires_grad_(False)  # the teacher's, as the space is
-        if not self.texts:  # nothing would train these
+        self.embed = EmbeddingHead.for_model(model, int(facts["embed_dim"]), float(facts["temperature"]))
+        self.embed.log_temperature.requires_grad_(False)  # the temperature of the teacher's space
+        if not self.texts:  # without texts these are not trained
             self.embed.remove("text")
             model.text_encoder.requires_grad_(False)
             model.fusion.type_text.requires_grad_(False)
-        # No modules of ours, so neither trained nor kept in checkpoints.
+        # The teacher is no module, so that its weights are neither trained nor saved.
         self.teacher = teacher
         self.targets: TeacherTargets | None = None
-        self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
-        self._heard: dict[str, NDArray[np.float32]] = {}
+        self._text_targets: dict[str, NDArray[np.float32]] = {}
 
-    @staticmethod
-    def facts(config: DistillConfig, examples: Sequence[Example], teacher: Teacher) -> Facts:
-        """What a checkpoint remembers of its teacher, and whether texts were matched."""
+    @classmethod
+    def create(cls, config: DistillConfig, examples: Sequence[Example], parts: Parts) -> Self:
+        teacher = parts.load_teacher(config.teacher)
         texts = config.text_weight > 0 and teacher.reads and any(example.captions for example in examples)
-        return {
-            "teacher": teacher.fingerprint,
-            "width": teacher.embed_dim,
-            "temperature": teacher.temperature,
+        facts = {
+            "teacher": teacher.fingerprint, "embed_dim": teacher.embed_dim, "temperature": teacher.temperature,
             "texts": texts,
-        }
+        }  # fmt: skip
+        assert parts.model is not None
+        assert parts.vocabulary is not None
+        return cls(parts.model, parts.vocabulary, config, facts, teacher)
+
+    @classmethod
+    def restore(cls, config: DistillConfig, facts: Facts, parts: Parts) -> Self:
+        """The teacher is loaded if it still exists; it must be the one of the training."""
+        try:
+            teacher = parts.load_teacher(config.teacher)
+        except (CheckpointError, DependencyError):
+            teacher = None
+        if teacher is not None and teacher.fingerprint != facts["teacher"]:
+            raise CheckpointError(
+                f"{config.teacher}: is not the teacher that this model learned from: name that one in task.teacher"
+            )
+        assert parts.model is not None
+        assert parts.vocabulary is not None
+        return cls(parts.model, parts.vocabulary, config, facts, teacher)
+
+    def prepare(self, examples: Sequence[Example], cache: Path | None, workers: int) -> None:
+        """Embed the clips of some rows by the teacher; vectors are stored in ``cache``, else in memory."""
+        if self.teacher is None:
+            return
+        if self.targets is None:
+            self.targets = TeacherTargets(self.teacher, cache)
+        clips = [example.clip for example in examples]
+        with Meter("embedding by the teacher", len(self.targets.missing(clips)), "clips") as meter:
+            for problem in self.targets.fill(clips, workers, meter.update)[:5]:
+                meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
 
     def losses(self, batch: Batch) -> Losses:
         config = self.config
-        wanted, known = self._seen(batch)
-        video, wanted, known = (distributed.all_gather(each) for each in (self._video(batch), wanted, known))
-        parts = {"cosine": losses.following(video, wanted, known)}
+        targets, known = self._video_targets(batch)
+        video, targets, known = (distributed.all_gather(each) for each in (self._video(batch), targets, known))
+        parts = {"cosine": losses.following(video, targets, known)}
         if not self.texts:
-            parts["relation"] = losses.relation(video, wanted, None, config.temperature, known)
+            parts["relation"] = losses.relation(video, targets, None, config.temperature, known)
             weights = {"cosine": config.cosine_weight, "relation": config.relation_weight}
         else:
             captions = self.captions(batch)
-            own = torch.tensor([bool(text) for text in captions], device=batch.frames.device)
-            text, said, told = (
-                distributed.all_gather(each) for each in (self._text(captions, batch), self._said(captions, batch), own)
+            has_text = torch.tensor([bool(text) for text in captions], device=batch.frames.device)
+            text, text_targets, has_text = (
+                distributed.all_gather(each)
+                for each in (self._text(captions, batch), self._targets_of_texts(captions, batch), has_text)
             )
-            parts["text"] = losses.following(text, said, told)
-            parts["relation"] = losses.relation(video, wanted, (text, said), config.temperature, known & told)
+            parts["text"] = losses.following(text, text_targets, has_text)
+            parts["relation"] = losses.relation(
+                video, targets, (text, text_targets), config.temperature, known & has_text
+            )
             weights = {
                 "cosine": config.cosine_weight,
                 "text": config.text_weight * config.cosine_weight,
@@ -143,80 +155,83 @@ class Distill(VideoTextTask):
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
     def _video(self, batch: Batch) -> Tensor:
-        """(B, d) the student's embeddings."""
+        """(B, d) the student's embeddings of the videos."""
         video = self.encode(batch)
-        return self.embed.video(self.model.fuse_cls(video=video), video.pooled)
+        return self.embed.video(self.model.fuse(video=video).cls, video.pooled)
 
     def _text(self, captions: Sequence[str], batch: Batch) -> Tensor:
-        """(B, d) the student's embeddings of captions; those of rows without one are of no use."""
+        """(B, d) the student's embeddings of captions; rows without a caption are not used."""
         text = self.model.encode_text(self.text(captions, batch))
-        return self.embed.text(self.model.fuse_cls(text=text), text.pooled)
+        return self.embed.text(self.model.fuse(text=text).cls, text.pooled)
 
-    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's embeddings (B, d), and for which rows there are some (B,)."""
+    def _video_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's embeddings (B, d), and the rows that have one (B,)."""
         if self.targets is None:
-            raise CheckpointError(f"{self.config.teacher}: the teacher is not at hand: name its place in task.teacher")
+            raise CheckpointError(f"{self.config.teacher}: the teacher cannot be loaded: set task.teacher to its place")
         vectors, known = self.targets.read([example.clip for example in batch.examples])
         device = batch.frames.device
         return torch.from_numpy(vectors).to(device), torch.from_numpy(known).to(device)
 
-    def _said(self, captions: Sequence[str], batch: Batch) -> Tensor:
-        """(B, d) the teacher's embeddings of captions, each text computed once; zeros where there is none."""
+    def _targets_of_texts(self, captions: Sequence[str], batch: Batch) -> Tensor:
+        """(B, d) the teacher's embeddings of captions, each text embedded once; zeros for rows without a caption."""
         assert self.teacher is not None
-        new = [text for text in dict.fromkeys(captions) if text and text not in self._heard]
+        new = [text for text in dict.fromkeys(captions) if text and text not in self._text_targets]
         if new:
-            self._heard |= dict(zip(new, self.teacher.embed_texts(new), strict=True))
-        nothing = np.zeros(self.teacher.embed_dim, dtype=np.float32)
-        rows = np.stack([self._heard.get(text, nothing) for text in captions])
+            self._text_targets |= dict(zip(new, self.teacher.embed_texts(new), strict=True))
+        missing = np.zeros(self.teacher.embed_dim, dtype=np.float32)
+        rows = np.stack([self._text_targets.get(text, missing) for text in captions])
         return torch.from_numpy(rows).to(batch.frames.device)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
         assert self.teacher is not None or self.targets is None
-        wanted, known = (each.cpu().numpy() for each in self._seen(batch))
-        values: dict[str, NDArray[np.float32]] = {"video": self._video(batch).cpu().numpy(), "wanted": wanted}
+        targets, known = (each.cpu().numpy() for each in self._video_targets(batch))
+        values: dict[str, NDArray[np.float32]] = {"video": self._video(batch).cpu().numpy(), "target": targets}
         captions = [caption_of(example, None) for example in batch.examples]
         if self.teacher is not None and self.teacher.reads:
-            values["said"] = self._said(captions, batch).cpu().numpy()
+            values["text_target"] = self._targets_of_texts(captions, batch).cpu().numpy()
         if self.texts:
             values["text"] = self._text(captions, batch).float().cpu().numpy()
         return [
-            Prediction(example, bool(ok and there), {name: rows[i] for name, rows in values.items()})
-            for i, (example, ok, there) in enumerate(zip(batch.examples, batch.readable, known, strict=True))
+            Prediction(example, bool(ok and has_target), {name: rows[i] for name, rows in values.items()})
+            for i, (example, ok, has_target) in enumerate(zip(batch.examples, batch.readable, known, strict=True))
         ]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """How near the student is to its teacher, and how well it finds what the teacher means.
+        """Cosine to the teacher, and retrieval by the student's embeddings.
 
-        ``R@k`` takes each of the student's videos to the teacher's of the whole split. ``text_R@k``, where every row
-        has a caption, takes texts to the student's videos: its own embeddings of them where it was taught texts, else
-        the teacher's. ``details`` has the teacher's own text-to-video numbers on the same rows.
+        ``R@k`` retrieves the teacher's video by the student's, over the whole split. ``text_R@k``, if every row has a
+        caption, retrieves the student's video by a text: embedded by the student if it learned texts, else by the
+        teacher. ``details`` holds the teacher's own text-to-video metrics on the same rows.
         """
         readable = np.array([p.readable for p in predictions])
-        video, wanted = (_stacked(predictions, name) for name in ("video", "wanted"))
-        cosines = np.where(readable, (video * wanted).sum(1), 0.0)
+        video, targets = (_stacked(predictions, name) for name in ("video", "target"))
+        cosines = np.where(readable, (video * targets).sum(1), 0.0)
         own = np.eye(len(predictions), dtype=bool) & readable[:, None]
-        scores = np.where(readable[None], video @ wanted.T, -1e9)
+        scores = np.where(readable[None], video @ targets.T, -1e9)
         found = {"cosine": 100 * float(cosines.mean())} | metrics.retrieval(scores, own)
         chance = {"cosine": 0.0} | metrics.chance_retrieval(own)
         details: dict[str, Any] = {}
         rule = f"{len(predictions)} videos; cosine times 100; R@k: own embedding to the teacher's, own video"
-        if predictions and "said" in predictions[0].values and all(p.example.captions for p in predictions):
+        if predictions and "text_target" in predictions[0].values and all(p.example.captions for p in predictions):
             relevant = self.relevance(predictions) & readable[None]
-            texts = _stacked(predictions, "text" if self.texts else "said")
-            for name, queries, videos in (("text", texts, video), ("teacher", _stacked(predictions, "said"), wanted)):
-                among = np.where(readable[None], queries @ videos.T, -np.inf)
-                there = {f"text_{key}": value for key, value in metrics.retrieval(among, relevant).items()}
+            texts = _stacked(predictions, "text" if self.texts else "text_target")
+            for name, queries, videos in (
+                ("text", texts, video),
+                ("teacher", _stacked(predictions, "text_target"), targets),
+            ):
+                scores = np.where(readable[None], queries @ videos.T, -np.inf)
+                values = {f"text_{key}": value for key, value in metrics.retrieval(scores, relevant).items()}
                 if name == "text":
-                    found |= there
+                    found |= values
                     chance |= {f"text_{key}": value for key, value in metrics.chance_retrieval(relevant).items()}
                 else:
-                    details["teacher"] = there
+                    details["teacher"] = values
             rule += f"; text_R@k: the {'student' if self.texts else 'teacher'}'s texts to the student's videos"
         rows = scored_rows(predictions, np.clip(cosines, 0, 1).tolist(), {"cosine": cosines.tolist()})
         return Metrics(found, chance, rule, rows, details)
 
 
 def _stacked(predictions: Sequence[Prediction], name: str) -> NDArray[np.float64]:
-    """(n, d) one of the values of all rows."""
+    """(n, d) the value called ``name`` of all rows."""
     return np.stack([p.values[name] for p in predictions]).astype(np.float64)

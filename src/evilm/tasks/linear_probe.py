@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -11,9 +10,10 @@ from pydantic import Field
 from torch import nn
 
 from evilm import metrics
-from evilm.errors import DataError
 from evilm.model.layers import init_weights
-from evilm.tasks.task import Facts, Metrics, Prediction, TaskConfig, VideoTextTask, predicted, scored_rows
+from evilm.tasks.batches import masked_prediction
+from evilm.tasks.predictions import Metrics, Prediction, scored_rows
+from evilm.tasks.task import Facts, TaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -27,29 +27,33 @@ if TYPE_CHECKING:
 
 
 class LinearProbeConfig(TaskConfig):
-    """What is trained on the frozen [CLS]."""
+    """Settings of the classifier on the frozen [CLS]."""
 
     name: Literal["linear_probe"] = "linear_probe"
     protocol: Literal["strict", "all-in-one"] = Field(
-        default="strict", description="one linear layer; or a tanh pooler and two layers, as all-in-one publishes it"
+        default="strict", description="one linear layer; or a tanh pooler and two layers, as in all-in-one"
     )
     cache_encodings: bool = Field(
-        default=True, description="compute each clip's [CLS] once; needs fixed frames (no augmentation)"
+        default=True, description="compute the [CLS] of each clip once, on fixed frames without augmentation"
     )
 
 
 class LinearProbe(VideoTextTask):
-    """Frozen h^CLS of the video alone to classes."""
+    """Classify the frozen h^CLS of the video alone."""
 
     name: ClassVar[str] = "linear_probe"
+    title: ClassVar[str] = "Linear probe"
+    config_class: ClassVar[type[TaskConfig]] = LinearProbeConfig
     primary_metric: ClassVar[str] = "accuracy"
+    frozen_model: ClassVar[bool] = True
+    required: ClassVar[str] = "class label"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: LinearProbeConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, words=4)
+        super().__init__(model, vocabulary, facts, max_text_len=4)
         self.config = config
         self.classes: list[str] = list(facts["classes"])
         width, count = model.embed_dim, len(self.classes)
-        # BatchNorm without weights: the one linear layer then sees features of one scale, whatever the backbone.
+        # BatchNorm without weights gives the linear layer features of one scale for every backbone.
         self.scale = nn.BatchNorm1d(width, affine=False)
         layers = [nn.Linear(width, count)]
         if config.protocol == "all-in-one":
@@ -59,24 +63,30 @@ class LinearProbe(VideoTextTask):
         init_weights(self.classifier)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        self._remembered: dict[str, Tensor] = {}
+        self._encodings: dict[str, Tensor] = {}
 
     @classmethod
     def learn_facts(cls, config: LinearProbeConfig, examples: Sequence[Example]) -> Facts:
-        if any(example.label is None for example in examples):
-            raise DataError("the training split has no class labels: is data.train.reader one of actions?")
         names = {example.label: example.kind or str(example.label) for example in examples if example.label is not None}
         return {"classes": [names.get(k, str(k)) for k in range(max(names) + 1)]}
 
+    @staticmethod
+    def lacks(example: Example) -> bool:
+        return example.label is None
+
+    @property
+    def fixed_frames(self) -> bool:
+        return self.config.cache_encodings
+
     def train(self, mode: bool = True) -> LinearProbe:
-        """The frozen model stays in evaluation mode."""
+        """Set training mode of the classifier; the frozen model stays in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
 
     def losses(self, batch: Batch) -> Losses:
         labels = torch.tensor([example.label for example in batch.examples], device=batch.frames.device)
-        loss = predicted(self.classifier(self.scale(self._features(batch))), labels)
+        loss = masked_prediction(self.classifier(self.scale(self._features(batch))), labels)
         return Losses(loss, {"class": loss.detach()})
 
     @torch.no_grad()
@@ -86,10 +96,10 @@ class LinearProbe(VideoTextTask):
         if not self.config.cache_encodings:
             return self.model.fuse_cls(video=self.encode(batch)).float()
         for key, clip in zip(keys, batch.pieces(len(batch)), strict=True):
-            if key not in self._remembered:
-                # One clip at a time: its state is then the same to the last bit in whatever batch it first came.
-                self._remembered[key] = self.model.fuse_cls(video=self.encode(clip))[0].float()
-        return torch.stack([self._remembered[key] for key in keys])
+            if key not in self._encodings:
+                # One clip at a time, so that its state does not depend on the batch to the last bit.
+                self._encodings[key] = self.model.fuse_cls(video=self.encode(clip))[0].float()
+        return torch.stack([self._encodings[key] for key in keys])
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
@@ -108,15 +118,9 @@ class LinearProbe(VideoTextTask):
         order = np.argsort(-logits, axis=1, kind="stable")
         top1, top5 = (order[:, 0] == labels) & readable, (order[:, :5] == labels[:, None]).any(1) & readable
         confusion = np.zeros((len(self.classes), len(self.classes)), dtype=int)
-        by_class: dict[str, list[bool]] = defaultdict(list)
-        for label, guess, right in zip(labels, order[:, 0], top1, strict=True):
-            if 0 <= label < len(self.classes):
-                confusion[label, guess] += 1
-                by_class[self.classes[label]].append(bool(right))
-        columns = {
-            "label": labels.tolist(),
-            "predicted": order[:, 0].tolist(),
-        }
+        known = (labels >= 0) & (labels < len(self.classes))
+        np.add.at(confusion, (labels[known], order[known, 0]), 1)
+        columns = {"label": labels.tolist(), "predicted": order[:, 0].tolist()}
         return Metrics(
             metrics={"accuracy": metrics.accuracy(top1), "top5": metrics.accuracy(top5)},
             chance={"accuracy": 100 / len(self.classes), "top5": 100 * min(1.0, 5 / len(self.classes))},

@@ -1,14 +1,13 @@
-"""Multiple choice: as many joint fusions as there are options, softmax over them (paper 4.1, Tables 1 and 4).
+"""Multiple choice: one fusion per option and a softmax over them (paper 4.1, Tables 1 and 4).
 
-What is reported as MSRVTT-MC goes by three protocols, which differ in what was trained: ``trained`` on options of that
-kind, as TGIF-QA is; ``zero-shot``, by what pre-training learned; ``retrieval-tuned``, by a fine-tuned retrieval model
-that scores the options. The last two have nothing to train, and are for ``evaluate --task multiple_choice``.
+MSRVTT-MC is reported under three protocols, which differ in the training: ``trained`` on such options, as TGIF-QA is;
+``zero-shot`` after pre-training; ``retrieval-tuned``, where a fine-tuned retrieval model scores the options. The last
+two train nothing; ``evilm evaluate --task multiple_choice`` uses them.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from pydantic import Field
 from evilm import losses
 from evilm.errors import ConfigError, DataError
 from evilm.model.heads import EmbeddingHead, MatchHead
-from evilm.tasks.task import Facts, Metrics, Prediction, TaskConfig, VideoTextTask, cannot_tell, scored_rows
+from evilm.tasks.predictions import Metrics, Prediction, cannot_tell, rows_by_kind, scored_rows
+from evilm.tasks.task import EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -30,46 +30,53 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class MultipleChoiceConfig(TaskConfig):
-    """How options are scored."""
+class MultipleChoiceConfig(EmbeddingTaskConfig):
+    """Settings of how options are scored."""
 
     name: Literal["multiple_choice"] = "multiple_choice"
     protocol: Literal["trained", "zero-shot", "retrieval-tuned"] = Field(
-        default="trained", description="what the scores come from; evaluation sets it by the checkpoint it is given"
+        default="trained", description="training that the scores come from; evaluate --task sets it"
     )
     head: Literal["match", "embed"] = Field(default="match", description="score by fusion, or by cosine of embeddings")
-    embed_dim: int = Field(default=512, gt=0, description="width of the embeddings, where they score")
-    text_only: bool = Field(default=False, description="the baseline that cannot see: options alone")
-    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
-    max_text_len: int = Field(default=40, gt=2, description="longest question and option together, in word pieces")
+    text_only: bool = Field(default=False, description="text-only baseline: options without the video")
+    max_text_len: int = Field(default=40, gt=2, description="longest question with option, in word pieces")
 
 
 class MultipleChoice(VideoTextTask):
-    """A video and K options to the right one, scored by the match head that VTM pre-trained."""
+    """Choose one of K options for a video by the match head that VTM pre-trained."""
 
     name: ClassVar[str] = "multiple_choice"
+    title: ClassVar[str] = "Multiple choice"
+    config_class: ClassVar[type[TaskConfig]] = MultipleChoiceConfig
     primary_metric: ClassVar[str] = "accuracy"
+    zero_shot: ClassVar[bool] = True
+    required: ClassVar[str] = "options"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: MultipleChoiceConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.max_text_len)
+        super().__init__(model, vocabulary, facts, config.max_text_len)
         self.config = config
         if config.head == "match":
             self.match = MatchHead(model.embed_dim)
         elif config.text_only:
-            raise ConfigError("task.text_only needs task.head=match: a cosine is of a video and a text")
+            raise ConfigError("task.text_only needs task.head=match: embeddings compare a video with a text")
         else:
             self.embed = EmbeddingHead.for_model(model, config.embed_dim)
 
     @classmethod
-    def learn_facts(cls, config: MultipleChoiceConfig, examples: Sequence[Example]) -> Facts:
-        if not examples[0].choices:
-            raise DataError("the training split has no options: is data.train.reader one of multiple choice?")
-        return {}
+    def zero_shot_settings(cls, source: TaskConfig, facts: Facts) -> dict[str, Any]:
+        """Score by the head that the checkpoint has: its fusion, or its embeddings if it never learned matching."""
+        width = facts.get("embed_dim") or getattr(source, "embed_dim", None)
+        by_embeddings = {"head": "embed", "embed_dim": width} if source.scoring_head() == "embed" else {}
+        return {"protocol": source.scoring_protocol, **by_embeddings}
+
+    @staticmethod
+    def lacks(example: Example) -> bool:
+        return not example.choices
 
     def losses(self, batch: Batch) -> Losses:
         if self.config.protocol != "trained":
             raise ConfigError(
-                f"task.protocol = {self.config.protocol!r} trains nothing: set task.protocol=trained, or take "
+                f"task.protocol = {self.config.protocol!r} trains nothing: set task.protocol=trained, or run "
                 "`evilm evaluate CHECKPOINT --task multiple_choice`"
             )
         scores = self._scores(batch)
@@ -78,7 +85,7 @@ class MultipleChoice(VideoTextTask):
         return Losses(loss, {"choice": loss.detach()})
 
     def _scores(self, batch: Batch) -> Tensor:
-        """(B, K), K the most options of a row; -inf where a row has fewer."""
+        """(B, K) scores, with K the largest number of options of a row; -inf for options that a row lacks."""
         options = [example.choices for example in batch.examples]
         count = max(len(group) for group in options)
         texts = [_joined(example.question, option) for example in batch.examples for option in example.choices]
@@ -106,27 +113,31 @@ class MultipleChoice(VideoTextTask):
         ]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Accuracy, a tie counting its share, and by kind."""
+        """Accuracy, also by kind; a tie for the first place counts in part, a row with NaN scores counts as wrong."""
         scores = np.array([_credit(p) for p in predictions])
-        kinds: dict[str, list[int]] = defaultdict(list)
-        for i, p in enumerate(predictions):
-            kinds[p.example.kind or "all"].append(i)
+        undefined = np.array([bool(np.isnan(p.values["probabilities"]).any()) for p in predictions])
+        confidence = [
+            0.0 if bad else float(p.values["probabilities"].max())
+            for p, bad in zip(predictions, undefined, strict=True)
+        ]
         columns = {
             "options": [list(p.example.choices) for p in predictions],
             "answer": [_right(p.example) for p in predictions],
             "predicted": [int(p.values["probabilities"].argmax()) for p in predictions],
         }
-        by_kind = {f"accuracy[{kind}]": 100 * float(scores[rows].mean()) for kind, rows in sorted(kinds.items())}
+        by_kind = {
+            f"accuracy[{kind}]": 100 * float(scores[rows].mean()) for kind, rows in rows_by_kind(predictions).items()
+        }
         return Metrics(
             metrics={"accuracy": 100 * float(scores.mean()), **by_kind},
             chance={"accuracy": 100 * float(np.mean([1 / len(p.example.choices) for p in predictions]))},
-            rule=self._rule(),
+            rule=self._rule() + (f"; {undefined.sum()} rows with NaN scores count as wrong" if undefined.any() else ""),
             rows=scored_rows(predictions, scores.tolist(), columns),
-            details=cannot_tell([float(p.values["probabilities"].max()) for p in predictions], (scores == 1).tolist()),
+            details=cannot_tell(confidence, (scores == 1).tolist()),
         )
 
     def _rule(self) -> str:
-        """What stands beside the number."""
+        """How the accuracy was computed."""
         scored = "one fusion an option" if self.config.head == "match" else "the cosine of video and option"
         return f"{self.config.protocol}: softmax over {scored}" + ("; options alone" if self.config.text_only else "")
 
@@ -135,7 +146,7 @@ def _right(example: Example) -> int:
     """The index of the right option.
 
     Raises:
-        DataError: the row does not say.
+        DataError: the row does not give one.
     """
     if example.label is None or not 0 <= example.label < len(example.choices):
         raise DataError(f"row {example.key}: the right option is {example.label!r}, of {len(example.choices)} options")
@@ -143,12 +154,12 @@ def _right(example: Example) -> int:
 
 
 def _credit(prediction: Prediction) -> float:
-    """1 for the right option, its share of a tie for first place, 0 otherwise or without frames."""
+    """1 for the right option, 1/n in a tie of n for first place, 0 otherwise, without frames, or with a NaN score."""
     scores = prediction.values["probabilities"]
-    best = scores == scores.max()
-    return float(prediction.readable and best[_right(prediction.example)]) / best.sum()
+    best = scores == scores.max()  # all False if there is a NaN
+    return float(prediction.readable and best[_right(prediction.example)]) / max(1, best.sum())
 
 
 def _joined(question: str | None, option: str) -> str:
-    """One text: the question, where there is one, then the option."""
+    """One text: the question, if there is one, then the option."""
     return f"{question} {option}" if question else option

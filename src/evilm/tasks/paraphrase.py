@@ -14,18 +14,10 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
-from evilm.errors import DataError
 from evilm.model.heads import EmbeddingHead
-from evilm.tasks.task import (
-    Facts,
-    Metrics,
-    Prediction,
-    TaskConfig,
-    VideoTextTask,
-    own_video,
-    same_video,
-    scored_rows,
-)
+from evilm.tasks.batches import same_video
+from evilm.tasks.predictions import Metrics, Prediction, own_video, scored_rows
+from evilm.tasks.task import EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -38,39 +30,40 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class ParaphraseConfig(TaskConfig):
-    """How captions are compared."""
+class ParaphraseConfig(EmbeddingTaskConfig):
+    """Settings of contrastive learning on captions."""
 
     name: Literal["paraphrase"] = "paraphrase"
-    max_text_len: int = Field(default=30, gt=2, description="longest text, in word pieces")
-    embed_dim: int = Field(default=512, gt=0)
-    temperature: float = Field(default=0.07, gt=0, description="start of the learned temperature")
-    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
+    temperature: float = Field(default=0.07, gt=0, description="initial value of the learned temperature")
 
 
 class Paraphrase(VideoTextTask):
-    """Find the other caption of the same video, which nobody looks at."""
+    """Find the other caption of the same video; no frames are used."""
 
     name: ClassVar[str] = "paraphrase"
+    title: ClassVar[str] = "Caption pairs"
+    config_class: ClassVar[type[TaskConfig]] = ParaphraseConfig
     primary_metric: ClassVar[str] = "R@1"
+    needs_frames: ClassVar[bool] = False
+    accepts_features: ClassVar[bool] = False
+    required: ClassVar[str] = "second caption"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: ParaphraseConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.max_text_len)
+        super().__init__(model, vocabulary, facts, config.max_text_len)
         self.config = config
         self.embed = EmbeddingHead.for_model(model, config.embed_dim, config.temperature)
         self.embed.remove("video")  # it stays untrained, and the checkpoint must not seem to rank videos
         model.video_encoder.requires_grad_(False)
         model.fusion.type_video.requires_grad_(False)
 
-    @classmethod
-    def learn_facts(cls, config: ParaphraseConfig, examples: Sequence[Example]) -> Facts:
-        row = next((row for row in examples if len(row.captions) < 2), None)
-        if row is not None:
-            raise DataError(
-                f"data.train: row {row.key} has {len(row.captions)} captions, and paraphrase compares two of each: "
-                "take a reader and a file with several captions a video"
-            )
-        return {}
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        """One patch of one frame: the loader needs a shape, the task no pixels."""
+        return 1, self.model.config.stride
+
+    @staticmethod
+    def lacks(example: Example) -> bool:
+        return len(example.captions) < 2
 
     def losses(self, batch: Batch) -> Losses:
         first, second = (distributed.all_gather(each) for each in self._pairs(batch))

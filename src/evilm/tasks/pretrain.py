@@ -1,32 +1,25 @@
-"""Video-language pre-training: MLM + VTM + MVM (paper 3.2, 3.4, Eq. 3, 8; Table 5), and what we add to it.
+"""Video-language pre-training: MLM + VTM + MVM (paper 3.2, 3.4, Eq. 3, 8; Table 5) and a contrastive loss of ours.
 
-Frames are encoded once a step, masked; the same encoding is fused with its own words and with others'.
+Masked frames are encoded once per step; that encoding is fused with its own text and with texts of other clips.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from evilm import distributed, losses
-from evilm.errors import ConfigError
+from evilm.errors import CheckpointError, ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead, PatchHead, WordHead
+from evilm.model.tokenizer import FrameEncoder
 from evilm.tasks import masking
-from evilm.tasks.task import (
-    Facts,
-    Metrics,
-    Prediction,
-    TaskConfig,
-    VideoTextTask,
-    everyone,
-    own_rows,
-    predicted,
-    same_video,
-    scored_rows,
-)
+from evilm.tasks.batches import gather_texts, local_rows, masked_prediction, same_video
+from evilm.tasks.predictions import Metrics, Prediction, scored_rows
+from evilm.tasks.task import EmbeddingTaskConfig, Facts, Parts, TaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -37,51 +30,58 @@ if TYPE_CHECKING:
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
     from evilm.model.tokenizer import VideoTokenizer
-    from evilm.types import Batch, Encoded, Fused, Text
+    from evilm.types import Batch, Encoded, Example, Fused, Text
 
 
-class PretrainConfig(TaskConfig):
-    """Which objectives, and how much is hidden; the defaults are the paper's (sections 3.4, 4.1)."""
+class PretrainConfig(EmbeddingTaskConfig):
+    """Objectives and masking; the defaults are the paper's (sections 3.4, 4.1)."""
 
     name: Literal["pretrain"] = "pretrain"
     mvm_weight: float = Field(default=1.0, ge=0, description="weight of masked video modelling; 0 switches it off")
-    mlm_weight: float = Field(default=1.0, ge=0)
-    vtm_weight: float = Field(default=1.0, ge=0)
+    mlm_weight: float = Field(default=1.0, ge=0, description="weight of masked language modelling")
+    vtm_weight: float = Field(default=1.0, ge=0, description="weight of video-text matching")
     contrastive_weight: float = Field(
-        default=0.0, ge=0, description="beyond the paper: makes zero-shot fast retrieval possible"
+        default=0.0,
+        ge=0,
+        description="weight of a contrastive loss, which allows zero-shot retrieval; not in the paper",
     )
-    tokenizer: str | None = Field(default=None, description="checkpoint of the video tokenizer; needed for mvm")
+    tokenizer: str | None = Field(default=None, description="checkpoint of the video tokenizer; MVM needs one")
     backbone: Literal["own", "tokenizer"] = Field(
-        default="own", description="start the video backbone from the tokenizer's, where both are of one kind"
+        default="own", description="initialise the video backbone from the tokenizer's, if both are of one kind"
     )
-    labels: Literal["online", "cached"] = "online"
-    focal_gamma: float = Field(
-        default=0.0, ge=0, description="gamma of a focal loss for words and contrast: easy ones fade"
+    labels: Literal["online", "cached"] = Field(
+        default="online", description="compute MVM labels in each step, or once per cached frame"
     )
-    mask: masking.Shape = "block"
-    mask_ratio: float = Field(default=0.4, gt=0, lt=1)
+    mask: masking.Shape = Field(default="block", description="shape of the masked areas")
+    mask_ratio: float = Field(default=0.4, gt=0, lt=1, description="fraction of patches that are masked")
     mask_when: Literal["after", "before"] = Field(
-        default="after", description="zero after pixel normalisation, or before it"
+        default="after", description="set masked pixels to zero after pixel normalisation, or before it"
     )
-    mlm_ratio: float = Field(default=0.15, gt=0, lt=1)
-    matching: Literal["choice", "binary"] = Field(default="choice", description="VTM among 1 + negatives, or yes / no")
-    num_negatives: int = Field(default=3, gt=0, description="other texts of the batch that each video is fused with")
+    mlm_ratio: float = Field(default=0.15, gt=0, lt=1, description="fraction of word pieces that are masked")
+    matching: Literal["choice", "binary"] = Field(
+        default="choice", description="VTM loss: choose among 1 + num_negatives texts, or yes / no for each"
+    )
+    num_negatives: int = Field(default=3, gt=0, description="texts of other clips that each video is fused with")
     hard_negatives: bool = Field(default=False, description="draw negatives by contrastive similarity")
-    max_text_len: int = Field(default=30, gt=2, description="longest text, in word pieces")
-    embed_dim: int = Field(default=512, gt=0)
+
+    def scoring_head(self) -> Literal["match", "embed"]:
+        return "embed" if not self.vtm_weight and self.contrastive_weight else "match"
 
 
 class Pretrain(VideoTextTask):
-    """The paper's second stage.
+    """The paper's second training stage.
 
     Args:
-        model, vocabulary: see ``VideoTextTask``.
-        config: which objectives.
-        tokenizer: a trained one for MVM with online labels, or just its number of codes.
+        model, vocabulary, facts: see ``VideoTextTask``; ``facts["codes"]`` is the size of the tokenizer's codebook.
+        config: the settings.
+        tokenizer: the trained video tokenizer that gives the MVM labels; None if all labels are cached.
     """
 
     name: ClassVar[str] = "pretrain"
+    title: ClassVar[str] = "Pre-training"
+    config_class: ClassVar[type[TaskConfig]] = PretrainConfig
     primary_metric: ClassVar[str] = "score"
+    accepts_features: ClassVar[bool] = False  # masked frames are encoded anew in each step
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Pretrain(VideoTextTask):
         facts: Facts,
         tokenizer: VideoTokenizer | None,
     ) -> None:
-        super().__init__(model, vocabulary, config.max_text_len)
+        super().__init__(model, vocabulary, facts, config.max_text_len)
         self.config = config
         if config.mvm_weight and not facts.get("codes"):
             raise ConfigError(
@@ -100,8 +100,10 @@ class Pretrain(VideoTextTask):
         if config.hard_negatives and not config.contrastive_weight:
             raise ConfigError("task.hard_negatives needs the similarities of task.contrastive_weight > 0")
         if not (config.mvm_weight or config.mlm_weight or config.vtm_weight or config.contrastive_weight):
-            raise ConfigError("all of task.mvm_weight, mlm, vtm and contrastive are 0: nothing would be learned")
-        # The tokenizer is no part of the model: kept out of its parameters and checkpoints.
+            raise ConfigError(
+                "task.mvm_weight, mlm_weight, vtm_weight and contrastive_weight are all 0: nothing would be learned"
+            )
+        # In a list, so that the tokenizer's weights are neither trained nor saved.
         self._tokenizer = [tokenizer] if tokenizer is not None else []
         width = model.embed_dim
         if config.mlm_weight:
@@ -113,16 +115,52 @@ class Pretrain(VideoTextTask):
         if config.contrastive_weight:
             self.embed = EmbeddingHead.for_model(model, config.embed_dim)
 
+    @classmethod
+    def create(cls, config: PretrainConfig, examples: Sequence[Example], parts: Parts) -> Self:
+        model, vocabulary = parts.model, parts.vocabulary
+        assert model is not None
+        assert vocabulary is not None
+        tokenizer = None
+        if config.mvm_weight and config.tokenizer is not None:
+            tokenizer = parts.load_tokenizer(Path(config.tokenizer))
+            tokenizer.check_not_collapsed()
+            shape = model.config
+            tokenizer.check_grid(model.video_encoder.grid(shape.num_frames, shape.image_size, shape.image_size))
+            if config.labels == "cached" and tokenizer.config.encoder == "swin3d_t":
+                raise ConfigError(
+                    "task.labels: Video Swin labels depend on neighbouring frames; set task.labels=online"
+                )
+        if config.backbone == "tokenizer":
+            _share_backbone(model, tokenizer)
+        return cls(model, vocabulary, config, {} if tokenizer is None else _facts_of(tokenizer), tokenizer)
+
+    @classmethod
+    def restore(cls, config: PretrainConfig, facts: Facts, parts: Parts) -> Self:
+        """The tokenizer is loaded if its checkpoint still exists; it must be the one of the pre-training."""
+        assert parts.model is not None
+        assert parts.vocabulary is not None
+        tokenizer = None
+        if config.mvm_weight and config.tokenizer is not None and Path(config.tokenizer).exists():
+            tokenizer = parts.load_tokenizer(Path(config.tokenizer))
+            if facts.get("tokenizer") != tokenizer.fingerprint():
+                raise CheckpointError(
+                    f"{config.tokenizer}: is not the video tokenizer that this model was pre-trained with"
+                )
+        return cls(parts.model, parts.vocabulary, config, facts, tokenizer)
+
     @property
-    def tokenizer(self) -> VideoTokenizer | None:
-        """The video tokenizer that labels regions online, where one was given."""
+    def target_tokenizer(self) -> VideoTokenizer | None:
         return self._tokenizer[0] if self._tokenizer else None
+
+    @property
+    def caches_labels(self) -> bool:
+        return bool(self.config.mvm_weight) and self.config.labels == "cached"
 
     def losses(self, batch: Batch) -> Losses:
         config, model = self.config, self.model
-        where, frames = self._hide_regions(batch)
+        where, frames = self._mask_patches(batch)
         clean = self.text(self.captions(batch), batch)
-        masked, hidden_words = self._hide_words(clean, batch)
+        masked, hidden_words = self._mask_words(clean, batch)
         video = model.encode_video(frames)  # Eq. 1
         text = model.encode_text(masked)  # Eq. 1
         fused = model.fuse(video, text)  # Eq. 2
@@ -130,12 +168,12 @@ class Pretrain(VideoTextTask):
         if config.mvm_weight:
             assert fused.video is not None
             labels = self.labels(batch).flatten(1)  # Eq. 4
-            parts["mvm"] = predicted(self.patch_head(fused.video[where]), labels[where])  # Eq. 3
+            parts["mvm"] = masked_prediction(self.patch_head(fused.video[where]), labels[where])  # Eq. 3
         if config.mlm_weight:
             assert fused.text is not None
             hidden = hidden_words != losses.IGNORE
             logits = self.word_head(fused.text[hidden], model.text_encoder.word_embeddings)
-            parts["mlm"] = predicted(logits, hidden_words[hidden], config.focal_gamma)
+            parts["mlm"] = masked_prediction(logits, hidden_words[hidden], config.focal_gamma)
         similarity = None
         if config.contrastive_weight:
             v, t = self._embeddings(video, model.encode_text(clean) if config.mlm_weight else text)
@@ -155,18 +193,17 @@ class Pretrain(VideoTextTask):
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()  # Eq. 8
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
-    def _hide_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, N) bool where regions are hidden, and the normalised frames without them."""
+    def _mask_patches(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, N) bool masked patches, and the normalised frames with these patches set to zero."""
         grid = self.model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
-        where = masking.mask_patches(grid, self.config.mask_ratio, batch.seeds, self.config.mask).to(
-            batch.frames.device
-        )
+        where = masking.mask_patches(grid, self.config.mask_ratio, batch.seeds, self.config.mask)
+        where = where.to(batch.frames.device)
         if self.config.mask_when == "before":
             return where, self.model.normalise(masking.hide_patches(batch.frames, where, grid))
         return where, masking.hide_patches(self.model.normalise(batch.frames), where, grid)
 
-    def _hide_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:
-        """The text that the model reads, and (B, L) the true pieces of its hidden words; all of it without MLM."""
+    def _mask_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:
+        """The masked text, and (B, L) the original pieces of its masked words; the text itself without MLM."""
         if not self.config.mlm_weight:
             return text, torch.full_like(text.ids, losses.IGNORE)
         return masking.mask_words(
@@ -178,66 +215,70 @@ class Pretrain(VideoTextTask):
         )
 
     def labels(self, batch: Batch) -> Tensor:
-        """(B, T, h, w) labels of the unmasked frames: cached, or asked of the tokenizer now."""
+        """(B, T, h, w) codebook labels of the unmasked frames: cached ones, or computed by the tokenizer."""
         if batch.labels is not None:
             return batch.labels
-        if not self._tokenizer:
-            raise ConfigError("task.mvm_weight: no cached labels and no tokenizer at hand; set task.tokenizer")
-        return self._tokenizer[0].eval().to(batch.frames.device).labels(batch.frames)
+        if self.target_tokenizer is None:
+            raise ConfigError(
+                "task.mvm_weight > 0 needs labels, and there is neither a cache nor a tokenizer: set task.tokenizer"
+            )
+        return self.target_tokenizer.eval().to(batch.frames.device).labels(batch.frames)
 
     def _embeddings(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
-        """(B, 512) each, from one-modality fusion."""
+        """(B, embed_dim) each, from one-modality fusion."""
         return (
             self.embed.video(self.model.fuse_cls(video=video), video.pooled),
             self.embed.text(self.model.fuse_cls(text=text), text.pooled),
         )
 
     def _matching(self, batch: Batch, video: Encoded, text: Encoded, fused: Fused, similarity: Tensor | None) -> Tensor:
-        """VTM: the fusion at hand against fusions of the same video with other texts of the batch."""
+        """VTM: the fusion with the own text against fusions of the same video with other texts of the batch."""
         others = self._partners(batch, similarity if self.config.hard_negatives else None)
         count = others.shape[1]
         rows = torch.arange(len(batch), device=others.device).repeat_interleave(count)
-        against = self.model.fuse_cls(video[rows], everyone(text)[others.flatten()])
+        against = self.model.fuse_cls(video[rows], gather_texts(text)[others.flatten()])
         scores = torch.cat([self.match(fused.cls)[:, None], self.match(against).view(-1, count)], 1)
         return losses.matching(scores) if self.config.matching == "choice" else losses.binary_matching(scores)
 
     def _partners(self, batch: Batch, similarity: Tensor | None) -> Tensor:
-        """(B, negatives) rows of other clips' texts in the global batch, drawn evenly or by similarity."""
+        """(B, negatives) rows of texts of other clips in the global batch, drawn evenly or by similarity."""
         same = same_video(batch)
         count = len(same)
         weight = torch.ones(count, count, device=batch.frames.device)
         if similarity is not None:
             weight = torch.softmax(similarity.float() / 0.05, dim=1) + 1e-4
         weight = weight.masked_fill(same, 0.0)
-        # A batch of one clip only has no other texts: its own then serve, and the loss sits at chance.
+        # If all rows show one video, its own texts are drawn, and the loss stays at chance.
         weight = weight + (weight.sum(1, keepdim=True) == 0)
         drawn = torch.multinomial(weight, self.config.num_negatives, replacement=count <= self.config.num_negatives)
-        return own_rows(distributed.broadcast(drawn), batch)
+        return local_rows(distributed.broadcast(drawn), batch)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        """The objectives' accuracies on held-out clips, masked as in training."""
+        """Accuracy of each objective, masked as in training."""
         config, model = self.config, self.model
-        where, frames = self._hide_regions(batch)
+        where, frames = self._mask_patches(batch)
         clean = self.text(self.captions(batch), batch)
-        masked, hidden = self._hide_words(clean, batch)
+        masked, hidden = self._mask_words(clean, batch)
         video, text = model.encode_video(frames), model.encode_text(masked)
         fused = model.fuse(video, text)
         columns: dict[str, np.ndarray] = {}
         if config.mvm_weight:
             assert fused.video is not None
             labels, guess = self.labels(batch).flatten(1), self.patch_head(fused.video).argmax(-1)
-            columns["mvm"] = _share((guess == labels) & where, where)
+            columns["mvm"] = _fraction((guess == labels) & where, where)
             columns["labels"], columns["guesses"] = labels.cpu().numpy(), guess.cpu().numpy()
             columns["hidden"] = where.cpu().numpy()
         if config.mlm_weight:
             assert fused.text is not None
             guess = self.word_head(fused.text, model.text_encoder.word_embeddings).argmax(-1)
-            columns["mlm"] = _share(guess == hidden, hidden != losses.IGNORE)
+            columns["mlm"] = _fraction(guess == hidden, hidden != losses.IGNORE)
         if config.vtm_weight:
             other = model.fuse_cls(video, text[torch.arange(len(batch)).roll(1).to(where.device)])
             own, others = self.match(fused.cls), self.match(other)
-            columns["vtm"] = ((own > others).float() + (own == others).float() / 2).cpu().numpy()  # a tie is chance
+            columns["vtm"] = (
+                ((own > others).float() + (own == others).float() / 2).cpu().numpy()
+            )  # a tie counts one half
         if config.contrastive_weight:
             v, t = self._embeddings(model.encode_video(model.normalise(batch.frames)), model.encode_text(clean))
             columns["video"], columns["text"] = v.cpu().numpy(), t.cpu().numpy()
@@ -268,12 +309,42 @@ class Pretrain(VideoTextTask):
         )
 
 
-def _share(right: Tensor, of: Tensor) -> np.ndarray:
-    """(B,) share of positions ``of`` that are ``right``; rows without any count 0."""
+def _fraction(right: Tensor, of: Tensor) -> np.ndarray:
+    """(B,) fraction of the positions ``of`` that are ``right``; 0 for rows without such positions."""
     return (right.sum(1) / of.sum(1).clamp(min=1)).float().cpu().numpy()
 
 
 def _most_frequent(seen: Sequence[Prediction]) -> float:
-    """What always guessing the most frequent code would get, in percent."""
+    """Accuracy of always guessing the most frequent code, in percent."""
     hidden = np.concatenate([p.values["labels"][p.values["hidden"]] for p in seen])
     return 100 * float(np.bincount(hidden).max() / max(1, len(hidden)))
+
+
+def _facts_of(tokenizer: VideoTokenizer) -> Facts:
+    """What a pre-trained checkpoint records about its video tokenizer."""
+    return {"codes": tokenizer.config.codebook_size, "tokenizer": tokenizer.fingerprint()}
+
+
+def _share_backbone(model: EViLM, tokenizer: VideoTokenizer | None) -> None:
+    """Copy the weights of the tokenizer's backbone into the model's.
+
+    Raises:
+        ConfigError: there is no tokenizer, or its encoder is another backbone.
+    """
+    own, other = model.config, None if tokenizer is None else tokenizer.config
+    if tokenizer is None or other is None or (other.encoder, other.stride) != (own.backbone, own.stride):
+        reason = (
+            "there is no tokenizer" if other is None else f"the tokenizer's is {other.encoder} at stride {other.stride}"
+        )
+        raise ConfigError(
+            f"task.backbone = 'tokenizer' needs the model's {own.backbone} at stride {own.stride}, and {reason}: "
+            "set task.backbone=own"
+        )
+    assert isinstance(tokenizer.encoder, FrameEncoder)
+    try:
+        model.video_encoder.backbone.load_state_dict(tokenizer.encoder.backbone.state_dict())
+    except RuntimeError:
+        raise ConfigError(
+            f"task.backbone = 'tokenizer': model.backbone_options {own.backbone_options} differ from the tokenizer's "
+            f"encoder_options {other.encoder_options}: make them equal, or set task.backbone=own"
+        ) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 
 from evilm import metrics
-from evilm.errors import DataError
 from evilm.losses import IGNORE
 from evilm.model.heads import AnswerHead
-from evilm.tasks.task import Facts, Metrics, Prediction, TaskConfig, VideoTextTask, cannot_tell, predicted, scored_rows
+from evilm.tasks.batches import masked_prediction
+from evilm.tasks.predictions import Metrics, Prediction, cannot_tell, rows_by_kind, scored_rows
+from evilm.tasks.task import Facts, TaskConfig, TextTaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -24,26 +25,29 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class QuestionAnsweringConfig(TaskConfig):
-    """The answer vocabulary and the rule for answers outside it."""
+class QuestionAnsweringConfig(TextTaskConfig):
+    """Settings of the answer vocabulary and its classifier."""
 
     name: Literal["question_answering"] = "question_answering"
-    num_answers: int = Field(default=1500, gt=1, description="most frequent answers of the training split")
-    oov: Literal["wrong", "drop", "upper-bound"] = Field(default="wrong", description="answers outside the vocabulary")
-    text_only: bool = Field(default=False, description="the baseline that cannot see: questions alone")
-    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy questions count less")
-    max_text_len: int = Field(default=30, gt=2)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    num_answers: int = Field(default=1500, gt=1, description="size of the answer vocabulary: most frequent answers")
+    oov: Literal["wrong", "drop", "upper-bound"] = Field(
+        default="wrong", description="questions whose answer is not in the vocabulary: wrong, left out, or right"
+    )
+    text_only: bool = Field(default=False, description="question-only baseline: no video")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of the answer classifier")
 
 
 class QuestionAnswering(VideoTextTask):
-    """A question about a video to one of K answers."""
+    """Classify a video and a question into one of K answers."""
 
     name: ClassVar[str] = "question_answering"
+    title: ClassVar[str] = "Question answering"
+    config_class: ClassVar[type[TaskConfig]] = QuestionAnsweringConfig
     primary_metric: ClassVar[str] = "accuracy"
+    required: ClassVar[str] = "question with an answer"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: QuestionAnsweringConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.max_text_len)
+        super().__init__(model, vocabulary, facts, config.max_text_len)
         self.config = config
         self.answers: list[str] = list(facts["answers"])
         self.index = {answer: k for k, answer in enumerate(self.answers)}
@@ -52,14 +56,16 @@ class QuestionAnswering(VideoTextTask):
     @classmethod
     def learn_facts(cls, config: QuestionAnsweringConfig, examples: Sequence[Example]) -> Facts:
         counts = Counter(example.answer for example in examples if example.answer is not None)
-        if not counts:
-            raise DataError("the training split has no answers: is data.train.reader one of questions?")
         ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
         return {"answers": ranked[: config.num_answers]}
 
+    @staticmethod
+    def lacks(example: Example) -> bool:
+        return example.question is None or example.answer is None
+
     def losses(self, batch: Batch) -> Losses:
         targets = [self.index.get(example.answer or "", IGNORE) for example in batch.examples]
-        loss = predicted(
+        loss = masked_prediction(
             self._logits(batch), torch.tensor(targets, device=batch.frames.device), self.config.focal_gamma
         )
         return Losses(loss, {"answer": loss.detach()})
@@ -72,10 +78,10 @@ class QuestionAnswering(VideoTextTask):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        share, best = torch.softmax(self._logits(batch).float(), -1).max(-1)
+        probability, best = torch.softmax(self._logits(batch).float(), -1).max(-1)
         return [
             Prediction(example, bool(ok), {"answer": self.answers[int(k)], "probability": float(p)})
-            for example, ok, k, p in zip(batch.examples, batch.readable, best, share, strict=True)
+            for example, ok, k, p in zip(batch.examples, batch.readable, best, probability, strict=True)
         ]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
@@ -87,16 +93,15 @@ class QuestionAnswering(VideoTextTask):
             predictions, right = [p for p, k in zip(predictions, known, strict=True) if k], right[known]
         elif self.config.oov == "upper-bound":
             right = right | (readable & ~known)
-        kinds: dict[str, list[int]] = defaultdict(list)
-        for i, p in enumerate(predictions):
-            kinds[p.example.kind or "all"].append(i)
         columns = {
             "question": [p.example.question for p in predictions],
             "answer": [p.example.answer for p in predictions],
             "predicted": [p.values["answer"] for p in predictions],
             "probability": [p.values["probability"] for p in predictions],
         }
-        by_kind = {f"accuracy[{kind}]": metrics.accuracy(right[rows]) for kind, rows in sorted(kinds.items())}
+        by_kind = {
+            f"accuracy[{kind}]": metrics.accuracy(right[rows]) for kind, rows in rows_by_kind(predictions).items()
+        }
         return Metrics(
             metrics={"accuracy": metrics.accuracy(right), **by_kind, "known_answers": metrics.accuracy(known)},
             chance={"accuracy": 100 / len(self.answers)},

@@ -11,82 +11,79 @@ from pydantic import Field
 from evilm import distributed, losses, metrics
 from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead
-from evilm.tasks.task import (
-    Facts,
-    Metrics,
-    Prediction,
-    TaskConfig,
-    VideoTextTask,
-    caption_of,
-    everyone,
-    own_rows,
-    own_video,
-    same_video,
-    scored_rows,
-)
+from evilm.tasks.batches import caption_of, gather_texts, local_rows, same_video
+from evilm.tasks.predictions import Metrics, Prediction, scored_rows
+from evilm.tasks.task import EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
 from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
-    from evilm.types import Batch
+    from evilm.types import Batch, Example
 
 
-class RetrievalConfig(TaskConfig):
-    """How retrieval is tuned and ranked."""
+class RetrievalConfig(EmbeddingTaskConfig):
+    """Settings of retrieval training and ranking."""
 
     name: Literal["retrieval"] = "retrieval"
     contrastive_weight: float = Field(
-        default=1.0, ge=0, description="weight of the dual encoder's loss; 0 has none, where every pair is fused"
+        default=1.0, ge=0, description="weight of the dual encoder's loss; 0 with protocol pairwise has no dual encoder"
     )
     vtm_weight: float = Field(
-        default=0.0, ge=0, description="weight of matching against the hardest other texts, for re-ranking"
+        default=0.0, ge=0, description="weight of matching against the hardest other text, for re-ranking"
     )
-    protocol: Literal["dual-encoder", "pairwise", "re-rank"] = "dual-encoder"
-    rerank_top_k: int = Field(
-        default=32, gt=0, description="candidates of the dual encoder that re-rank fuses with the text"
+    protocol: Literal["dual-encoder", "pairwise", "re-rank"] = Field(
+        default="dual-encoder", description="rank by cosine, by fusing every pair, or by fusing the nearest by cosine"
     )
-    captions_per_video: int = Field(
-        default=1, gt=0, description="captions of each video in a step: the video is encoded once for all of them"
-    )
-    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss: easy rows count less")
-    max_text_len: int = Field(default=30, gt=2)
-    embed_dim: int = Field(default=512, gt=0)
-    temperature: float = Field(default=0.05, gt=0, description="start of the learned temperature")
+    rerank_top_k: int = Field(default=32, gt=0, description="videos per text that re-rank fuses with the text")
+    captions_per_video: int = Field(default=1, gt=0, description="captions per video and step; it is encoded once")
+    temperature: float = Field(default=0.05, gt=0, description="initial value of the learned temperature")
+    scoring_protocol: ClassVar[str] = "retrieval-tuned"
+
+    def scoring_head(self) -> Literal["match", "embed"]:
+        return "embed" if self.protocol == "dual-encoder" else "match"
 
 
 class Retrieval(VideoTextTask):
     """Rank videos for a text."""
 
     name: ClassVar[str] = "retrieval"
+    title: ClassVar[str] = "Text-to-video retrieval"
+    config_class: ClassVar[type[TaskConfig]] = RetrievalConfig
     primary_metric: ClassVar[str] = "R@1"
+    zero_shot: ClassVar[bool] = True
+    uses_relevance: ClassVar[bool] = True
+    required: ClassVar[str] = "caption"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: RetrievalConfig, facts: Facts) -> None:
-        super().__init__(model, vocabulary, config.max_text_len)
+        super().__init__(model, vocabulary, facts, config.max_text_len)
         self.config = config
-        # A model that was only taught to match has no dual encoder, and ranking by pairs asks for none.
+        # Ranking by pairs needs no dual encoder.
         self.embeds = config.contrastive_weight > 0 or config.protocol != "pairwise"
         if self.embeds:
             self.embed = EmbeddingHead.for_model(model, config.embed_dim, config.temperature)
         if config.vtm_weight or config.protocol != "dual-encoder":
             self.match = MatchHead(model.embed_dim)
-        # Which candidates are right for which query; a row's own video, until someone knows better.
-        self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
+
+    @classmethod
+    def zero_shot_settings(cls, source: TaskConfig, facts: Facts) -> dict[str, Any]:
+        """Rank by the embeddings of the checkpoint; no other head is needed, as nothing is trained."""
+        settings: dict[str, Any] = {"contrastive_weight": 0.0, "vtm_weight": 0.0}
+        for name in ("max_text_len", "embed_dim"):
+            if (value := facts.get(name) or getattr(source, name, None)) is not None:
+                settings[name] = value
+        return settings
+
+    @staticmethod
+    def lacks(example: Example) -> bool:
+        return not example.captions
 
     def check_start(self, loaded: Collection[str]) -> None:
-        """Refuse to rank by a head that nothing has trained and nothing will.
-
-        Args:
-            loaded: names of the tensors that came from the checkpoint that the run starts from.
-
-        Raises:
-            ConfigError: naming the head and what would train it.
-        """
         for head, weight, used in (
             ("match", self.config.vtm_weight, self.config.protocol != "dual-encoder"),
             ("embed", self.config.contrastive_weight, self.config.protocol != "pairwise"),
@@ -104,7 +101,7 @@ class Retrieval(VideoTextTask):
     def losses(self, batch: Batch) -> Losses:
         count = self.config.captions_per_video
         video = self.encode(batch)
-        text = self.model.encode_text(self.text(self.several_captions(batch, count), batch))  # count rows a video
+        text = self.model.encode_text(self.text(self.several_captions(batch, count), batch))  # count rows per video
         parts: dict[str, Tensor] = {}
         same = same_video(batch)
         alike = same.repeat_interleave(count, 1)  # (videos, texts) of the global batch
@@ -116,9 +113,9 @@ class Retrieval(VideoTextTask):
         else:  # nothing can tell which texts are hard: any
             closeness = distributed.broadcast(torch.rand(alike.shape, device=same.device))
         if self.config.vtm_weight:
-            hardest = own_rows(closeness.masked_fill(alike, -2.0), batch).argmax(1)
+            hardest = local_rows(closeness.masked_fill(alike, -2.0), batch).argmax(1)
             right = self.match(self.model.fuse_cls(video, text[::count]))  # the first of its captions
-            wrong = self.match(self.model.fuse_cls(video, everyone(text)[hardest]))
+            wrong = self.match(self.model.fuse_cls(video, gather_texts(text)[hardest]))
             parts["vtm"] = losses.binary_matching(torch.stack([right, wrong], 1))
         weights = {"contrastive": self.config.contrastive_weight, "vtm": self.config.vtm_weight}
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()

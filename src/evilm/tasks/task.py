@@ -1,79 +1,225 @@
-"""What a task is: a batch in, named losses out; then predictions, and what they amount to."""
+"""The interface of a task: what it trains and needs, its losses, its predictions and its metrics.
+
+A task is one file. Everything that is special about it is stated there, so that the trainer, the evaluation, the export
+and the reports treat all tasks alike.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from evilm import distributed, losses, metrics
 from evilm.config import Config
-from evilm.data import sampling
-from evilm.errors import ConfigError
-from evilm.losses import IGNORE
-from evilm.types import Encoded
+from evilm.data.teacher_targets import FrameEncoder
+from evilm.errors import ConfigError, DataError
+from evilm.tasks.batches import caption_of, captions_of
+from evilm.tasks.predictions import own_video
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
-    from evilm.types import Batch, Example, Losses, Text
+    from evilm.model.tokenizer import VideoTokenizer
+    from evilm.tasks.predictions import Metrics, Prediction
+    from evilm.types import Batch, Encoded, Example, Losses, Text
 
-Facts = dict[str, Any]
+Facts = dict[str, Any]  # JSON-able facts of the training split that a checkpoint needs, such as the list of answers
 
 
 class TaskConfig(Config):
-    """The settings of a task; each task extends it beside its code and gives it a literal ``name`` of its own."""
+    """Settings of a task; each task extends them beside its code and gives them a literal ``name``."""
+
+    name: Any  # a literal in each task
+    scoring_protocol: ClassVar[str] = "zero-shot"  # how multiple choice names scores by this task's heads
+
+    def scoring_head(self) -> Literal["match", "embed"]:
+        """The head by which a model of this task scores a video and a text."""
+        return "match"
 
 
-@dataclass(slots=True)
-class Prediction:
-    """One row's outcome.
+class TextTaskConfig(TaskConfig):
+    """Settings of tasks that read texts."""
+
+    max_text_len: int = Field(default=30, gt=2, description="longest text in word pieces")
+    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss on easy rows; 0 is cross-entropy")
+
+
+class EmbeddingTaskConfig(TextTaskConfig):
+    """Settings of tasks that embed videos and texts in one space."""
+
+    embed_dim: int = Field(default=512, gt=0, description="width of the embeddings")
+
+
+class Teacher(FrameEncoder, Protocol):
+    """A frozen dual encoder that a student learns from; see ``evilm.training.teacher``."""
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of its cosines."""
+        ...
+
+    @property
+    def reads(self) -> bool:
+        """Whether it embeds texts as well as videos."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """Unit vectors (n, d) of sentences."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a task may be built from.
 
     Attributes:
-        example: the row.
-        readable: False when the video gave no frames: the row counts as wrong, whatever ``values`` say.
-        values: what the task's ``summarise`` needs, as NumPy arrays or plain values.
+        model, vocabulary: an E-ViLM and its word pieces; None for tasks that train a video tokenizer.
+        load_tokenizer: reads the trained video tokenizer of a checkpoint, frozen.
+        load_teacher: reads a dual encoder by its name or checkpoint, frozen.
     """
 
-    example: Example
-    readable: bool
-    values: dict[str, Any]
-
-
-@dataclass(slots=True)
-class Metrics:
-    """What predictions amount to.
-
-    Attributes:
-        metrics: names to numbers, in percent where they are shares.
-        chance: the same metrics for an answer at random.
-        rule: the rule behind the numbers, printed beside them.
-        rows: one JSON-able row a prediction, with at least ``key``, ``readable`` and ``score`` in [0, 1].
-        details: anything else worth keeping, JSON-able.
-    """
-
-    metrics: dict[str, float]
-    chance: dict[str, float]
-    rule: str
-    rows: list[dict[str, Any]]
-    details: dict[str, Any] = field(default_factory=lambda: {})
+    model: EViLM | None
+    vocabulary: Vocabulary | None
+    load_tokenizer: Callable[[Path], VideoTokenizer]
+    load_teacher: Callable[[str], Teacher]
 
 
 class Task(nn.Module, ABC):
-    """Head, objective and metric around one model."""
+    """A model with the head, the losses and the metrics of one task.
+
+    Args:
+        facts: what ``learn_facts`` returned; saved with each checkpoint.
+
+    Class attributes:
+        name: as recipes write it in ``task.name``.
+        title: a heading for reports.
+        config_class: its settings.
+        primary_metric: the metric that ranks checkpoints; higher is better.
+        is_tokenizer: whether it trains a video tokenizer and has no E-ViLM.
+        needs_frames: whether its batches hold frames.
+        accepts_features: whether cached features of a frozen backbone can replace the frames.
+        frozen_model: whether only the head is trained.
+        zero_shot: whether a checkpoint of another task can be evaluated as this one.
+        uses_relevance: whether its metrics depend on which videos are relevant for which text.
+        required: what each row must have, in words; see ``lacks``.
+    """
 
     name: ClassVar[str]
-    primary_metric: ClassVar[str]  # the metric by which a checkpoint is chosen; higher is better
+    title: ClassVar[str]
+    config_class: ClassVar[type[TaskConfig]]
+    primary_metric: ClassVar[str]
+    is_tokenizer: ClassVar[bool] = False
+    needs_frames: ClassVar[bool] = True
+    accepts_features: ClassVar[bool] = False
+    frozen_model: ClassVar[bool] = False
+    zero_shot: ClassVar[bool] = False
+    uses_relevance: ClassVar[bool] = False
+    required: ClassVar[str] = ""
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        self.facts = facts
+        self.relevance: Callable[[Sequence[Prediction]], NDArray[np.bool_]] = own_video
+
+    # How it is built.
+
+    @classmethod
+    @abstractmethod
+    def create(cls, config: Any, examples: Sequence[Example], parts: Parts) -> Self:
+        """Build the task for training on ``examples``."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: Any, facts: Facts, parts: Parts) -> Self:
+        """Build the task that a checkpoint holds, ready to load its weights.
+
+        Raises:
+            KeyError: ``facts`` are of another task and lack what this one needs.
+        """
+
+    @classmethod
+    def learn_facts(cls, config: Any, examples: Sequence[Example]) -> Facts:
+        """What the task must know about its training split."""
+        return {}
+
+    @classmethod
+    def zero_shot_settings(cls, source: TaskConfig, facts: Facts) -> dict[str, Any]:
+        """Settings for evaluating a checkpoint of another task as this one; for tasks with ``zero_shot``.
+
+        Args:
+            source: the settings that the checkpoint was trained with.
+            facts: of the checkpoint.
+        """
+        return {}
+
+    def check_start(self, loaded: Collection[str]) -> None:
+        """Check that every head that the task uses is trained or was loaded.
+
+        Args:
+            loaded: names of the tensors that came from the start checkpoint.
+
+        Raises:
+            ConfigError: a head is random and stays so.
+        """
+
+    # What it is fed with.
+
+    @property
+    @abstractmethod
+    def clip_shape(self) -> tuple[int, int]:
+        """Frames of a clip, and their height and width in pixels."""
+
+    @property
+    def fixed_frames(self) -> bool:
+        """Whether a clip must show the same frames in every epoch."""
+        return False
+
+    @property
+    def caches_labels(self) -> bool:
+        """Whether the labels of ``target_tokenizer`` are computed once per cached frame, before training."""
+        return False
+
+    @staticmethod
+    def lacks(example: Example) -> bool:  # noqa: ARG004, tasks with requirements override it
+        """Whether a row lacks what ``required`` names."""
+        return False
+
+    @classmethod
+    def check_rows(cls, examples: Sequence[Example], place: str) -> None:
+        """Check that every row has what the task needs.
+
+        Args:
+            examples: the rows of a split.
+            place: where the recipe names them, such as ``data.train``.
+
+        Raises:
+            DataError: names the first row that does not.
+        """
+        row = next((row for row in examples if cls.lacks(row)), None) if cls.required else None
+        if row is not None:
+            raise DataError(
+                f"{place}: row {row.key} has no {cls.required}, which {cls.name} needs: set another {place}.reader"
+            )
+
+    def prepare(self, examples: Sequence[Example], cache: Path | None, workers: int) -> None:
+        """Compute what the task needs for some rows before their first batch.
+
+        Args:
+            examples: rows of a split.
+            cache: folder of the recipe for results that are kept; None keeps them in memory.
+            workers: decoding processes.
+        """
+
+    # What it computes.
 
     @abstractmethod
     def losses(self, batch: Batch) -> Losses:
@@ -81,140 +227,84 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, batch: Batch) -> list[Prediction]:
-        """One prediction a row, without a gradient."""
+        """One prediction per row, without gradients."""
 
     @abstractmethod
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Metrics of a whole split."""
 
-    @classmethod
-    def learn_facts(cls, config: Any, examples: Sequence[Example]) -> Facts:
-        """What the task must know of its training split, JSON-able; kept in the checkpoint."""
-        return {}
+    # What it holds.
+
+    @property
+    def model_and_vocabulary(self) -> tuple[EViLM, Vocabulary] | None:
+        """The E-ViLM and its word pieces; None for tasks that train a video tokenizer."""
+        return None
+
+    @property
+    def target_tokenizer(self) -> VideoTokenizer | None:
+        """The video tokenizer whose labels the task predicts, if it predicts labels."""
+        return None
+
+    @property
+    def video_tokenizer(self) -> VideoTokenizer | None:
+        """The video tokenizer that the task trains, if it trains one."""
+        return None
 
 
 class VideoTextTask(Task):
     """A task on an E-ViLM.
 
     Args:
-        model: the three verbs.
-        vocabulary: its words.
-        words: the longest text, in word pieces.
+        model: the E-ViLM.
+        vocabulary: its word pieces.
+        facts: see ``Task``.
+        max_text_len: longest text in word pieces.
     """
 
-    def __init__(self, model: EViLM, vocabulary: Vocabulary, words: int) -> None:
-        super().__init__()
-        if words > model.config.max_text_len:
-            raise ConfigError(
-                f"task.max_text_len = {words}: this model reads at most {model.config.max_text_len} word pieces"
-            )
-        self.model, self.vocabulary, self.words = model, vocabulary, words
+    accepts_features: ClassVar[bool] = True
+
+    def __init__(self, model: EViLM, vocabulary: Vocabulary, facts: Facts, max_text_len: int) -> None:
+        super().__init__(facts)
+        limit = model.config.max_text_len
+        if max_text_len > limit:
+            raise ConfigError(f"task.max_text_len = {max_text_len}: this model reads at most {limit} word pieces")
+        self.model, self.vocabulary, self.max_text_len = model, vocabulary, max_text_len
+
+    @classmethod
+    def create(cls, config: Any, examples: Sequence[Example], parts: Parts) -> Self:
+        return cls.restore(config, cls.learn_facts(config, examples), parts)
+
+    @classmethod
+    def restore(cls, config: Any, facts: Facts, parts: Parts) -> Self:
+        constructor = cast("Callable[..., Self]", cls)  # each task's own: (model, vocabulary, config, facts)
+        return constructor(parts.model, parts.vocabulary, config, facts)
+
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        return self.model.config.num_frames, self.model.config.image_size
+
+    @property
+    def model_and_vocabulary(self) -> tuple[EViLM, Vocabulary] | None:
+        return self.model, self.vocabulary
 
     def text(self, texts: Sequence[str], batch: Batch) -> Text:
         """Texts as word pieces on the batch's device."""
-        return self.vocabulary.encode(texts, self.words).to(batch.frames.device)
+        return self.vocabulary.encode(texts, self.max_text_len).to(batch.frames.device)
 
     def captions(self, batch: Batch) -> list[str]:
-        """One caption a row: drawn in training, the first in evaluation."""
+        """One caption per row: drawn at random in training, the first one in evaluation."""
         pairs = zip(batch.examples, batch.own_seeds, strict=True)
         return [caption_of(example, seed if self.training else None) for example, seed in pairs]
 
     def several_captions(self, batch: Batch, count: int) -> list[str]:
-        """``count`` captions a row, drawn in training, the first ones in evaluation; a row's follow one another."""
+        """``count`` consecutive captions per row: drawn at random in training, the first ones in evaluation."""
         pairs = zip(batch.examples, batch.own_seeds, strict=True)
         return [
             text for example, seed in pairs for text in captions_of(example, seed if self.training else None, count)
         ]
 
     def encode(self, batch: Batch) -> Encoded:
-        """e^V of the batch's frames, unmasked; of its features, where these were computed before."""
+        """e^V of the batch's unmasked frames, or of their cached features."""
         if batch.features is not None:
             return self.model.video_encoder.patches(batch.features)
         return self.model.encode_video(self.model.normalise(batch.frames))
-
-
-def caption_of(example: Example, seed: int | None) -> str:
-    """A caption of the row; an empty text where it has none."""
-    if not example.captions:
-        return ""
-    return example.captions[0 if seed is None else sampling.derive_seed(seed, "caption") % len(example.captions)]
-
-
-def captions_of(example: Example, seed: int | None, count: int) -> list[str]:
-    """``count`` captions of the row, none twice while there are others; the first is that of ``caption_of``."""
-    first = caption_of(example, seed)
-    if count == 1 or len(example.captions) < 2:
-        return [first] * count
-    start = example.captions.index(first)
-    rest = np.delete(np.arange(len(example.captions)), start)
-    order = [start, *(rest if seed is None else sampling.generator(seed, "captions").permutation(rest)).tolist()]
-    return [example.captions[order[i % len(order)]] for i in range(count)]
-
-
-# What a loss over the global batch needs where several processes share it; see ``distributed``.
-
-
-def predicted(logits: Tensor, labels: Tensor, focus: float = 0.0) -> Tensor:
-    """``losses.masked_prediction`` whose mean over all processes is that of the global batch."""
-    return losses.masked_prediction(logits, labels, distributed.all_reduce_mean((labels != IGNORE).sum()), focus)
-
-
-def same_video(batch: Batch) -> Tensor:
-    """(B, B) bool over the global batch: rows of the same video, whose captions are true of each other."""
-    names = [sampling.derive_seed("video", example.video) for example in batch.examples]
-    rows = distributed.all_gather(torch.tensor(names, device=batch.frames.device))
-    return rows[:, None] == rows[None]
-
-
-def everyone(text: Encoded) -> Encoded:
-    """The texts of the global batch (B, L, D), those of shorter slices padded."""
-    if distributed.world_size() == 1:
-        return text
-    assert text.mask is not None
-    lack = distributed.all_reduce_max(text.mask.shape[1]) - text.mask.shape[1]
-    tokens, mask = F.pad(text.tokens, (0, 0, 0, lack)), F.pad(text.mask, (0, lack))
-    return Encoded(distributed.all_gather(tokens), distributed.all_gather(mask))
-
-
-def own_rows(whole: Tensor, batch: Batch) -> Tensor:
-    """The rows of this process out of those of the global batch."""
-    return whole[distributed.rank() * len(batch) :][: len(batch)]
-
-
-def own_video(predictions: Sequence[Prediction]) -> NDArray[np.bool_]:
-    """(texts, videos): a text is true of its own video alone."""
-    videos = np.array([p.example.video for p in predictions])
-    return videos[:, None] == videos[None]
-
-
-def scored_rows(
-    predictions: Sequence[Prediction], scores: Sequence[float], columns: Mapping[str, Sequence[Any]]
-) -> list[dict[str, Any]]:
-    """The rows of a ``Summary``: key, video, kind, temporal, readable, score, then the task's columns."""
-    rows: list[dict[str, Any]] = []
-    for i, (prediction, score) in enumerate(zip(predictions, scores, strict=True)):
-        example = prediction.example
-        head = {
-            "key": example.key,
-            "video": example.video,
-            "kind": example.kind,
-            "temporal": example.temporal,
-            "readable": prediction.readable,
-            "score": float(score),
-        }
-        rows.append({**head, **{name: values[i] for name, values in columns.items()}})
-    return rows
-
-
-def cannot_tell(shares: Sequence[float], right: Sequence[bool]) -> Facts:
-    """The threshold below which answers are withheld, set on a split's answers; JSON-able.
-
-    Args:
-        shares: the probability of each answer.
-        right: whether it was right.
-    """
-    if not shares:
-        return {}
-    probability, answered, share = metrics.abstention(np.array(shares), np.array(right, dtype=bool))
-    found = {"probability": probability, "answered": answered, "right": share, "samples": len(shares)}
-    return {"cannot_tell": found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -10,8 +10,10 @@ from pydantic import Field
 
 from evilm import distributed, losses, metrics
 from evilm.model.tokenizer import Tokenizer, TokenizerConfig
+from evilm.tasks.batches import caption_of
 from evilm.tasks.caption_words import CaptionWords, Kind
-from evilm.tasks.task import Facts, Metrics, Prediction, Task, TaskConfig, caption_of, scored_rows
+from evilm.tasks.predictions import Metrics, Prediction, scored_rows
+from evilm.tasks.task import Facts, Parts, Task, TaskConfig
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -23,38 +25,54 @@ if TYPE_CHECKING:
 
 
 class TokenizerTaskConfig(TaskConfig):
-    """How the tokenizer learns; the defaults are the paper's, with the remedy against collapse."""
+    """Settings of tokenizer training; the defaults are the paper's, with the remedy against codebook collapse."""
 
     name: Literal["tokenizer"] = "tokenizer"
     tokenizer: TokenizerConfig = TokenizerConfig()
-    num_frames: int = Field(default=4, gt=0)
-    word_loss: Literal["focal", "bce"] = "focal"
-    word_weight: float = Field(default=1.0, ge=0)
-    codebook_weight: float = Field(default=1.0, ge=0)
-    commitment_weight: float = Field(default=1.0, ge=0)
+    num_frames: int = Field(default=4, gt=0, description="frames of a clip")
+    word_loss: Literal["focal", "bce"] = Field(default="focal", description="Eq. 6, or binary cross-entropy")
+    word_weight: float = Field(default=1.0, ge=0, description="weight of the word loss in Eq. 7")
+    codebook_weight: float = Field(default=1.0, ge=0, description="weight of the codebook loss in Eq. 7")
+    commitment_weight: float = Field(default=1.0, ge=0, description="weight of the commitment loss in Eq. 7")
     captions: Literal["drawn", "all"] = Field(
-        default="drawn", description="words of one caption a time, or of all of a clip's"
+        default="drawn", description="target words: those of one caption drawn at random, or of all captions of a clip"
     )
-    kinds: Kind = "all"
-    min_count: int = Field(default=5, gt=0, description="captions that a word must occur in")
-    max_words: int | None = Field(default=None, gt=0, description="keep this many of the most frequent words")
-
-    def at_random(self) -> TokenizerTaskConfig:
-        """The same without weights to start from: what a checkpoint is read into."""
-        return self.model_copy(update={"tokenizer": self.tokenizer.model_copy(update={"encoder_weights": "none"})})
+    kinds: Kind = Field(default="all", description="all words, or nouns and adjectives only")
+    min_count: int = Field(default=5, gt=0, description="least number of captions that a target word occurs in")
+    max_words: int | None = Field(default=None, gt=0, description="largest number of target words; none keeps all")
 
 
 class TokenizerTask(Task):
-    """Caption words through one code a region."""
+    """Predict caption words from one code per patch."""
 
     name: ClassVar[str] = "tokenizer"
+    title: ClassVar[str] = "Video tokenizer"
+    config_class: ClassVar[type[TaskConfig]] = TokenizerTaskConfig
     primary_metric: ClassVar[str] = "word_mAP"
+    is_tokenizer: ClassVar[bool] = True
 
     def __init__(self, config: TokenizerTaskConfig, facts: Facts) -> None:
-        super().__init__()
+        super().__init__(facts)
         self.config = config
         self.caption_words = CaptionWords(facts["words"], config.kinds)
         self.tokenizer = Tokenizer(config.tokenizer, len(self.caption_words))
+
+    @classmethod
+    def create(cls, config: TokenizerTaskConfig, examples: Sequence[Example], parts: Parts) -> Self:
+        return cls(config, cls.learn_facts(config, examples))
+
+    @classmethod
+    def restore(cls, config: TokenizerTaskConfig, facts: Facts, parts: Parts) -> Self:
+        untrained = config.tokenizer.model_copy(update={"encoder_weights": "none"})
+        return cls(config.model_copy(update={"tokenizer": untrained}), facts)
+
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        return self.config.num_frames, self.config.tokenizer.image_size
+
+    @property
+    def video_tokenizer(self) -> Tokenizer:
+        return self.tokenizer
 
     @classmethod
     def learn_facts(cls, config: TokenizerTaskConfig, examples: Sequence[Example]) -> Facts:
@@ -94,7 +112,7 @@ class TokenizerTask(Task):
         ]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """VOC. RATE, perplexity and word mAP; unreadable clips have no words to find and are left out, and counted."""
+        """VOC. RATE, perplexity and word mAP over the readable clips."""
         seen = [p for p in predictions if p.readable] or list(predictions)
         scores = np.stack([p.values["scores"] for p in seen])
         targets = np.stack([p.values["targets"] for p in seen]).astype(bool)

@@ -1,51 +1,59 @@
-"""From a recipe to its task: made anew, started from a checkpoint, or restored from one as it was."""
+"""From a recipe to what a run needs: the task with its model, the rows of the data set, and their batches."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from evilm import config, distributed
+from evilm import __version__, config, distributed
+from evilm.data import readers
+from evilm.data.feature_cache import FeatureCache
+from evilm.data.frame_cache import FrameCache
+from evilm.data.loader import Loader, row_shards
+from evilm.data.packed_frames import packed_for
+from evilm.data.pixels import FilePixels, NoPixels, StoredPixels
+from evilm.data.table import collect
 from evilm.data.vocabulary import Vocabulary
+from evilm.data.workers import check_bad
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.evilm import EViLM
 from evilm.model.presets import ModelConfig
-from evilm.model.tokenizer import FrameEncoder
-from evilm.tasks import FINETUNE, TOKENIZERS
+from evilm.progress import Meter
+from evilm.tasks import TASKS, Parts
 from evilm.tasks.caption_words import piece_weights
-from evilm.tasks.distill import Distill, DistillConfig
-from evilm.tasks.pretrain import Pretrain, PretrainConfig
-from evilm.tasks.reconstruction import ReconstructionConfig, ReconstructionTask
-from evilm.tasks.retrieval import Retrieval
-from evilm.tasks.tokenizer import TokenizerTask, TokenizerTaskConfig
-from evilm.training import checkpoint, teacher
-from evilm.training.recipe import Recipe
+from evilm.training import checkpoint, logger, teacher
+from evilm.training import recipe as recipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from evilm.data.config import DataConfig, SourceConfig
+    from evilm.data.pixels import Store
     from evilm.model.tokenizer import VideoTokenizer
-    from evilm.tasks import AnyTaskConfig, Task
+    from evilm.tasks import Task, TaskConfig
+    from evilm.training.recipe import Recipe
     from evilm.types import Example
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run started from, by parameter.
+    """What the parameters of a run were initialised from.
 
     Attributes:
-        loaded: names that came from the checkpoint.
-        fresh: names that start at random.
-        left: names of the checkpoint that found no place.
-        published: what came from published weights of the parts, a line each.
+        loaded: names of tensors from the start checkpoint.
+        fresh: names of tensors that are random.
+        unused: names of tensors of the checkpoint that the task does not have.
+        published: a line for each part that took published weights.
     """
 
     loaded: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     published: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -53,176 +61,260 @@ class Start:
             tops = sorted({".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in names})
             return ", ".join(tops) or "nothing"
 
-        return f"loaded: {parts(self.loaded)}; at random: {parts(self.fresh)}; left out: {parts(self.left)}"
+        return f"loaded: {parts(self.loaded)}; random: {parts(self.fresh)}; unused: {parts(self.unused)}"
 
 
-def new_task(recipe: Recipe, rows: Sequence[Example]) -> tuple[Task, dict[str, Any], Start]:
-    """The task of a recipe, its facts, and what it started from."""
-    torch.manual_seed(recipe.seed)
-    task_config = recipe.task
-    if isinstance(task_config, TokenizerTaskConfig | ReconstructionConfig):
-        trains = TOKENIZERS[task_config.name]
-        facts = trains.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
-        return trains(task_config, facts), facts, Start()  # pyright: ignore[reportArgumentType]
-    origin = None if recipe.start is None else checkpoint.find(recipe.start)
-    about = None if origin is None else checkpoint.read_json(origin / "config.json")
-    if about is not None and about.get("model") is None:
-        raise CheckpointError(f"{origin}: is a {about.get('task')} checkpoint, which holds no E-ViLM to start from")
-    shape = recipe.model or config.check(ModelConfig, (about or {})["model"], str(origin))
-    vocabulary = _vocabulary(recipe, origin)
-    model = EViLM(shape if origin is None else shape.model_copy(update={"backbone_weights": "none"}), vocabulary.size)
-    published = tuple(model.load_published(vocabulary.pieces)) if origin is None else ()
-    if isinstance(task_config, PretrainConfig):
-        tokenizer, facts = _tokenizer(task_config)
-        if tokenizer is not None:
-            tokenizer.check_grid(model.video_encoder.grid(shape.num_frames, shape.image_size, shape.image_size))
-        if task_config.backbone == "tokenizer":
-            _share_backbone(model, tokenizer)
-        task: Task = Pretrain(model, vocabulary, task_config, facts, tokenizer)
-    elif isinstance(task_config, DistillConfig):
-        whose = teacher.named(task_config.teacher, distributed.device(recipe.run.device), restore)
-        facts = Distill.facts(task_config, rows, whose)
-        task = Distill(model, vocabulary, task_config, facts, whose)
-    else:
-        kind = FINETUNE[task_config.name]
-        facts = kind.learn_facts(task_config, rows)  # pyright: ignore[reportArgumentType], each with its own config
-        task = kind(model, vocabulary, task_config, facts)  # pyright: ignore[reportArgumentType]
-    start = Start(published=published) if origin is None else _load_start(task, origin)
-    if shape.pooled_skip and not model.text_encoder.piece_weights.any():
-        weights = piece_weights(vocabulary, [caption for row in rows for caption in row.captions])
-        model.text_encoder.piece_weights.copy_(torch.from_numpy(weights))
-    if isinstance(task, Retrieval):
-        task.check_start(start.loaded)
-    return task, facts, start
-
-
-def _vocabulary(recipe: Recipe, origin: Path | None) -> Vocabulary:
-    """The recipe's words, which must be those of the checkpoint it starts from."""
-    own = None if recipe.vocabulary is None else Vocabulary.load(recipe.vocabulary)
-    if origin is None:
-        return own or Vocabulary.default()
-    theirs = Vocabulary.load(origin / "vocabulary.json")
-    if own is not None and own.fingerprint != theirs.fingerprint:
-        raise CheckpointError(
-            f"{origin}: was trained with another vocabulary than {recipe.vocabulary}; leave `vocabulary` out"
-        )
-    return theirs
-
-
-def _tokenizer(task: PretrainConfig) -> tuple[VideoTokenizer | None, dict[str, Any]]:
-    """The trained video tokenizer that MVM takes its labels from."""
-    if not task.mvm_weight or task.tokenizer is None:
-        return None, {}
-    restored, about = restore(Path(task.tokenizer))
-    if not isinstance(restored, TokenizerTask | ReconstructionTask):
-        raise CheckpointError(f"{task.tokenizer}: is a {about['task']} checkpoint, not a video tokenizer's")
-    tokenizer = restored.tokenizer.eval()
-    tokenizer.check_not_collapsed()
-    for parameter in tokenizer.parameters():
-        parameter.requires_grad_(False)
-    return tokenizer, {"codes": tokenizer.config.codebook_size, "tokenizer": tokenizer.fingerprint()}
-
-
-def _share_backbone(model: EViLM, tokenizer: VideoTokenizer | None) -> None:
-    """Start the model's backbone where the tokenizer's ended.
+def new_task(recipe: Recipe, examples: Sequence[Example]) -> tuple[Task, Start]:
+    """The task of a recipe for training on ``examples``, and what it was initialised from.
 
     Raises:
-        ConfigError: there is no tokenizer, or its encoder is another backbone.
+        CheckpointError, ConfigError, DataError: recipe, start checkpoint and rows do not fit together.
     """
-    own, theirs = model.config, None if tokenizer is None else tokenizer.config
-    if tokenizer is None or theirs is None or (theirs.encoder, theirs.stride) != (own.backbone, own.stride):
-        said = "there is no tokenizer" if theirs is None else f"the tokenizer's is {theirs.encoder} at {theirs.stride}"
-        raise ConfigError(
-            f"task.backbone = 'tokenizer' needs the model's {own.backbone} at stride {own.stride} and {said}: "
-            "set task.backbone=own"
-        )
-    assert isinstance(tokenizer.encoder, FrameEncoder)
-    try:
-        model.video_encoder.backbone.load_state_dict(tokenizer.encoder.backbone.state_dict())
-    except RuntimeError:
-        raise ConfigError(
-            f"task.backbone = 'tokenizer': model.backbone_options {own.backbone_options} make another {own.backbone} "
-            f"than the tokenizer's {theirs.encoder_options}: set them alike, or task.backbone=own"
-        ) from None
+    torch.manual_seed(recipe.seed)
+    kind = TASKS[recipe.task.name]
+    kind.check_rows(examples, "data.train")
+    if kind.is_tokenizer:
+        return kind.create(recipe.task, examples, _parts(recipe)), Start()
+    origin = None if recipe.start is None else checkpoint.find(recipe.start)
+    shape, vocabulary = recipe.model, None if recipe.vocabulary is None else Vocabulary.load(recipe.vocabulary)
+    if origin is not None:
+        saved = checkpoint.read_json(origin / "config.json")
+        if saved.get("model") is None:
+            raise CheckpointError(f"{origin}: is a {saved.get('task')} checkpoint, which holds no E-ViLM to start from")
+        shape = shape or config.check(ModelConfig, saved["model"], str(origin))
+        trained_with = Vocabulary.load(origin / "vocabulary.json")
+        if vocabulary is not None and vocabulary.fingerprint != trained_with.fingerprint:
+            raise CheckpointError(
+                f"{origin}: was trained with another vocabulary than {recipe.vocabulary}; leave `vocabulary` out"
+            )
+        vocabulary = trained_with
+    assert shape is not None  # Recipe asks for a model or a start
+    vocabulary = vocabulary or Vocabulary.default()
+    untrained = shape if origin is None else shape.model_copy(update={"backbone_weights": "none"})
+    model = EViLM(untrained, vocabulary.size)
+    published = tuple(model.load_published(vocabulary.pieces)) if origin is None else ()
+    parts = Parts(model, vocabulary, load_tokenizer, partial(_load_teacher, recipe.run.device))
+    task = kind.create(recipe.task, examples, parts)
+    start = Start(published=published) if origin is None else _load_start(task, origin)
+    if shape.pooled_skip and not model.text_encoder.piece_weights.any():
+        weights = piece_weights(vocabulary, [caption for row in examples for caption in row.captions])
+        model.text_encoder.piece_weights.copy_(torch.from_numpy(weights))
+    task.check_start(start.loaded)
+    return task, start
 
 
 def _load_start(task: Task, origin: Path) -> Start:
-    """Copy every tensor that has a place in ``task``; positions of another size are an error, heads may differ."""
-    theirs, own = checkpoint.read_tensors(origin / "model.safetensors"), task.state_dict()
-    fits = {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
-    clash = [name for name in theirs if name.startswith("model.") and name in own and name not in fits]
+    """Copy every tensor that fits; heads may differ, the model may not."""
+    saved, own = checkpoint.read_tensors(origin / "model.safetensors"), task.state_dict()
+    fits = {name: tensor for name, tensor in saved.items() if name in own and own[name].shape == tensor.shape}
+    clash = [name for name in saved if name.startswith("model.") and name in own and name not in fits]
     lacking = [name for name in own if name.startswith("model.") and name not in fits]
     if clash or lacking:
-        worst = (clash or lacking)[0]
         raise CheckpointError(
-            f"{origin}: is not of this model's shape ({worst}): leave the recipe's [model] out to take the checkpoint's"
+            f"{origin}: is not of this model's shape ({(clash or lacking)[0]}): leave the recipe's [model] out to take "
+            "the checkpoint's"
         )
     task.load_state_dict({**own, **fits})
-    return Start(tuple(fits), tuple(n for n in own if n not in fits), tuple(n for n in theirs if n not in fits))
+    return Start(tuple(fits), tuple(n for n in own if n not in fits), tuple(n for n in saved if n not in fits))
 
 
-def restore(path: Path, task: AnyTaskConfig | None = None) -> tuple[Task, dict[str, Any]]:
-    """The task that a checkpoint holds, in evaluation mode, and its ``config.json``.
+def restore(path: Path, task: TaskConfig | None = None) -> tuple[Task, dict[str, Any]]:
+    """The task of a checkpoint, in evaluation mode, and the checkpoint's ``config.json``.
 
     Args:
-        path: a checkpoint, or a run (its newest valid checkpoint).
-        task: evaluate as this task instead: heads are taken from the checkpoint (zero-shot).
+        path: a checkpoint, or a run, which stands for its newest valid checkpoint.
+        task: settings of another task to evaluate as (zero-shot); its heads are taken from the checkpoint.
 
     Raises:
-        CheckpointError: missing, damaged, of another task, or without a head that is needed.
+        CheckpointError: the checkpoint is missing, damaged, of another task or version, or lacks a head.
     """
     folder = checkpoint.find(path)
-    about = checkpoint.read_json(folder / "config.json")
-    try:
-        recipe = config.check(Recipe, about["recipe"], f"{folder / 'config.json'}: recipe")
-        facts = about["facts"]
-    except (KeyError, ConfigError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not written by this version: {error}") from None
-    if isinstance(recipe.task, TokenizerTaskConfig | ReconstructionConfig):
-        trained = TOKENIZERS[recipe.task.name]
-        restored: Task = trained(recipe.task.at_random(), facts)  # pyright: ignore[reportArgumentType]
-    else:
-        table: Any = about.get("model")
-        shape = config.check(ModelConfig, table, f"{folder / 'config.json'}: model").model_copy(
-            update={"backbone_weights": "none"}
-        )
+    metadata = checkpoint.read_json(folder / "config.json")
+    recipe = recipes.of_checkpoint(folder, metadata)
+    settings = task or recipe.task
+    kind, trained = TASKS[settings.name], TASKS[recipe.task.name]
+    if kind.is_tokenizer != trained.is_tokenizer:
+        raise CheckpointError(f"{folder}: holds {'a' if trained.is_tokenizer else 'no'} video tokenizer")
+    parts = Parts(None, None, load_tokenizer, partial(_load_teacher, "cpu"))
+    if not kind.is_tokenizer:
+        shape = config.check(ModelConfig, metadata["model"], f"{folder / 'config.json'}: model")
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        model = EViLM(shape, vocabulary.size)
-        wanted = task or recipe.task
-        if isinstance(wanted, PretrainConfig):
-            restored = Pretrain(model, vocabulary, wanted, facts, _tokenizer_at_hand(wanted, facts))
-        elif isinstance(wanted, TokenizerTaskConfig | ReconstructionConfig):
-            raise CheckpointError(f"{folder}: holds no video tokenizer")
-        elif isinstance(wanted, DistillConfig):
-            restored = Distill(model, vocabulary, wanted, facts, teacher.at_hand(wanted.teacher, facts, restore))
-        else:
-            try:
-                restored = FINETUNE[wanted.name](model, vocabulary, wanted, facts)  # pyright: ignore[reportArgumentType]
-            except KeyError as error:
-                raise CheckpointError(
-                    f"{folder}: a {about['task']} checkpoint knows no {error.args[0]}, which {wanted.name} needs: "
-                    "fine-tune it for that"
-                ) from None
+        model = EViLM(shape.model_copy(update={"backbone_weights": "none"}), vocabulary.size)
+        parts = Parts(model, vocabulary, parts.load_tokenizer, parts.load_teacher)
+    try:
+        restored = kind.restore(settings, metadata["facts"], parts)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: a {trained.name} checkpoint has no {error.args[0]}, which {kind.name} needs: fine-tune it"
+        ) from None
     tensors = checkpoint.read_tensors(folder / "model.safetensors")
     lacking = [name for name in restored.state_dict() if name not in tensors]
     if lacking:
         raise CheckpointError(
-            f"{folder}: a {about['task']} checkpoint has no trained {lacking[0].split('.')[0]!r} head, which "
-            f"{(task or recipe.task).name} needs: fine-tune it, or pre-train with the objective that trains it"
+            f"{folder}: a {trained.name} checkpoint has no trained {lacking[0].split('.')[0]!r} head, which "
+            f"{kind.name} needs: fine-tune it, or pre-train with the objective that trains this head"
         )
     try:
         restored.load_state_dict({name: tensors[name] for name in restored.state_dict()})
     except RuntimeError as error:
         last = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder}: tensors do not fit the model: {last}") from None
-    return restored.eval(), about
+    return restored.eval(), metadata
 
 
-def _tokenizer_at_hand(task: PretrainConfig, facts: dict[str, Any]) -> VideoTokenizer | None:
-    """The tokenizer of a pre-trained checkpoint, where its run is still there and still the same."""
-    if not task.mvm_weight or task.tokenizer is None or not Path(task.tokenizer).exists():
+def load_tokenizer(path: Path) -> VideoTokenizer:
+    """The trained video tokenizer of a checkpoint or run, frozen and in evaluation mode.
+
+    Raises:
+        CheckpointError: the checkpoint holds none.
+    """
+    restored, metadata = restore(path)
+    tokenizer = restored.video_tokenizer
+    if tokenizer is None:
+        raise CheckpointError(f"{path}: is a {metadata['task']} checkpoint, not a video tokenizer's")
+    return tokenizer.eval().requires_grad_(False)
+
+
+def _load_teacher(device: str, name: str) -> teacher.Teacher:
+    return teacher.load(name, distributed.device(device), restore)
+
+
+def _parts(recipe: Recipe) -> Parts:
+    return Parts(None, None, load_tokenizer, partial(_load_teacher, recipe.run.device))
+
+
+def metadata_of(recipe: Recipe, task: Task, start: Start) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint: what is needed to build the task again, and how it was made."""
+    parts = task.model_and_vocabulary
+    return {
+        "task": task.name,
+        "recipe": json.loads(recipe.model_dump_json()),
+        "facts": task.facts,
+        "model": None if parts is None else json.loads(parts[0].config.model_dump_json()),
+        "start": {
+            "from": str(recipe.start) if recipe.start else None,
+            "parts": str(start),
+            "published": start.published,
+        },
+        "versions": logger.packages() | {"evilm": __version__},
+    }
+
+
+def examples_of(source: SourceConfig) -> Sequence[Example]:
+    """The rows of one split, reduced evenly to ``limit``; a list, or a memory-mapped table if they are many."""
+    rows = collect(readers.stream(source.reader, source.annotations, source.videos, source.split))
+    if source.limit is None or source.limit >= len(rows):
+        return rows
+    return [rows[i * len(rows) // source.limit] for i in range(source.limit)]
+
+
+def training_examples(data: DataConfig) -> Sequence[Example]:
+    """The training rows of a recipe: those of ``train``, then those of ``extra_train``."""
+    rows = examples_of(data.train)
+    return [*rows, *(row for source in data.extra_train for row in examples_of(source))] if data.extra_train else rows
+
+
+def make_loader(
+    recipe: Recipe, task: Task, examples: Sequence[Example], *, train: bool, caches: bool = False
+) -> Loader:
+    """Batches of some rows, decoded from files, or read from the recipe's frame cache or pack.
+
+    Args:
+        recipe: the settings.
+        task: the task that the batches are for.
+        examples: rows of one split.
+        train: sample frames, crops and order at random; see ``Loader``.
+        caches: add cached labels and features, if the recipe asks for them.
+    """
+    data = recipe.data
+    task.prepare(examples, data.cache, data.workers)
+    frames, size = task.clip_shape
+    store = _frame_store(recipe, examples, size, train=train) if task.needs_frames else None
+    pixels = NoPixels(size) if not task.needs_frames else FilePixels(size, data.resize_mode)
+    return Loader(
+        examples=examples,
+        pixels=pixels if store is None else StoredPixels(store),
+        num_frames=frames,
+        size=size,
+        batch_size=recipe.optim.batch_size,
+        seed=recipe.seed,
+        train=train,
+        augment=data.augment,
+        label_cache=_cached_labels(recipe, task, store) if caches else None,
+        feature_cache=_cached_features(recipe, task, store) if caches else None,
+        max_bad_ratio=data.max_bad_ratio,
+        shards=row_shards(data, examples, store) if train and examples and task.needs_frames else None,
+        fixed_frames=task.fixed_frames,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        timeout=data.timeout,
+        pin=distributed.device(recipe.run.device).type == "cuda",
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def _frame_store(recipe: Recipe, examples: Sequence[Example], size: int, *, train: bool) -> Store | None:
+    """The recipe's pack or frame cache, the latter filled now; None without either."""
+    data = recipe.data
+    if data.packed is not None and examples:
+        pack = packed_for(data.packed, examples[0].clip, size, data.resize_mode)
+        if train:
+            problems = [f"{clip}: {status}: {reason}" for clip, (status, reason) in pack.problems.items()]
+            check_bad(problems, len(pack), data.max_bad_ratio)
+        return pack
+    if data.cache is None:
         return None
-    tokenizer, now = _tokenizer(task)
-    if facts.get("tokenizer") != now["tokenizer"]:
-        raise CheckpointError(f"{task.tokenizer}: is not the video tokenizer that this model was pre-trained with")
-    return tokenizer
+    clips = (example.clip for example in examples)
+    store = FrameCache(data.cache, clips, size=size, cached_frames=data.cached_frames, resize_mode=data.resize_mode)
+    with Meter("decoding", len(store), "clips") as meter:
+        problems = store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
+    for problem in problems[:5]:
+        meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
+    if train:
+        check_bad(problems, len(store.clips), data.max_bad_ratio)
+    return store
+
+
+def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> FeatureCache | None:
+    """Labels of the task's video tokenizer for all cached frames, computed now where missing."""
+    tokenizer = task.target_tokenizer
+    if tokenizer is None or not task.caches_labels:
+        return None
+    if store is None:
+        raise ConfigError("task.labels = 'cached' needs cached frames: set data.cache to a folder, or data.packed")
+    grid = tokenizer.grid(1, store.size, store.size)
+    labels = FeatureCache.labels(store, tokenizer.fingerprint(), grid, recipe.data.augment, recipe.seed)
+    with Meter("labelling", len(store), "clips") as meter:
+        labels.fill(tokenizer.labels, progress=lambda done, _: meter.update(done))
+    return labels
+
+
+def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> FeatureCache | None:
+    """Features of the frozen backbone for all cached frames, computed now where missing."""
+    if not recipe.data.features:
+        return None
+    parts = task.model_and_vocabulary
+    if parts is None or not task.accepts_features:
+        raise ConfigError(f"data.features: {task.name} encodes no unchanged frames; set data.features=false")
+    if recipe.optim.backbone_lr_scale and not task.frozen_model:
+        raise ConfigError(
+            "data.features caches the output of a frozen backbone, and optim.backbone_lr_scale = "
+            f"{recipe.optim.backbone_lr_scale:g} trains it: set optim.backbone_lr_scale=0, or data.features=false"
+        )
+    if store is None:
+        raise ConfigError("data.features needs cached frames: set data.cache to a folder, or data.packed")
+    device = distributed.device(recipe.run.device)
+    bf16 = distributed.uses_bf16(recipe.run.precision, device)
+    encoder = parts[0].video_encoder.to(device).eval()
+    grid = encoder.grid(1, store.size, store.size)
+    name = encoder.fingerprint("bf16" if bf16 else "fp32")
+    features = FeatureCache.features(store, name, grid, encoder.channels, recipe.data.augment, recipe.seed)
+
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return encoder.features(encoder.normalise(frames.to(device))).half()
+
+    with Meter("encoding", len(store), "clips") as meter:
+        features.fill(encode, max(1, 512 // store.cached_frames), lambda done, _: meter.update(done))
+    return features

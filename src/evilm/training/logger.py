@@ -1,17 +1,18 @@
-"""What a run writes about itself, so that its folder tells the whole story afterwards.
+"""The log files of a run.
 
-run.json            recipe, start, command, versions, git state, hardware, data; one entry for each time it was begun
-metrics.jsonl       a line every few steps: losses by objective, learning rate, gradient norm, rate, skipped samples
-skipped.json        clips that could not be read and why, where there are any; renewed with each checkpoint
-validation.jsonl    a line an evaluation
-curves.png          the above, drawn
-tensorboard/        the same for TensorBoard, where ``run.tensorboard`` asks for it
-diverged.json       the batch at which a loss was no number any more
+run.json            recipe, start checkpoint and data; command, versions, git state and hardware of each start or resume
+metrics.jsonl       a line every few steps: losses by name, learning rate, gradient norm, number of skipped clips
+skipped.json        clips that could not be read, with the reason, if there are any; updated with each checkpoint
+validation.jsonl    a line per validation
+curves.png          metrics and validations, plotted
+tensorboard/        the same for TensorBoard, with ``run.tensorboard``
+diverged.json       the samples of the batch whose loss or gradient was not finite, or a spike
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -25,45 +26,49 @@ import torch
 
 from evilm import __version__
 from evilm.errors import DependencyError, OutputError
-from evilm.training import checkpoint
+from evilm.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evilm.types import Example
 
-BEGINNINGS, METRICS, VALIDATION, SKIPPED = "run.json", "metrics.jsonl", "validation.jsonl", "skipped.json"
+RUN, METRICS, VALIDATION, SKIPPED = "run.json", "metrics.jsonl", "validation.jsonl", "skipped.json"
 
 
-class Journal:
-    """The story of one run.
+class RunLogger:
+    """Writes the log files of a run.
 
     Args:
-        folder: the run's.
-        writes: False in all processes but the first: nothing is then written.
-        tensorboard: also write for TensorBoard.
+        folder: of the run.
+        writes: False in all processes but rank 0, which then write nothing.
+        tensorboard: write TensorBoard files as well.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True, tensorboard: bool = False) -> None:
         self.folder, self.writes, self._wants_board = folder, writes, tensorboard
         self._board: Any = None
 
-    def begin(self, step: int, about: Mapping[str, Any]) -> None:
-        """Forget lines of steps that will be taken again; add this beginning to ``run.json``.
+    def begin(self, step: int, metadata: Mapping[str, Any]) -> None:
+        """Remove lines of steps that will be taken again, and add this start to ``run.json``.
+
+        Args:
+            step: number of steps taken before.
+            metadata: content of ``run.json``.
 
         Raises:
-            DependencyError: TensorBoard is wanted and not installed.
+            DependencyError: TensorBoard is asked for and not installed.
             OutputError: the folder cannot be written.
         """
         if not self.writes:
             return
         if self._wants_board:
             self._board = _board(self.folder / "tensorboard", step)
-        path = self.folder / BEGINNINGS
+        path = self.folder / RUN
         try:
-            before: list[Any] = json.loads(path.read_text(encoding="utf-8"))["beginnings"] if path.is_file() else []
+            before: list[Any] = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
         except (ValueError, KeyError, OSError):
-            before = []  # half a file after a power cut: the run itself is elsewhere
+            before = []  # unreadable: the checkpoints hold what the run needs
         now = {
             "at_step": step,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -75,22 +80,20 @@ class Journal:
         try:
             for name in (METRICS, VALIDATION):
                 _drop_after(self.folder / name, step)
-            temporary = path.with_name(path.name + ".tmp")
-            checkpoint.write_json(temporary, {**about, "beginnings": [*before, now]})
-            os.replace(temporary, path)
+            write_atomic(path, _json({**metadata, "starts": [*before, now]}))
         except OSError as error:
             raise _unwritable(path, error) from None
 
     def skip(self, clips: Mapping[str, str]) -> None:
-        """Keep the list of clips that could not be read, id to reason."""
+        """Write the list of clips that could not be read, id to reason."""
         if self.writes and clips:
-            checkpoint.write_json(self.folder / SKIPPED, dict(sorted(clips.items())))
+            write_atomic(self.folder / SKIPPED, _json(clips))
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl`` or ``validation.jsonl``.
 
         Raises:
-            OutputError: the disk is full, or the like.
+            OutputError: the file cannot be written, for one because the disk is full.
         """
         if not self.writes:
             return
@@ -105,16 +108,23 @@ class Journal:
                 if key not in ("step", "epoch", "seconds"):
                     self._board.add_scalar(f"{Path(name).stem}/{key}", value, row["step"])
 
-    def close(self, *, curves: bool) -> None:
-        """End of the run, or of this part of it: draw its curves."""
+    def close(self) -> None:
+        """Close the TensorBoard files."""
         if self._board is not None:
             self._board.close()
-        if self.writes and curves:
-            draw(self.folder)
+
+    def draw(self) -> None:
+        """Plot the curves of the run."""
+        if self.writes:
+            draw_curves(self.folder)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, default=str) + "\n"
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space and go on with --resume")
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space and continue with --resume")
 
 
 def _board(folder: Path, step: int) -> Any:
@@ -126,33 +136,30 @@ def _board(folder: Path, step: int) -> Any:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Forget lines that an interrupted run wrote after its last checkpoint; they will be written again."""
+    """Remove lines of later steps, which will be taken again, and an incomplete line that a killed run may leave."""
+
+    def stays(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, TypeError, KeyError):
+            return False
+
     if path.is_file():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _written_by(line, step)]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-
-
-def _written_by(line: str, step: int) -> bool:
-    """Whether a line of a log is whole (a killed run may leave half of one) and not of a later step."""
-    try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, TypeError, KeyError):
-        return False
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_atomic(path, "".join(line for line in lines if line.endswith("\n") and stays(line)))
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """16 hex digits that name the rows of a split and their order: texts and names, not pixels."""
+    """16 hex digits of the rows of a split and their order; texts and file names count, pixels do not."""
     digest = hashlib.sha256()
     for row in examples:
-        said = (row.key, row.video, row.captions, row.question, row.answer, row.choices, row.label)
-        digest.update(repr(said).encode("utf-8", "surrogatepass"))
+        content = (row.key, row.video, row.captions, row.question, row.answer, row.choices, row.label)
+        digest.update(repr(content).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, in a few facts."""
+    """A description of the machine."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "host": platform.node(),
@@ -166,7 +173,7 @@ def hardware() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, as Linux tells it; elsewhere what Python knows."""
+    """The processor's name from /proc/cpuinfo, or from Python on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -176,7 +183,7 @@ def _processor() -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
+    """Versions of the packages that affect the numbers of a run."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"evilm": __version__, "python": platform.python_version()}
@@ -189,34 +196,34 @@ def packages() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and local changes of the source that is running; None outside a checkout."""
+    """Commit and local changes of the running source; None outside a checkout."""
     source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None
 
-    def ask(*words: str) -> str:
-        asked = subprocess.run(  # noqa: S603, fixed words
-            ["git", "-C", str(source), *words],  # noqa: S607, git is where the user has it
+    def git(*arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603, fixed arguments
+            ["git", "-C", str(source), *arguments],  # noqa: S607, git is found by PATH
             capture_output=True,
             text=True,
             timeout=10,
             check=True,
         )
-        return asked.stdout.strip()
+        return done.stdout.strip()
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": ask("status", "--porcelain", "-uno").splitlines()}
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "-uno").splitlines()}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def draw(folder: Path) -> None:
-    """``curves.png``: losses by objective, validation, learning rate and gradient norm over the steps."""
+def draw_curves(folder: Path) -> None:
+    """Plot losses, validation metrics, learning rate and gradient norm over the steps to ``curves.png``."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        return  # the lines of metrics.jsonl are all there
+        return  # metrics.jsonl holds the same numbers
     rows, checks = _rows(folder / METRICS), _rows(folder / VALIDATION)
     if not rows:
         return
@@ -241,9 +248,9 @@ def draw(folder: Path) -> None:
         axes.set_xlabel("step")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-    temporary = folder / "curves.tmp"
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, folder / "curves.png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomic(folder / "curves.png", picture.getvalue())
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""A recipe: everything that decides a run, in one TOML file, and where recipes are found.
-
-What it stands for is made elsewhere: its task in ``assembly.py``, its rows and batches in ``feed.py``.
-"""
+"""A recipe: all settings of a run in one TOML file; where recipes are found; errors for settings of old versions."""
 
 from __future__ import annotations
 
@@ -14,51 +11,82 @@ from evilm import config
 from evilm.config import Config
 from evilm.data.config import DataConfig
 from evilm.distributed import DeviceName, Precision
-from evilm.errors import ConfigError
+from evilm.errors import CheckpointError, ConfigError
 from evilm.model.presets import ModelConfig, preset
-from evilm.tasks import TOKENIZERS, AnyTaskConfig
+from evilm.tasks import TASKS, AnyTaskConfig
 from evilm.training.optim import OptimConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+# Settings of earlier versions by their table, and their names today; None for those that no longer exist.
+_EMBEDDING = {"words": "max_text_len", "focus": "focal_gamma", "embedding": "embed_dim"}
+_SHAPE = {"width": "embed_dim", "heads": "num_heads", "hidden": "mlp_dim", "size": "image_size"}
+RENAMED: dict[str, dict[str, str | None]] = {
+    "optim": {
+        "head_lr": "head_lr_scale", "backbone_lr": "backbone_lr_scale", "clip": "grad_clip", "ema": "ema_decay",
+        "accumulate": "grad_accum_steps", "warmup": "warmup_ratio", "explodes": "loss_spike_factor", "power": None,
+        "fused": None,
+    },
+    "run": {"out": "output_dir", "recompute": "grad_checkpointing", "curves": None},
+    "data": {
+        "fit": "resize_mode", "candidates": "cached_frames", "bad_share": "max_bad_ratio", "more": "extra_train",
+    },
+    "data.augment": {
+        "scale": "crop_scale", "aspect": "crop_ratio", "rand_ops": "randaugment_ops", "views": "cached_crops",
+        "rand_magnitude": "randaugment_magnitude", "flip": "hflip", "flip_sided": "hflip_sided",
+    },
+    "model": {
+        **_SHAPE, "text_width": "text_embed_dim", "text_heads": "text_num_heads", "text_hidden": "text_mlp_dim",
+        "text_positions": "max_text_len", "frames": "num_frames",
+    },
+    "task": {
+        **_EMBEDDING, "word_ratio": "mlm_ratio", "mvm": "mvm_weight", "mlm": "mlm_weight", "vtm": "vtm_weight",
+        "contrastive": "contrastive_weight", "negatives": "num_negatives", "top": "rerank_top_k",
+        "captions": "captions_per_video", "answers": "num_answers", "blind": "text_only", "cosine": "cosine_weight",
+        "relation": "relation_weight", "text": "text_weight", "remember": "cache_encodings", "at_least": "min_count",
+        "most": "max_words", "frames": "num_frames", "targets": None, "reconstruction_weight": None,
+    },
+    "task.tokenizer": {
+        **_SHAPE, "codes": "codebook_size", "code_width": "code_dim", "restart_below": "dead_code_threshold",
+        "decay": "ema_decay",
+    },
+}  # fmt: skip
+
 
 class RunConfig(Config):
-    """Where and how the work runs."""
+    """Settings of where and how a run works."""
 
-    output_dir: Path = Path("runs/run")
-    device: DeviceName = "auto"
-    precision: Precision = "auto"
+    output_dir: Path = Field(default=Path("runs/run"), description="folder of the run")
+    device: DeviceName = Field(default="auto", description="auto takes CUDA, then Apple's GPU, then the CPU")
+    precision: Precision = Field(default="auto", description="number format; auto takes bf16 on hardware that has it")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves torch's choice")
-    compile: bool = Field(default=False, description="torch.compile the encoders and the decoder")
-    grad_checkpointing: bool = Field(
-        default=False, description="keep fewer activations and compute them again: less memory"
-    )
-    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    compile: bool = Field(default=False, description="torch.compile the encoders and the fusion decoder")
+    grad_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    checkpoint_minutes: float = Field(default=5.0, gt=0, description="minutes between checkpoints")
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
     validate_every: float = Field(
-        default=0, ge=0, description="epochs between evaluations on data.validation; 0 at the end alone"
+        default=0, ge=0, description="epochs between validations; 0 validates at the end only"
     )
-    curves: bool = Field(default=True, description="draw curves.png at the end")
-    tensorboard: bool = Field(default=False, description="write for TensorBoard too")
+    tensorboard: bool = Field(default=False, description="write TensorBoard files as well")
 
 
 class Recipe(Config):
-    """One run."""
+    """All settings of a run."""
 
     task: AnyTaskConfig
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
-    model: ModelConfig | None = Field(default=None, description="a preset with changes; none takes that of `start`")
+    model: ModelConfig | None = Field(default=None, description="model.preset with changes; none takes that of `start`")
     start: Path | None = Field(default=None, description="checkpoint whose weights the run starts from")
-    vocabulary: Path | None = Field(default=None, description="none takes that of `start`, or the one that ships")
-    seed: int = Field(default=0, ge=0)
+    vocabulary: Path | None = Field(default=None, description="none takes that of `start`, or the bundled one")
+    seed: int = Field(default=0, ge=0, description="random seed of everything that is drawn")
 
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, table: Any) -> Any:
-        """``model.preset`` stands for the preset's settings, which the other keys then change."""
+        """Replace ``model.preset`` by the preset's settings, which the other keys override."""
         recipe = cast("Mapping[str, Any]", table)
         if not isinstance(table, dict) or not isinstance(recipe.get("model"), dict) or "preset" not in recipe["model"]:
             return recipe
@@ -68,38 +96,104 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _has_model(self) -> Recipe:
-        if self.model is None and self.start is None and self.task.name not in TOKENIZERS:
+        if self.model is None and self.start is None and not TASKS[self.task.name].is_tokenizer:
             raise ValueError("name a model (model.preset) or a checkpoint to start from (start)")
         return self
 
 
-def shelves() -> list[Path]:
-    """The folders of recipes that come with the project: beside ``src`` in a checkout, else inside the package."""
-    package = Path(__file__).resolve().parents[1]
-    beside = package.parents[1] / "recipes" if package.parent.name == "src" else None
-    return [folder for folder in (beside, package / "recipes") if folder is not None and folder.is_dir()]
-
-
 def find(name: str | Path) -> Path:
-    """The recipe file that ``name`` means: a path, or the bare name of a recipe that comes with the project.
+    """The recipe file of a path, or of the bare name of a bundled recipe.
 
     Raises:
-        ConfigError: there is none; lists those that come with the project.
+        ConfigError: there is none; lists the bundled recipes.
     """
     path = Path(name)
     if path.is_file():
         return path
-    known = {file.stem: file for shelf in reversed(shelves()) for file in shelf.glob("*.toml")}
+    known = {file.stem: file for folder in reversed(bundled()) for file in folder.glob("*.toml")}
     if str(name) in known:
         return known[str(name)]
     what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
     raise ConfigError(f"{name}: {what}; give a TOML file or one of {', '.join(sorted(known)) or '(none installed)'}")
 
 
+def bundled() -> list[Path]:
+    """The folders of bundled recipes: beside ``src`` in a checkout, else inside the package."""
+    package = Path(__file__).resolve().parents[1]
+    beside = package.parents[1] / "recipes" if package.parent.name == "src" else None
+    return [folder for folder in (beside, package / "recipes") if folder is not None and folder.is_dir()]
+
+
 def load(path: Path, assignments: Iterable[str] = ()) -> Recipe:
     """A recipe file with ``a.b=c`` overrides.
 
     Raises:
-        ConfigError: naming each unknown or ill-typed key.
+        ConfigError: names each unknown, renamed or ill-typed key.
     """
-    return config.load(Recipe, path, assignments)
+    return check(config.override(config.read(path), assignments), str(path))
+
+
+def check(table: Mapping[str, Any], origin: str) -> Recipe:
+    """A table of settings as a recipe.
+
+    Args:
+        table: the settings.
+        origin: where they were read from, for messages.
+
+    Raises:
+        ConfigError: names each unknown, renamed or ill-typed key.
+    """
+    return config.check(Recipe, table, origin, RENAMED)
+
+
+def of_checkpoint(folder: Path, metadata: Mapping[str, Any]) -> Recipe:
+    """The recipe that a checkpoint was trained by.
+
+    Args:
+        folder: the checkpoint, for messages.
+        metadata: its ``config.json``.
+
+    Raises:
+        CheckpointError: it was written by another version, or holds no recipe.
+    """
+    place = folder / "config.json"
+    if not isinstance(metadata.get("recipe"), dict) or not isinstance(metadata.get("facts"), dict):
+        raise CheckpointError(f"{place}: holds no recipe, so this is no checkpoint of a run of evilm")
+    try:
+        return check(metadata["recipe"], "its recipe")
+    except ConfigError as error:
+        version = metadata.get("versions", {}).get("evilm", "an unknown version")
+        raise CheckpointError(
+            f"{place}: was written by evilm {version} and cannot be read by this version: {error}; use evilm "
+            f"{version}, or train again"
+        ) from None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Changes since a run was started that may change its result, a line each.
+
+    Args:
+        before, now: the run's metadata at its start and today.
+    """
+    old, new = _leaves(before.get("recipe", {})), _leaves(now.get("recipe", {}))
+    lines = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith("run.")
+    ]
+    if "data" in before and "data" in now and before["data"] != now["data"]:
+        lines.append(f"the training rows were {before['data']} and are {now['data']}: their order differs")
+    for name, version in before.get("versions", {}).items():
+        if now.get("versions", {}).get(name) != version:
+            lines.append(f"{name} was {version} and is {now.get('versions', {}).get(name)}: the last bits may differ")
+    return lines
+
+
+def _leaves(table: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested table as dotted names and values."""
+    if not isinstance(table, dict):
+        return {prefix: table}
+    found: dict[str, Any] = {}
+    for name, value in cast("dict[str, Any]", table).items():
+        found |= _leaves(value, f"{prefix}.{name}" if prefix else name)
+    return found

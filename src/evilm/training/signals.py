@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: an exception while nothing is at stake, a request while a run can save itself."""
+"""Ctrl-C and SIGTERM: an exception before and after training, a request to save and stop during training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Signals:
-    """While inside, both signals raise ``KeyboardInterrupt``; inside ``gently`` the first one sets ``stop`` instead.
+    """While entered, both signals raise ``KeyboardInterrupt``; inside ``gently`` the first one sets ``stop`` instead.
 
-    A second signal acts at once, except under torchrun, which sends one of its own after the terminal's and ends
+    A second signal raises at once, except under torchrun: it forwards the terminal's signal a second time, and ends
     processes that do not stop within half a minute.
     """
 

@@ -27,7 +27,6 @@ QUICK = (
     "optim.epochs=2",
     "run.threads=1",
     "run.device=cpu",
-    "run.curves=false",
     "run.precision=fp32",
     "data.workers=0",
 )
@@ -118,9 +117,9 @@ def test_stopped_and_gone_on_with_it_ends_as_an_unbroken_one(
 ) -> None:  # fmt: skip
     out = tmp_path / "run"
     line = ["adapt", str(mine), "--model", str(trained("retrieval")), "--out", str(out)]
-    from evilm.training import step
+    from evilm.training import trainer
 
-    whole = step.Stepper.advance
+    whole = trainer.Trainer._take_step
 
     def interrupting(self: Any, *rest: Any, **more: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
@@ -128,7 +127,7 @@ def test_stopped_and_gone_on_with_it_ends_as_an_unbroken_one(
 
     assert threading.current_thread() is threading.main_thread()
     with monkeypatch.context() as patch:
-        patch.setattr(step.Stepper, "advance", interrupting)
+        patch.setattr(trainer.Trainer, "_take_step", interrupting)
         assert cli.run([*line, *QUICK]) == 130
     said = capsys.readouterr().err
     assert f"--out {out}" in said

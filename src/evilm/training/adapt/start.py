@@ -9,9 +9,9 @@ from evilm import config
 from evilm.errors import CheckpointError
 from evilm.inference.loading import EXPORT_FILE, model_folder
 from evilm.model.presets import ModelConfig
-from evilm.tasks import TOKENIZERS
+from evilm.tasks import TASKS
 from evilm.training import checkpoint
-from evilm.training.recipe import Recipe
+from evilm.training.recipe import Recipe, of_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def trainable(model: str) -> Start:
     folder = checkpoint.find(path)
     table = checkpoint.read_json(folder / "config.json")
     task = table.get("task")
-    if task in TOKENIZERS:
+    if task in TASKS and TASKS[task].is_tokenizer:
         raise CheckpointError(f"{folder}: is a video tokenizer: name the run of a retrieval model")
     if "recipe" not in table or "model" not in table:
         raise CheckpointError(f"{folder / 'config.json'}: holds no recipe, so this is no checkpoint of ours")
@@ -65,7 +65,7 @@ def trainable(model: str) -> Start:
             f"{folder}: this {task} model has no embedding head to adapt: take a retrieval model, or one pre-trained "
             "with task.contrastive_weight > 0"
         )
-    recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
+    recipe = of_checkpoint(folder, table)
     return Start(
         folder=folder,
         recipe=recipe,
