@@ -1,11 +1,14 @@
-"""Where the work runs: the device, its number format, and the processes that share it (torchrun; gloo or NCCL).
+"""The device, its number format, and the processes that share a run (torchrun; gloo or NCCL).
 
-Every function here is the identity where there is one process. Where there are several, each computes its slice of the
-global batch, and the mean of their losses is the loss of one process with the whole batch. Three rules make it so:
+With one process every function here is the identity. With several, each process computes its rows of the global batch,
+and the mean of their losses equals the loss of one process with the whole batch. Three rules ensure this:
 
-* what is compared across the batch (in-batch negatives, similarities) is gathered, with its gradient;
-* what is divided by a count is divided by the mean count of all processes;
-* what is drawn once for the whole batch is drawn by the first process and handed to the others.
+* rows that are compared across the batch (in-batch negatives, similarities) are gathered, with gradients;
+* a sum that is divided by a count is divided by the mean count of all processes;
+* random choices about the whole batch are made on rank 0 and broadcast.
+
+Gradients are averaged by ``all_reduce_gradients`` and not by DDP: DDP needs one forward call per step with the same
+unused parameters, while tasks call parts of the model several times per step and accumulate gradients over pieces.
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 T = TypeVar("T")
 
-# The first process may decode a whole data set while the others wait. A process that dies is noticed by its closed
-# connection and by torchrun, long before.
-PATIENCE = timedelta(hours=2)
-MEETING = timedelta(minutes=3)  # in which all must have connected
+# Rank 0 may decode a whole data set while the others wait. A process that dies is detected much earlier, by its closed
+# connection and by torchrun.
+WORK_TIMEOUT = timedelta(hours=2)
+CONNECT_TIMEOUT = timedelta(minutes=3)
 BUCKET = 2**23  # numbers of a gradient bucket: 32 MB
 
 
@@ -43,7 +46,7 @@ def device(name: str) -> torch.device:
     Under torchrun each process takes the GPU of its local rank.
 
     Raises:
-        DeviceError: this machine does not have it.
+        DeviceError: this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -73,29 +76,29 @@ def _own_gpu() -> torch.device:
 
 
 def uses_bf16(name: Precision, where: torch.device) -> bool:
-    """Whether to autocast to bfloat16: asked for, or ``auto`` on hardware that multiplies in it."""
+    """Whether to autocast to bfloat16: by ``name``, or with ``auto`` on hardware with bfloat16 arithmetic."""
     if name != "auto":
         return name == "bf16"
     if where.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    # AMX or AVX-512 BF16; elsewhere the CPU would emulate it, several times slower than float32.
+    # AMX or AVX-512 BF16; other CPUs emulate bfloat16, several times slower than float32.
     return where.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def launched() -> bool:
-    """Whether torchrun (or something that sets the same variables) started more than one process."""
+    """Whether torchrun, or a launcher that sets the same variables, started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
 def process_group(name: str) -> Generator[None]:
-    """Join the other processes that torchrun started; nothing where there are none.
+    """Connect the processes that torchrun started; with one process do nothing.
 
     Args:
-        name: the device setting: gradients travel by NCCL between GPUs, by gloo between CPUs.
+        name: the device setting; GPUs communicate by NCCL, CPUs by gloo.
 
     Raises:
-        DeviceError: they cannot be reached.
+        DeviceError: the processes cannot connect.
     """
     if not launched() or dist.is_initialized():
         yield
@@ -105,77 +108,77 @@ def process_group(name: str) -> Generator[None]:
         torch.cuda.set_device(where)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     try:
-        store = _own_attempt()
+        store = _store_of_attempt()
         own, count = (-1, -1) if store is None else (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-        dist.init_process_group(backend, timeout=MEETING, store=store, rank=own, world_size=count)
+        dist.init_process_group(backend, timeout=CONNECT_TIMEOUT, store=store, rank=own, world_size=count)
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DeviceError(
-            f"the {os.environ['WORLD_SIZE']} processes of this run cannot meet: {first}; start them again with "
-            "--resume, as torchrun's --max-restarts does by itself"
+            f"the {os.environ['WORLD_SIZE']} processes of this run cannot connect: {first}; start them again with "
+            "--resume, as torchrun's --max-restarts does"
         ) from None
-    _be_patient()
+    _set_work_timeout()
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def _own_attempt() -> Any:
-    """Where the processes of this attempt find one another; None leaves that to torch.
+def _store_of_attempt() -> Any:
+    """The store through which the processes of this attempt connect; None leaves the choice to torch.
 
-    torchrun keeps one store over all its restarts, and torch looks up addresses there without saying of which attempt
-    (seen with 2.15): half of the restarted processes would wait for dead ones. On one machine the number of the attempt
-    tells them apart. On several it differs from machine to machine; there torchrun itself must not share its store
+    torchrun keeps one store over all restarts, and torch looks up addresses there without the number of the attempt
+    (seen with 2.15), so that restarted processes would wait for dead ones. On one machine the number of the attempt, as
+    a prefix, separates them. On several machines it differs; there torchrun must not share its store
     (docs/performance.md).
     """
-    told = os.environ
-    if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or told.get("GROUP_WORLD_SIZE") != "1":
+    variables = os.environ
+    if variables.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or variables.get("GROUP_WORLD_SIZE") != "1":
         return None
-    place, port, count = told["MASTER_ADDR"], int(told["MASTER_PORT"]), int(told["WORLD_SIZE"])
-    torchs: Any = dist  # whose stores are public and not declared so
-    shared = torchs.TCPStore(place, port, count, is_master=False, timeout=MEETING)
-    return torchs.PrefixStore(f"evilm/{told.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    host, port, count = variables["MASTER_ADDR"], int(variables["MASTER_PORT"]), int(variables["WORLD_SIZE"])
+    untyped: Any = dist  # its stores are public but not declared
+    shared = untyped.TCPStore(host, port, count, is_master=False, timeout=CONNECT_TIMEOUT)
+    return untyped.PrefixStore(f"evilm/{variables.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
 
 
-def _be_patient() -> None:
-    """From here on, wait for one another as long as real work takes."""
-    torchs: Any = dist
-    set_timeout = getattr(torchs, "set_timeout", None)
-    if set_timeout is None:  # torch before 2.15 has no public way
-        set_timeout = torchs.distributed_c10d._set_pg_timeout  # noqa: SLF001
-    set_timeout(PATIENCE)
+def _set_work_timeout() -> None:
+    """Allow collectives to wait as long as the work of another process may take."""
+    untyped: Any = dist
+    set_timeout = getattr(untyped, "set_timeout", None)
+    if set_timeout is None:  # torch before 2.15 has no public function
+        set_timeout = untyped.distributed_c10d._set_pg_timeout  # noqa: SLF001
+    set_timeout(WORK_TIMEOUT)
 
 
 def rank() -> int:
-    """Which of the processes this is; the first writes and speaks."""
+    """The number of this process; rank 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes share the work."""
+    """The number of processes that share the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_gather(own: Tensor) -> Tensor:
-    """The rows (B, ...) of every process as (ranks * B, ...), with their gradients; shapes must be equal."""
+    """The rows (B, ...) of every process as (world_size * B, ...), with gradients; shapes must be equal."""
     return own if world_size() == 1 else torch.cat(collectives.all_gather(own))
 
 
 def all_reduce_sum(own: Tensor) -> Tensor:
-    """The sum over all processes, with its gradient."""
+    """The sum over all processes, with gradients."""
     return own if world_size() == 1 else cast("Tensor", collectives.all_reduce(own))
 
 
 def all_reduce_mean(own: Tensor) -> Tensor:
-    """The mean over all processes, with its gradient; counts become fractions."""
+    """The mean over all processes, with gradients; integers become floating point."""
     return (
         own if world_size() == 1 else all_reduce_sum(own.float() if not own.is_floating_point() else own) / world_size()
     )
 
 
 def all_reduce_max(own: int) -> int:
-    """The largest of the processes' numbers."""
+    """The largest number of all processes."""
     if world_size() == 1:
         return own
     box = torch.tensor(own)
@@ -184,7 +187,7 @@ def all_reduce_max(own: int) -> int:
 
 
 def broadcast(drawn: Tensor) -> Tensor:
-    """What the first process has: for what is drawn once for the whole batch."""
+    """The tensor of rank 0, for random choices about the whole batch."""
     if world_size() > 1:
         dist.broadcast(drawn, 0)
     return drawn
@@ -200,7 +203,7 @@ def all_gather_objects(own: T) -> list[T]:
 
 
 def run_on_rank0(make: Callable[[], T]) -> T:
-    """What ``make`` answers in the first process, handed to all; so is what it raises."""
+    """Call ``make`` on rank 0; its result, or its error, is returned or raised in every process."""
     if world_size() == 1:
         return make()
     box: list[Any] = [None, None]
@@ -217,9 +220,9 @@ def run_on_rank0(make: Callable[[], T]) -> T:
 
 @contextmanager
 def rank0_first() -> Generator[None]:
-    """The first process of all goes first, then the first of each machine, then the rest: for what fills a cache.
+    """Run the body on rank 0 first, then on the first process of each machine, then on the others.
 
-    Whether the machines share a disk or not, what one process made the next ones find made.
+    For work that fills a cache: it is done once per disk, whether machines share their disks or not.
     """
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
     for number in range(3):
@@ -240,12 +243,12 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
             bucket.append(parameter.grad)
             size += parameter.grad.numel()
             if size >= BUCKET:
-                _share(bucket)
+                _average(bucket)
                 bucket, size = [], 0
-    _share(bucket)
+    _average(bucket)
 
 
-def _share(gradients: list[Tensor]) -> None:
+def _average(gradients: list[Tensor]) -> None:
     if not gradients:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -258,7 +261,7 @@ def _share(gradients: list[Tensor]) -> None:
 
 
 def broadcast_weights(tensors: Iterable[Tensor]) -> None:
-    """Give every process the first one's weights and buffers."""
+    """Copy the weights and buffers of rank 0 to every process."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)

@@ -1,4 +1,4 @@
-"""Progress of long work: done, rate, time left. A live bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: done, rate, time left. A live bar on a terminal, a line every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-QUIET_SECONDS = 15.0  # between lines where there is no terminal
+QUIET_SECONDS = 15.0  # between two lines without a terminal
 
 
 class Meter:
-    """Progress of one piece of work, as a context manager.
+    """A progress bar, as a context manager.
 
     Args:
-        label: what is being done.
-        total: how many units there are.
-        unit: what they are called.
-        done: how many were done before (a resumed run).
+        label: of the work.
+        total: number of units.
+        unit: name of the units.
+        done: units that were done before (a resumed run).
     """
 
     def __init__(self, label: str, total: int, unit: str = "steps", done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.console = Console(stderr=True)
         self.first = self.done = done
-        self.began = self.spoke = time.monotonic()
-        self._quiet = int(os.environ.get("RANK", "0")) > 0  # the first process speaks for all
+        self.began = self.printed = time.monotonic()
+        self._quiet = int(os.environ.get("RANK", "0")) > 0  # rank 0 prints
         self._bar: Progress | None = None
         self._row: TaskID | None = None
 
@@ -49,10 +49,10 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
         elif self.done > self.first:
-            self._say(f"{self.done}/{self.total} {self.unit} in {clock(time.monotonic() - self.began)}")
+            self._print(f"{self.done}/{self.total} {self.unit} in {clock(time.monotonic() - self.began)}")
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that ``done`` units are done by now; ``note`` stands at the end of the line."""
+        """Show that ``done`` units are done; ``note`` is added at the end of the line."""
         self.done = done
         now = time.monotonic()
         rate = (done - self.first) / max(1e-9, now - self.began)
@@ -60,23 +60,23 @@ class Meter:
         text = f"{rate:.1f} {self.unit}/s, {left} left" + (f", {note}" if note else "")
         if self._bar is not None and self._row is not None:
             self._bar.update(self._row, completed=done, note=text)
-        elif now - self.spoke >= QUIET_SECONDS:
-            self.spoke = now
-            self._say(f"{done}/{self.total} {self.unit}, {text}")
+        elif now - self.printed >= QUIET_SECONDS:
+            self.printed = now
+            self._print(f"{done}/{self.total} {self.unit}, {text}")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if not self._quiet:
             self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 def say(text: str) -> None:
-    """A line on stderr, from the first process alone."""
+    """Print a line on stderr, from rank 0 only."""
     if int(os.environ.get("RANK", "0")) == 0:
         Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def spark(values: Sequence[float], width: int = 20) -> str:
-    """The latest of some values as a line of small bars: a curve that fits beside a progress bar."""
+    """The latest values as a line of small bars, to show a curve beside a progress bar."""
     shown = [value for value in values if math.isfinite(value)][-width:]
     if not shown:
         return ""

@@ -1,21 +1,21 @@
-"""The words of the house: the dimension legend and the values that flow.
+"""Shared dataclasses, and the letters for dimensions.
 
-Dimension legend, used in every shape comment and docstring:
+Dimensions in shape comments and docstrings:
 
-    B  clips in a batch            N  regions of a clip, N = T * h * w
+    B  clips in a batch            N  patches of a clip, N = T * h * w
     T  frames of a clip            L  word pieces of a text
-    H  frame height, pixels        D  width of the fusion decoder
+    H  frame height, pixels        D  width of the fusion transformer
     W  frame width, pixels         d  width of a code
-    h  cells per column            M  codes in the codebook
-    w  cells per row               K  words, answers or choices
+    h  patches per column          M  codes in the codebook
+    w  patches per row             K  words, answers or choices
 
-The values, in the order in which they flow:
+The dataclasses, in the order of use:
 
-    Clip      where the pixels are              (data.readers)
+    Clip      location of a sample's pixels     (data.readers)
     Example   one row of an annotation file     (data.readers -> data.loader)
-    Batch     pixels and rows, collated         (data.loader -> tasks)
+    Batch     frames and rows                   (data.loader -> tasks)
     Text      word pieces, padded               (data.vocabulary -> model)
-    Grid      how many regions a clip has       (model, masking)
+    Grid      numbers of patches of a clip      (model, masking)
     Encoded   e^V or e^L of Eq. 1               (model.encode_* -> model.fuse)
     Fused     h^CLS, h^L, h^V of Eq. 2          (model.fuse -> heads)
     Quantized codes of Eq. 4                    (model.tokenizer)
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Where the pixels of a sample are: a video file, a part of one, or still frames.
+    """Location of a sample's pixels: a video file, a part of one, or still frames.
 
     Attributes:
-        path: a video file; a folder of frames; or a tar file of frames or videos.
-        start, end: seconds within the file; ``end`` None means to its end.
-        frames: names of still images within ``path`` (a folder or a tar), in order of time; of one video within a tar;
-            empty for a video file.
+        path: a video file, a folder of frames, or a tar file of frames or videos.
+        start, end: seconds within the file; None for ``end`` is the end of the file.
+        frames: names of still images within ``path`` in order of time, or of one video within a tar; empty for a video
+            file.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Clip:
 
     @property
     def id(self) -> str:
-        """A string equal for equal clips: the key of every cache of frames or labels."""
+        """A string that is equal for equal clips, the key of all caches."""
         part = f"#{self.start:g}-{'' if self.end is None else format(self.end, 'g')}" if self.start or self.end else ""
         members = f"!{self.frames[0]}+{len(self.frames)}" if self.frames else ""
         return f"{self.path.as_posix()}{part}{members}"
@@ -61,19 +61,19 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of an annotation file, whatever the file's format was.
+    """One row of an annotation file of any format.
 
     Attributes:
         key: identifies the row within its split (question id, video id, line).
-        video: the id of the video in its data set; several rows may share one.
-        clip: where its pixels are.
+        video: id of the video in its data set; several rows may share it.
+        clip: location of the pixels.
         captions: sentences that describe the clip; training draws one of them, evaluation takes the first.
-        question: the question of a QA or choice row, else None.
-        answer: the answer of an open-ended question, else None.
-        choices: the options of a choice row, else empty.
-        label: the index of the right choice, or of the class, else None.
-        kind: a group to report separately (question type, class name), else None.
-        temporal: whether the answer hangs on the order of the frames; None where the annotations do not say.
+        question: of a question-answering or multiple-choice row, else None.
+        answer: of an open-ended question, else None.
+        choices: options of a multiple-choice row, else empty.
+        label: index of the right choice, or of the class, else None.
+        kind: group for separate metrics (question type, class name), else None.
+        temporal: whether the answer depends on the order of the frames; None if unknown.
     """
 
     key: str
@@ -95,7 +95,7 @@ class Text:
     Attributes:
         ids: (B, L) int64.
         mask: (B, L) bool, True where there is a word piece, False in the padding.
-        starts: (B, L) bool, True on the first piece of each whole word (never on special tokens or padding).
+        starts: (B, L) bool, True on the first piece of each word, False on special tokens and padding.
     """
 
     ids: Tensor
@@ -111,16 +111,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a task sees.
+    """Input of a task.
 
     Attributes:
-        examples: the rows, for their keys, answers and choices.
+        examples: the rows, with their texts and labels.
         frames: (B, T, 3, H, W) uint8.
-        seeds: (B,) int64, one a sample, derived from (seed, epoch, sample): the root of every random choice about it.
-        readable: (B,) bool, False where the video gave no frames: evaluation counts those as wrong, and in training
-            there are none.
+        seeds: (B,) int64, one per sample, derived from (seed, epoch, sample); all random choices about it use it.
+        readable: (B,) bool, False if the video gave no frames: evaluation counts the row as wrong; training replaces it.
         labels: (B, T, h, w) int64 cached labels of the video tokenizer, or None.
-        features: (B, T, h, w, C) what the frozen backbone sees in ``frames``, or None.
+        features: (B, T, h, w, C) cached features of the frozen backbone on ``frames``, or None.
     """
 
     examples: tuple[Example, ...]
@@ -135,11 +134,11 @@ class Batch:
 
     @property
     def own_seeds(self) -> list[int]:
-        """``seeds`` as plain numbers."""
+        """``seeds`` as integers."""
         return [int(seed) for seed in self.seeds]
 
     def pinned(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU need not be waited for."""
+        """The batch in page-locked memory, which allows asynchronous copies to a GPU."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
@@ -147,7 +146,7 @@ class Batch:
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pieces(self, count: int) -> list[Batch]:
-        """The batch in ``count`` consecutive pieces of one size."""
+        """The batch in ``count`` consecutive pieces of equal size."""
         if count == 1:
             return [self]
         size = len(self) // count
@@ -158,7 +157,7 @@ class Batch:
         return replace(piece, examples=self.examples[rows], seeds=self.seeds[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with all tensors but the seeds changed."""
+        """The batch with ``change`` applied to all tensors but the seeds."""
         return replace(
             self,
             frames=change(self.frames),
@@ -169,7 +168,7 @@ class Batch:
 
 
 class Grid(NamedTuple):
-    """The regions of a clip: T frames of h x w cells."""
+    """Numbers of patches of a clip: T frames of h x w patches."""
 
     frames: int
     height: int
@@ -212,12 +211,12 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """The fusion decoder's answer (Eq. 2).
+    """Output of the fusion transformer (Eq. 2).
 
     Attributes:
-        cls: (B, D).
-        text: (B, L, D), or None when no text went in.
-        video: (B, N, D), or None when no video went in.
+        cls: h^CLS (B, D).
+        text: h^L (B, L, D), or None without a text.
+        video: h^V (B, N, D), or None without a video.
     """
 
     cls: Tensor
@@ -227,13 +226,13 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """The quantizer's answer (Eq. 4).
+    """Output of the quantizer (Eq. 4).
 
     Attributes:
-        codes: (..., d) the chosen codes; the gradient passes straight through to the encoder.
+        codes: (..., d) the chosen codes; their gradient is passed to the encoder unchanged.
         labels: (...) int64 index of each chosen code.
-        loss_codebook: scalar, second term of Eq. 7 (zero where an EMA moves the codes instead, and the divergence from
-            even use where codes are drawn).
+        loss_codebook: scalar, second term of Eq. 7 (zero if an EMA updates the codes; the divergence from uniform use if
+            codes are drawn).
         loss_commitment: scalar, third term of Eq. 7.
     """
 
@@ -245,11 +244,11 @@ class Quantized:
 
 @dataclass(slots=True)
 class Losses:
-    """Named scalars; ``total`` is the one that is minimised.
+    """Losses of a batch.
 
     Attributes:
-        total: the scalar to call ``backward`` on.
-        parts: what it is made of, and anything else worth logging, detached.
+        total: the scalar that is minimised.
+        parts: its terms by name, and other scalars to log, detached.
     """
 
     total: Tensor
