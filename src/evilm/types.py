@@ -117,7 +117,7 @@ class Batch:
         examples: the rows, with their texts and labels.
         frames: (B, T, 3, H, W) uint8.
         seeds: (B,) int64, one per sample, derived from (seed, epoch, sample); all random choices about it use it.
-        readable: (B,) bool, False if the video gave no frames: evaluation counts the row as wrong; training replaces it.
+        readable: (B,) bool, False without frames: evaluation counts the row as wrong, training replaces it.
         labels: (B, T, h, w) int64 cached labels of the video tokenizer, or None.
         features: (B, T, h, w, C) cached features of the frozen backbone on ``frames``, or None.
     """
@@ -231,8 +231,8 @@ class Quantized:
     Attributes:
         codes: (..., d) the chosen codes; their gradient is passed to the encoder unchanged.
         labels: (...) int64 index of each chosen code.
-        loss_codebook: scalar, second term of Eq. 7 (zero if an EMA updates the codes; the divergence from uniform use if
-            codes are drawn).
+        loss_codebook: scalar, second term of Eq. 7 (zero if an EMA updates the codes; the divergence from uniform use
+            if codes are drawn).
         loss_commitment: scalar, third term of Eq. 7.
     """
 
