@@ -10,6 +10,7 @@ import pytest
 
 from evilm import cli
 from evilm.inference.loading import BUNDLED, DEFAULT_MODEL
+from evilm.search.database import Database
 
 
 def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +110,18 @@ def test_a_file_searched_by_itself_scores_one(
     capsys.readouterr()
     assert cli.run(["search", at, "--query-video", str(video), "--json", "-k", "2"]) == 0
     first, second = json.loads(capsys.readouterr().out)["hits"]
-    assert first["path"] == str(video.resolve())
-    assert first["score"] == pytest.approx(1.0, abs=1e-3)
-    assert second["score"] < first["score"]
+    assert (first["path"], first["score"]) == (str(video.resolve()), 1.0)
+    assert second["score"] < 1.0
+
+
+def test_an_index_of_an_earlier_bundled_model_names_the_remedy(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = tmp_path / "index"
+    assert cli.run(["index", str(clips), str(at), "--model", "world-tiny"]) == 0
+    with Database(at, write=True) as database:
+        database.set_metadata("model", {"path": "world-tiny", "fingerprint": "0" * 16})
+    capsys.readouterr()
+    assert cli.run(["search", str(at), "a red disc"]) == 2
+    line = capsys.readouterr().err
+    assert "was made by the world-tiny of another version of this package: index again into a new folder" in line

@@ -122,6 +122,12 @@ def check_model(model: Embedder | str | Path | None, stored: Mapping[str, Any], 
         raise VideoIndexError(f"{folder}: its model is no longer at {model}: name its new place with --model")
     embedder = _load(model)
     if embedder.fingerprint != stored["fingerprint"]:
+        from evilm.inference.loading import BUNDLED
+
+        if model == stored["path"] and model in BUNDLED:
+            raise VideoIndexError(
+                f"{folder}: was made by the {model} of another version of this package: index again into a new folder"
+            )
         raise VideoIndexError(
             f"{folder}: was made by another model ({stored['fingerprint'][:12]}, from {stored['path'] or 'memory'}), "
             f"this one is {embedder.fingerprint[:12]}: name that one, or index into a new folder"
