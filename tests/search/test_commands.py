@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from evilm import cli
 from evilm.inference.loading import BUNDLED, DEFAULT_MODEL
 from evilm.search.database import Database
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
