@@ -48,7 +48,7 @@ def ship(name: str, source: Path, out: Path) -> None:
         made = writer.export(run, draft, int8=True, say=say)
         metadata = made.metadata.model_copy(update={"source": _public(made.metadata.source, source.resolve())})
         shown = made.model_copy(update={"metadata": metadata})
-        lines = [card.text(shown), *_evaluation(shown, evaluation)]
+        lines = [card.render(shown.metadata, shown), *_evaluation(shown, evaluation)]
         if name == TINY:
             seed = shown.metadata.source["recipe"]["seed"]
             lines += _quickstart(quickstart.run(Path(temporary) / "quickstart", str(draft), say=say), seed)

@@ -203,7 +203,7 @@ def test_too_little_disk_space_for_drafts_is_an_error(
     monkeypatch.setattr(tempfile, "tempdir", None)
 
     def fill() -> None:
-        with writer._draft_folders() as (plain, _):
+        with writer._draft_folders(1) as (plain, _):
             (plain / "video.onnx").touch()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -65,7 +65,7 @@ def write_public_copy(folder: Path, copy: Path, metadata: Metadata) -> None:
             if (to / name).is_file():
                 checkpoint.write_json(to / name, _without_paths(checkpoint.read_json(to / name)))
         if not (to / checkpoint.CARD).is_file():
-            (to / checkpoint.CARD).write_text(card.of_checkpoint(metadata), encoding="utf-8")
+            (to / checkpoint.CARD).write_text(card.render(metadata), encoding="utf-8")
 
     checkpoint.write(copy, fill, what="copy to publish", remedy="free space in TMPDIR and try again")
 

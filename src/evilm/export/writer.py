@@ -48,7 +48,6 @@ _LADDER: dict[str, tuple[Precision, ...]] = {  # from the smallest to the most e
 }
 _FP32_HEADS = ("embed_video", "embed_text")  # one small matrix each, directly before the cosines
 _DISK_FACTOR = 5  # the drafts' size over that of the weights: fp32 graphs, two drafts, the quantizer's own files
-_REMEDY = "free space, or name another folder in TMPDIR"
 
 
 @dataclass
@@ -121,11 +120,10 @@ def export(
         raise ConfigError("--int8 and --openvino cannot be combined: OpenVINO runs in bf16")
     files.check_output_dir(out, export_format.KIND)
     runtime = TorchRuntime(source)
-    _check_disk(runtime)
-    samples = _load_samples(runtime, calibrate, say)
-    against = compare.reference(runtime, samples.frames[::2], samples.texts[::2], samples.data)
     precision = "int8" if int8 else "bf16" if openvino else "fp32"
-    with _draft_folders() as (plain, draft):
+    with _draft_folders((runtime.folder / "model.safetensors").stat().st_size) as (plain, draft):
+        samples = _load_samples(runtime, calibrate, say)
+        against = compare.reference(runtime, samples.frames[::2], samples.texts[::2], samples.data)
         say("tracing the graphs")
         trace.trace(runtime, plain)
         threshold = against.answer_threshold or runtime.metadata.answer_threshold
@@ -159,28 +157,23 @@ def export(
     return exported
 
 
-def _check_disk(runtime: TorchRuntime) -> None:
-    """Check that the drafts will fit on the disk, because the quantizer does not notice a full disk.
-
-    Raises:
-        OutputError: they will not.
-    """
-    place = tempfile.gettempdir()
-    needed = _DISK_FACTOR * (runtime.folder / "model.safetensors").stat().st_size
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise OutputError(
-            f"{place}: has {free / 1e6:.1f} MB free and the drafts of this export take {needed / 1e6:.1f}; {_REMEDY}"
-        )
-
-
 @contextlib.contextmanager
-def _draft_folders() -> Generator[tuple[Path, Path]]:
+def _draft_folders(weights: int) -> Generator[tuple[Path, Path]]:
     """A folder for fp32 graphs and a path for the draft export, both deleted at the end.
 
+    Free space is checked first, because the quantizer does not notice a full disk.
+
+    Args:
+        weights: bytes of the checkpoint's weights.
+
     Raises:
-        OutputError: the disk is full.
+        OutputError: too little space, or the disk is full.
     """
+    place, remedy = tempfile.gettempdir(), "free space, or name another folder in TMPDIR"
+    needed, free = _DISK_FACTOR * weights, shutil.disk_usage(place).free
+    if free < needed:
+        sizes = f"has {free / 1e6:.1f} MB free and the drafts of this export take {needed / 1e6:.1f}"
+        raise OutputError(f"{place}: {sizes}; {remedy}")
     try:
         with tempfile.TemporaryDirectory(prefix="evilm-export-") as name:
             plain, draft = Path(name) / "fp32", Path(name) / "draft"
@@ -189,8 +182,7 @@ def _draft_folders() -> Generator[tuple[Path, Path]]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        place = tempfile.gettempdir()
-        raise OutputError(f"{place}: cannot hold the drafts of this export: {error.strerror}; {_REMEDY}") from error
+        raise OutputError(f"{place}: cannot hold the drafts of this export: {error.strerror}; {remedy}") from error
 
 
 def _load_samples(runtime: TorchRuntime, calibrate: Path | None, say: Callable[[str], None]) -> Samples:
@@ -216,7 +208,8 @@ def _load_samples(runtime: TorchRuntime, calibrate: Path | None, say: Callable[[
     except EvilmError as error:
         problem = str(error)
     if calibrate is not None:
-        clips = [Clip(path) for path in _find_videos(calibrate)]
+        paths = [calibrate] if calibrate.is_file() else sorted(calibrate.rglob("*"))
+        clips = [Clip(path) for path in paths if path == calibrate or path.suffix.lower() in files.VIDEO_SUFFIXES]
     elif problem:
         if data is not None and data.readable.any():
             return Samples(data, data.frames[data.readable][:_MAX_CLIPS], texts, not_measured)
@@ -233,20 +226,6 @@ def _load_samples(runtime: TorchRuntime, calibrate: Path | None, say: Callable[[
         where = calibrate or runtime.recipe.data.train.annotations
         raise DataError(f"{where}: none of its {len(clips)} videos can be read: name others with --calibrate")
     return Samples(data, np.stack(frames), texts, not_measured)
-
-
-def _find_videos(path: Path) -> list[Path]:
-    """The videos of a folder and its subfolders, or ``path`` itself if it is a file.
-
-    Raises:
-        DataError: the folder holds none.
-    """
-    if path.is_file():
-        return [path]
-    videos = sorted(each for each in path.rglob("*") if each.suffix.lower() in files.VIDEO_SUFFIXES)
-    if not videos:
-        raise DataError(f"{path}: holds no videos (such as .mp4): name another folder with --calibrate")
-    return videos
 
 
 def _token_ids(runtime: TorchRuntime, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
@@ -295,4 +274,4 @@ def _fill(temporary: Path, draft: Path, exported: export_format.ExportDescriptio
     for path in (*draft.glob("*.onnx"), draft / "vocabulary.json"):
         (temporary / path.name).write_bytes(path.read_bytes())
     checkpoint.write_json(temporary / export_format.NAME, exported.model_dump(mode="json"))
-    (temporary / checkpoint.CARD).write_text(card.text(exported), encoding="utf-8")
+    (temporary / checkpoint.CARD).write_text(card.render(exported.metadata, exported), encoding="utf-8")
