@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from rich.table import Table
 
-from evilm.data.readers import published, reader
+from evilm.data.readers import reader
 from evilm.data.readers.places import find_beside
 from evilm.data.readers.tables import read_json, read_names
 from evilm.errors import AnnotationError, OutputError, SplitError
-from evilm.report.split_counts import SplitCounts, hashes, is_repeated, texts_of, video_of
+from evilm.report.split_counts import SplitCounts, hashes, is_repeated, published, texts_of, video_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +85,8 @@ def check(
     lost = int(np.unique(np.concatenate([hashes(counts.missing) for counts in main])).size)
     splits = {counts.name: counts.as_json(source.format) for counts in found}
     by_name = {counts.name: counts for counts in found}
-    pairs = [pair for group in published.divisions(source.format) for pair in itertools.combinations(group, 2)]
+    divisions = published()["divisions"].get(source.format, [published()["usual_splits"]])
+    pairs = [pair for division in divisions for pair in itertools.combinations(division, 2)]
     leaks = [_leak(source, by_name[a], by_name[b]) for a, b in pairs if a in by_name and b in by_name]
     return {
         "format": source.format,
@@ -111,7 +112,8 @@ def _splits(source: Source) -> list[tuple[SplitCounts, Iterator[Example]]]:
     found: list[tuple[SplitCounts, Iterator[Example]]] = []
     heads: list[list[tuple[str, str]]] = []
     first: SplitError | None = None
-    for split in published.splits(source.format):
+    names = published()["splits"].get(source.format, published()["usual_splits"])
+    for split in names:
         rows = source.rows(split)
         try:
             head = list(itertools.islice(rows, SAME_ROWS))
@@ -122,8 +124,7 @@ def _splits(source: Source) -> list[tuple[SplitCounts, Iterator[Example]]]:
             heads.append([(example.key, example.clip.id) for example in head])
             found.append((SplitCounts(split, split), itertools.chain(head, rows)))
     if not found:
-        tried = ", ".join(published.splits(source.format))
-        raise first or AnnotationError(source.annotations, f"has no rows in any of the splits {tried}")
+        raise first or AnnotationError(source.annotations, f"has no rows in any of the splits {', '.join(names)}")
     if len(found) > 1 and all(head == heads[0] for head in heads):
         words = {"train": "train", "val": "val", "dev": "val", "test": "test"}
         name = source.annotations.stem.lower() if source.annotations.is_file() else ""
@@ -224,8 +225,9 @@ def _answers(source: Source, found: list[SplitCounts]) -> dict[str, Any] | None:
     answers = {counts.name: counts.answers for counts in found if counts.answers}
     if not answers:
         return None
-    path = find_beside(source.annotations, published.ANSWER_FILES) if source.format in published.ANSWERS else None
-    size = published.ANSWERS.get(source.format, 1500)
+    size = published()["answers"].get(source.format)
+    path = find_beside(source.annotations, published()["answer_files"]) if size else None
+    size = size or 1500
     if path is not None:
         known, origin = _vocabulary(path), path.name
     elif "train" in answers:

@@ -5,14 +5,16 @@ Only hashes of a row are kept: 8 bytes for its key, 8 for its video, and twice 8
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evilm.data.readers import published
+from evilm import config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from evilm.types import Example
+
+
+@functools.cache
+def published() -> dict[str, Any]:
+    """Splits, sizes and answer vocabularies of the published data sets (``datasets.toml``)."""
+    return config.read(Path(__file__).with_name("datasets.toml"))
 
 
 @dataclass(slots=True)
@@ -97,14 +105,10 @@ class SplitCounts:
         repeats = {name: len(each) - int(np.unique(hashes(each)).size) for name, each in
                    (("keys", self.keys), ("texts", self.texts))}  # fmt: skip
         counts["repeated"] = repeats
-        known = published.counts(format_name, self.name)
+        known = published()["sizes"].get(format_name, {}).get(self.name, [])
         if known:
-            same = next((k for k in known if k.rows == len(self) and k.videos in (None, videos)), None)
-            counts["published"] = {
-                "rows": [each.rows for each in known],
-                "agrees": same is not None,
-                "which": same.what if same else None,
-            }
+            same = next((what for rows, films, what in known if rows == len(self) and films in (0, videos)), None)
+            counts["published"] = {"rows": [rows for rows, *_ in known], "agrees": same is not None, "which": same}
         return counts
 
 
