@@ -1,13 +1,13 @@
-"""What a sample costs: files decoded anew, a cache of frames, packed raw and packed JPEG frames, side by side.
+"""Cost of loading a sample from files, a frame cache, packed raw frames and packed JPEG frames, side by side.
 
     python benchmarks/load.py VIDEOS [--size 256] [--frames 4] [--clips 64] [--rounds 3] [--workers 2] [--out FILE]
 
-``VIDEOS`` is a csv of the reader ``captions`` (paths and captions). Every path gives the same clips; their rounds are
-interleaved, so that whatever else the machine does falls on all alike, and the median of the rounds is printed.
+``VIDEOS`` is a csv for the reader ``captions`` (paths and captions). All sources give the same clips. Their rounds
+alternate, so that other load on the machine affects all of them, and the median of the rounds is printed.
 
-* **by stage**, in one process: CPU milliseconds a sample for getting its frames, for a random crop and flip, and for
-  putting a batch together.
-* **through the loader**: samples a second, with its worker processes for what is heavy, and its prefetching thread.
+* **by stage**, in one process: CPU milliseconds for the frames of a sample, for a random crop and flip, and for copying
+  it into a batch.
+* **through the loader**: samples per second, with its decoding processes and its prefetching thread.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ AUGMENT = AugmentConfig(crop_scale=0.5, hflip=True)
 
 
 def main() -> None:
-    """Measure and print a table; JSON where ``--out`` says."""
+    """Measure and print a table; ``--out`` writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path)
     for name, default in (
         ("size", 256),
         ("frames", 4),
         ("clips", 64),
-        ("candidates", 8),
+        ("cached-frames", 8),
         ("rounds", 3),
         ("workers", 2),
     ):
@@ -61,7 +61,7 @@ def main() -> None:
         stages = measure({name: stage_timer(rows, pixels, options) for name, pixels in sources.items()}, options.rounds)
         loaders = {name: loader(rows, pixels, options) for name, pixels in sources.items()}
         for each in loaders.values():
-            sum(len(batch) for batch in each.epoch(0))  # processes begin, files are in memory
+            sum(len(batch) for batch in each.epoch(0))  # starts processes and reads files into memory
         speeds = measure({name: speed_timer(each) for name, each in loaders.items()}, options.rounds)
         for each in loaders.values():
             each.close()
@@ -71,7 +71,7 @@ def main() -> None:
         "frames": options.frames,
         "workers": options.workers,
         "cores": os.cpu_count(),
-        "making, CPU s": once,
+        "preparation, CPU s": once,
         "stages, CPU ms a sample": stages,
         "loader": speeds,
     }
@@ -81,29 +81,29 @@ def main() -> None:
 
 
 def distinct(rows: list[Example]) -> list[Example]:
-    """One row a clip."""
+    """One row for each clip."""
     return list({row.clip.id: row for row in rows}.values())
 
 
 def make(rows: list[Example], folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, float]]:
-    """The four sources of frames, and the CPU seconds that each took to make."""
+    """The four sources of frames, and the CPU seconds of their preparation."""
     once: dict[str, float] = {"files": 0.0}
-    size, candidates = options.size, options.candidates
+    size, cached_frames = options.size, options.cached_frames
     began = time.process_time()
-    store = FrameCache(folder, [row.clip for row in rows], size=size, cached_frames=candidates)
+    store = FrameCache(folder, [row.clip for row in rows], size=size, cached_frames=cached_frames)
     store.fill()
     once["cache"] = time.process_time() - began
     sources: dict[str, Any] = {"files": FilePixels(size), "cache": StoredPixels(store)}
     for kind in ("raw", "jpeg"):
         began = time.process_time()
-        done = pack(rows, folder / kind, "train", PackConfig(size=size, cached_frames=candidates, frames=kind))
+        done = pack(rows, folder / kind, "train", PackConfig(size=size, cached_frames=cached_frames, frames=kind))
         once[f"packed {kind}"] = time.process_time() - began
         sources[f"packed {kind}"] = StoredPixels(PackedFrames(done.folder))
     return sources, once
 
 
 def stage_timer(rows: list[Example], pixels: Any, options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
-    """CPU ms a sample of one source, by stage, for the epoch that it is called with."""
+    """A function that measures CPU milliseconds for each sample of one source, by stage, in an epoch."""
 
     def timed(epoch: int) -> dict[str, float]:
         spent = {"frames": 0.0, "crop and flip": 0.0, "batch": 0.0}
@@ -124,8 +124,8 @@ def stage_timer(rows: list[Example], pixels: Any, options: argparse.Namespace) -
 
 
 def loader(rows: list[Example], pixels: Any, options: argparse.Namespace) -> Loader:
-    """A training loader of one source, as a recipe would make it."""
-    from evilm.data.loader import Loader  # here, so that processes that decode need not import torch
+    """A training loader with the settings of a recipe."""
+    from evilm.data.loader import Loader  # not at the top: decoding processes do not need torch
 
     return Loader(
         rows, pixels, options.frames, options.size, min(32, len(rows)), train=True, workers=options.workers, prefetch=2
@@ -133,7 +133,7 @@ def loader(rows: list[Example], pixels: Any, options: argparse.Namespace) -> Loa
 
 
 def speed_timer(each: Loader) -> Callable[[int], dict[str, float]]:
-    """Samples a second of wall time over one epoch."""
+    """A function that measures samples per second of wall time in an epoch."""
 
     def timed(epoch: int) -> dict[str, float]:
         began = time.perf_counter()
@@ -144,7 +144,7 @@ def speed_timer(each: Loader) -> Callable[[int], dict[str, float]]:
 
 
 def measure(timers: dict[str, Callable[[int], dict[str, float]]], rounds: int) -> dict[str, dict[str, float]]:
-    """The median of some rounds of each timer, rounds of all taking turns."""
+    """The median of some rounds of each timer; the rounds of all timers alternate."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in timers}
     for number in range(rounds):
         for name, timer in timers.items():
@@ -156,7 +156,7 @@ def measure(timers: dict[str, Callable[[int], dict[str, float]]], rounds: int) -
 
 
 def show(found: dict[str, Any]) -> None:
-    """The table."""
+    """Print the table."""
     stages, speeds = found["stages, CPU ms a sample"], found["loader"]
     lines = [
         f"{found['clips']} clips, {found['frames']} frames of {found['size']} pixels, {found['workers']} workers",
@@ -166,7 +166,7 @@ def show(found: dict[str, Any]) -> None:
         times = stages["files"]["frames"] / spent["frames"]
         lines.append(
             f"{name:<12} {spent['frames']:>6.2f} ms {spent['crop and flip']:>7.2f} ms {spent['batch']:>4.2f} ms "
-            f"{times:>8.1f}x {speeds[name]['samples/s']:>10.0f}  {found['making, CPU s'][name]:.1f}"
+            f"{times:>8.1f}x {speeds[name]['samples/s']:>10.0f}  {found['preparation, CPU s'][name]:.1f}"
         )
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -40,7 +40,11 @@ def test_cut_breaks_ties_by_place_and_drops_unused_first(published: Path) -> Non
 
 
 def test_cut_refuses(published: Path, tmp_path: Path) -> None:
-    for captions, keep, match in (([], 0.7, "no captions"), (["a"], 0.2, "at least 0.53"), (["a"], 0.0, "no share")):
+    for captions, keep, match in (
+        ([], 0.7, "no captions"),
+        (["a"], 0.2, "at least 0.53"),
+        (["a"], 0.0, "not a fraction"),
+    ):
         with pytest.raises(VocabularyError, match=match):
             cut(published, captions, keep)
     for content in (b"", b"a\nb\n", b"\xff\n", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\n"):
@@ -60,9 +64,9 @@ def test_train_gives_the_size_asked_for_and_knows_all_characters() -> None:
 
 
 def test_train_says_what_is_possible() -> None:
-    with pytest.raises(VocabularyError, match="ask for") as caught:
+    with pytest.raises(VocabularyError, match="set --size") as caught:
         train(CAPTIONS, 9157)
-    possible = int(str(caught.value).split("ask for ")[1].split()[0])
+    possible = int(str(caught.value).split("set --size ")[1].split()[0])
     assert train(CAPTIONS, possible).size == possible
     with pytest.raises(VocabularyError, match="fewer than"):
         train(CAPTIONS, 20)

@@ -110,7 +110,9 @@ class FrameCache:
         """
         with folder_lock(self.folder):  # the first of several processes decodes; the others find it done
             self.problems = _read_problems(self.folder / _PROBLEMS)
-            missing = [row for row in np.flatnonzero(self.state != DONE).tolist() if self._should_decode(self.ids[row])]
+            failed = {key for key, (status, _) in self.problems.items() if status not in TRANSIENT}
+            missing = [row for row in np.flatnonzero(self.state != DONE).tolist()
+                       if self.ids[row] in self.clips and self.ids[row] not in failed]  # fmt: skip
             # Starting a process takes longer than decoding a few clips.
             processes = min(workers, -(-len(missing) // 4))
             decoder = partial(FilePixels(self.size, self.resize_mode).read, count=self.cached_frames)
@@ -126,10 +128,6 @@ class FrameCache:
             self.frames.flush()  # pyright: ignore[reportAttributeAccessIssue], a memmap
             self.state.flush()  # pyright: ignore[reportAttributeAccessIssue]
         return [str(self._problem(clip)) for key, clip in self.clips.items() if key in self.problems]
-
-    def _should_decode(self, key: str) -> bool:
-        problem = self.problems.get(key)
-        return key in self.clips and (problem is None or problem[0] in TRANSIENT)
 
     def _store(self, row: int, result: NDArray[np.uint8] | VideoError) -> None:
         key = self.ids[row]

@@ -1,8 +1,8 @@
-"""Word pieces: text to ``Text`` and back.
+"""Word pieces: text to ids and back.
 
-"Tokenizer" is the paper's video tokenizer; words belong here. Text is normalised as BERT does it (lower case, accents
-stripped, punctuation apart) and cut into the longest known pieces; a piece that continues a word begins with ``##``.
-``vocabulary_build`` makes vocabularies.
+"Tokenizer" means the paper's video tokenizer; text belongs to ``Vocabulary``. Text is normalised as in BERT (lower
+case, no accents, punctuation separated) and split into the longest known pieces; a piece that continues a word begins
+with ``##``. ``vocabulary_build`` makes vocabularies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import os
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -22,6 +21,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from evilm.errors import VocabularyError
+from evilm.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"
 SHIPPED = "coco-9157.json"
-_ROUND = 8  # texts are padded to a multiple of this, so that few different shapes occur
+_ROUND = 8  # texts are padded to a multiple of this, for fewer different shapes
 
 
 class Vocabulary:
-    """An ordered list of word pieces, and the way to cut text into them.
+    """An ordered list of word pieces, which splits text into them.
 
     Args:
-        pieces: all pieces; the place of each is its id. The five ``SPECIALS`` must be among them.
+        pieces: all pieces; the position of each is its id. The five ``SPECIALS`` must be among them.
 
     Raises:
-        VocabularyError: a special piece is missing, or a piece is empty or doubled.
+        VocabularyError: a special piece is missing, or a piece is empty or occurs twice.
     """
 
     def __init__(self, pieces: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class Vocabulary:
         ids = {piece: i for i, piece in enumerate(self.pieces)}
         missing = [special for special in SPECIALS if special not in ids]
         if missing:
-            raise VocabularyError(f"the vocabulary lacks {', '.join(missing)}; every one needs {', '.join(SPECIALS)}")
+            raise VocabularyError(f"the vocabulary has no {', '.join(missing)}; needed are {', '.join(SPECIALS)}")
         if len(ids) < len(self.pieces) or "" in ids:
             twice = next(piece for i, piece in enumerate(self.pieces) if not piece or ids[piece] != i)
             raise VocabularyError(f"the piece {twice!r} is empty or occurs twice in the vocabulary")
@@ -77,21 +77,21 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many pieces there are: ids run from 0 to ``size`` - 1."""
+        """Number of pieces: ids are 0 to ``size`` - 1."""
         return len(self.pieces)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the pieces in their order, joined by line feeds: equal for equal vocabularies."""
+        """SHA-256 of the pieces in order, joined by line feeds."""
         return hashlib.sha256("\n".join(self.pieces).encode()).hexdigest()
 
     # Text and ids
 
     def pieces_of(self, text: str) -> list[int]:
-        """The ids of one text, uncut and without [CLS] and [SEP].
+        """The ids of a whole text, without [CLS] and [SEP].
 
         Raises:
-            VocabularyError: ``text`` is not a string that can be encoded (a lone surrogate, say).
+            VocabularyError: the text cannot be encoded, for example a lone surrogate.
         """
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -99,10 +99,10 @@ class Vocabulary:
             raise VocabularyError(f"text {text!r:.80} cannot be encoded: {error}") from None
 
     def words_of(self, text: str) -> list[str]:
-        """The words of a text as they are before they are cut into pieces: lower case, no accents, punctuation apart.
+        """The normalised words of a text: lower case, no accents, punctuation separated.
 
         Raises:
-            VocabularyError: as ``pieces_of`` does.
+            VocabularyError: as ``pieces_of``.
         """
         try:
             plain = self._tokenizer.normalizer.normalize_str(text)
@@ -114,15 +114,15 @@ class Vocabulary:
         """Texts as padded ids: ``[CLS] ... [SEP]``.
 
         Args:
-            texts: B strings; names of special pieces within them are plain words.
-            length: the most pieces a text may have, [CLS] and [SEP] included; what is beyond is cut off.
+            texts: B strings; names of special pieces in them are plain words.
+            length: maximum number of pieces with [CLS] and [SEP]; longer texts are truncated.
 
         Returns:
-            Ids, mask and word starts, each (B, L): L is the longest text rounded up to a multiple of 8, at most
-            ``length``. A word that holds an unknown character is one [UNK], which starts a word.
+            Ids, mask and word starts, each (B, L); L is the longest text rounded up to a multiple of 8, at most
+            ``length``. A word with an unknown character is one [UNK], which starts a word.
 
         Raises:
-            VocabularyError: no texts, a ``length`` without room for words, or a text that cannot be encoded.
+            VocabularyError: no texts, a ``length`` below 3, or a text that cannot be encoded.
         """
         import torch
 
@@ -135,12 +135,12 @@ class Vocabulary:
         """``encode`` without torch: ids and mask, (B, L) each.
 
         Raises:
-            VocabularyError: as ``encode`` does.
+            VocabularyError: as ``encode``.
         """
         if isinstance(texts, str) or not texts:
             raise VocabularyError("encode takes a list of at least one text")
         if length < 3:
-            raise VocabularyError(f"length {length} leaves no room for a word between [CLS] and [SEP]: at least 3")
+            raise VocabularyError(f"length {length} leaves no room for a word between [CLS] and [SEP]: use at least 3")
         rows = [[self.cls_id, *self.pieces_of(text)[: length - 2], self.sep_id] for text in texts]
         longest = max(len(row) for row in rows)
         width = min(length, -(-longest // _ROUND) * _ROUND)
@@ -148,20 +148,20 @@ class Vocabulary:
         return ids, np.arange(width) < np.array([[len(row)] for row in rows])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of ``ids``; special pieces other than [UNK] and [MASK] are left out.
+        """The text of ``ids`` without special pieces other than [UNK] and [MASK].
 
         Raises:
-            VocabularyError: an id that is none of this vocabulary.
+            VocabularyError: an id is outside this vocabulary.
         """
         wanted = [int(i) for i in ids]
         wrong = next((i for i in wanted if not 0 <= i < self.size), None)
         if wrong is not None:
             raise VocabularyError(f"id {wrong} is outside this vocabulary of {self.size} pieces")
-        silent = (self.pad_id, self.cls_id, self.sep_id)
-        return Joiner(prefix=CONTINUES).decode([self.pieces[i] for i in wanted if i not in silent])
+        omitted = (self.pad_id, self.cls_id, self.sep_id)
+        return Joiner(prefix=CONTINUES).decode([self.pieces[i] for i in wanted if i not in omitted])
 
     def unknown_share(self, texts: Iterable[str]) -> float:
-        """The share of [UNK] among all pieces of ``texts``; 0 where there are none."""
+        """The fraction of [UNK] among all pieces of ``texts``; 0 without pieces."""
         pieces = unknown = 0
         for text in texts:
             ids = self.pieces_of(text)
@@ -176,44 +176,44 @@ class Vocabulary:
         return (self._tokenizer.to_str() + "\n").encode()
 
     def save(self, path: Path) -> None:
-        """Write the vocabulary as one file in the format of ``tokenizer.json``; the old file stays until it is whole.
+        """Write the vocabulary as one file in the format of ``tokenizer.json``, atomically.
 
         Raises:
             VocabularyError: the file cannot be written.
         """
-        unfinished = path.with_name(path.name + ".tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(self.to_bytes())
-            os.replace(unfinished, path)
+            write_atomic(path, self.to_bytes())
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise VocabularyError(f"{path}: the vocabulary cannot be written: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: Path | Traversable) -> Self:
-        """The vocabulary in a ``tokenizer.json`` file.
+        """Read a vocabulary in the format of ``tokenizer.json``.
 
         Raises:
-            VocabularyError: the file is missing, damaged, or not a lower-casing WordPiece vocabulary.
+            VocabularyError: the file is missing, damaged, or not a lower-case WordPiece vocabulary.
         """
         try:
             data: Any = json.loads(path.read_bytes())
             model, normalizer = data["model"], data["normalizer"]
             ids = cast("dict[str, int]", model["vocab"])
             pieces = sorted(ids, key=lambda piece: ids[piece])
-            fits = model["type"] == "WordPiece" and normalizer["type"] == "BertNormalizer" and normalizer["lowercase"]
-            whole = [ids[piece] for piece in pieces] == list(range(len(pieces)))
+            supported = (
+                model["type"] == "WordPiece" and normalizer["type"] == "BertNormalizer" and normalizer["lowercase"]
+            )
+            contiguous = [ids[piece] for piece in pieces] == list(range(len(pieces)))
         except FileNotFoundError:
             raise VocabularyError(f"{path}: no such vocabulary; `evilm data vocabulary` makes one") from None
         except OSError as error:
             raise VocabularyError(f"{path}: the vocabulary cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise VocabularyError(f"{path}: no vocabulary in the format of tokenizer.json ({reason})") from None
-        if not fits or not whole:
-            what = "its ids do not run from 0 without gaps" if fits else "it is not a lower-casing WordPiece vocabulary"
-            raise VocabularyError(f"{path}: {what}; `evilm data vocabulary` makes one that is")
+            raise VocabularyError(f"{path}: is not a vocabulary in the format of tokenizer.json ({reason})") from None
+        if not supported or not contiguous:
+            gaps = "its ids have gaps or do not start at 0"
+            what = gaps if supported else "it is not a lower-case WordPiece vocabulary"
+            raise VocabularyError(f"{path}: {what}; `evilm data vocabulary` makes a valid one")
         try:
             return cls(pieces)
         except VocabularyError as error:
@@ -221,12 +221,12 @@ class Vocabulary:
 
     @classmethod
     def default(cls) -> Self:
-        """The vocabulary that comes with the package; its origin and hash are in the file beside it."""
+        """The vocabulary of the package; a file beside it has its origin and hash."""
         return cls.load(importlib.resources.files("evilm.data") / "words" / SHIPPED)
 
 
 def _tokenizer(ids: dict[str, int]) -> Tokenizer:
-    """BERT's normalisation, splitting and longest-match-first pieces over ``ids``."""
+    """BERT's normalisation, splitting and longest-match-first search over ``ids``."""
     try:
         tokenizer = Tokenizer(WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
     except Exception as error:  # noqa: BLE001 - as above, for a lone surrogate in a piece
@@ -238,5 +238,5 @@ def _tokenizer(ids: dict[str, int]) -> Tokenizer:
         single=f"{CLS} $A {SEP}", special_tokens=[(CLS, ids[CLS]), (SEP, ids[SEP])]
     )
     tokenizer.add_special_tokens(list(SPECIALS))
-    tokenizer.encode_special_tokens = True  # "[MASK]" in a caption is three plain words, not a mask
+    tokenizer.encode_special_tokens = True  # "[MASK]" in a caption is plain text, not a mask
     return tokenizer

@@ -1,4 +1,4 @@
-"""Making a vocabulary: cut a published one to what captions use (the paper's way), or train one on captions.
+"""Build a vocabulary: prune a published one to the pieces that captions use, or train one on captions.
 
 The paper (section 4.1) keeps the 30 % most frequent pieces of bert-base-uncased in COCO captions: 9,157 of 30,522.
 """
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 PAPER_SIZE = 9157
 PAPER_KEEP = 0.3
 
-# Printable ASCII after lower-casing, and what else English captions are written with: typographic quotes and dashes,
-# ellipsis, bullet, currencies, marks, and the letters that losing their accents does not make ASCII.
+# Lower-case printable ASCII and other characters of English captions: typographic quotes and dashes, ellipsis, bullet,
+# currencies, marks, and letters that are not ASCII without their accents.
 _ALPHABET = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper()) + (
     "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u2022\u00d7°½¼¾€£¥©®™ßæøœðþł"
 )
-_CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")  # of JSON, where "name" is something else
+_CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")  # of json, where "name" is another field
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What ``build`` made.
+    """The result of ``build``.
 
     Attributes:
         path: the vocabulary file.
         method: ``cut`` or ``trained``.
-        pieces: how many word pieces it has.
-        captions: how many captions were counted.
-        words: how many words they hold.
-        unknown: the share of unknown pieces on those captions.
-        pieces_per_word: the mean number of pieces a word takes.
+        pieces: number of word pieces.
+        captions: number of captions read.
+        words: number of their words.
+        unknown: fraction of unknown pieces in those captions.
+        pieces_per_word: mean number of pieces of a word.
         sha256: hash of the file.
         fingerprint: ``Vocabulary.fingerprint``.
     """
@@ -76,17 +76,17 @@ def build(
     captions: list[Path], out: Path, wordpieces: Path | None = None,
     keep: float = PAPER_KEEP, size: int = PAPER_SIZE,
 ) -> BuildReport:  # fmt: skip
-    """Make a vocabulary from caption files and write it to ``out``.
+    """Build a vocabulary from caption files and write it to ``out``.
 
     Args:
-        captions: files that ``read_captions`` knows.
+        captions: files in the formats of ``read_captions``.
         out: the file to write.
-        wordpieces: a published vocabulary (one piece a line) to cut; None trains one.
-        keep: the share to keep of a published one.
-        size: how many pieces to train.
+        wordpieces: a published vocabulary (one piece a line) to prune; None trains a new one.
+        keep: the fraction of the published vocabulary to keep.
+        size: number of pieces of a new vocabulary.
 
     Raises:
-        VocabularyError, AnnotationError: nothing to count, or a file that cannot be read or written.
+        VocabularyError, AnnotationError: no captions, or a file that cannot be read or written.
     """
     sentences = list(read_captions(captions))
     vocabulary = train(sentences, size) if wordpieces is None else cut(wordpieces, sentences, keep)
@@ -110,21 +110,23 @@ def build(
 
 
 def cut(wordpieces: Path, captions: Iterable[str], keep: float = PAPER_KEEP) -> Vocabulary:
-    """The ``keep`` share of a published vocabulary that captions use most, in its own order.
+    """Prune a published vocabulary to the fraction ``keep`` that captions use most, in its own order.
 
-    Special pieces and single characters (alone and as ``##`` continuations) always stay, so nothing becomes
-    unencodable that was not. Ties go to the earlier piece; ``[unusedN]`` entries go first of all.
+    Special pieces and single characters (alone and as ``##`` continuations) are always kept, so that every text can
+    still be encoded. Of equally frequent pieces the earlier is kept; ``[unusedN]`` entries are removed first.
 
     Args:
         wordpieces: one piece a line, as published with BERT.
-        captions: the texts to count in.
-        keep: share of the pieces to keep, in (0, 1].
+        captions: the texts to count.
+        keep: fraction of the pieces to keep, in (0, 1].
 
     Raises:
-        VocabularyError: a damaged file, no captions, or a share too small for the characters.
+        VocabularyError: a damaged file, no captions, or a fraction too small for the characters.
     """
     if not 0 < keep <= 1:
-        raise VocabularyError(f"keep {keep:g} is no share: give a number above 0 and at most 1, the paper's is 0.3")
+        raise VocabularyError(
+            f"keep {keep:g} is not a fraction: a number above 0 and at most 1 is needed, 0.3 in the paper"
+        )
     full = read_wordpieces(wordpieces)
     counts: Counter[int] = Counter()
     for caption in captions:
@@ -132,43 +134,43 @@ def cut(wordpieces: Path, captions: Iterable[str], keep: float = PAPER_KEEP) -> 
     if not counts:
         raise VocabularyError("no captions to count word pieces in")
     size = round(full.size * keep)
-    stay = [i for i, p in enumerate(full.pieces) if i in full.special_ids or len(p.removeprefix(CONTINUES)) == 1]
-    if size < len(stay):
+    always = [i for i, p in enumerate(full.pieces) if i in full.special_ids or len(p.removeprefix(CONTINUES)) == 1]
+    if size < len(always):
         raise VocabularyError(
-            f"keep {keep:g} leaves {size} pieces, fewer than the {len(stay)} special pieces and characters of "
-            f"{wordpieces}; give at least {len(stay) / full.size:.2f}"
+            f"keep {keep:g} keeps {size} pieces, fewer than the {len(always)} special pieces and characters of "
+            f"{wordpieces}; give at least {len(always) / full.size:.2f}"
         )
     others = sorted(
-        set(range(full.size)) - set(stay), key=lambda i: (bool(_UNUSED.fullmatch(full.pieces[i])), -counts[i], i)
+        set(range(full.size)) - set(always), key=lambda i: (bool(_UNUSED.fullmatch(full.pieces[i])), -counts[i], i)
     )
-    return Vocabulary([full.pieces[i] for i in sorted([*stay, *others[: size - len(stay)]])])
+    return Vocabulary([full.pieces[i] for i in sorted([*always, *others[: size - len(always)]])])
 
 
 def read_wordpieces(path: Path) -> Vocabulary:
-    """A published vocabulary: one piece a line.
+    """A published vocabulary with one piece a line.
 
     Raises:
-        VocabularyError: the file is missing, is not text, or is no such list.
+        VocabularyError: the file is missing, is not text, or is not such a list.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise VocabularyError(f"{path}: cannot be read as a list of word pieces: {error}") from None
     try:
-        # Only line feeds end a line: some pieces are what str.splitlines takes for one.
+        # Split at line feeds only: some pieces are other characters at which str.splitlines splits.
         return Vocabulary([line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")])
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error} (one piece a line is expected)") from None
 
 
 def train(captions: Iterable[str], size: int = PAPER_SIZE) -> Vocabulary:
-    """A WordPiece vocabulary of ``size`` pieces trained on captions; the same captions give the same pieces.
+    """Train a WordPiece vocabulary of ``size`` pieces; equal captions give equal pieces.
 
-    It holds every printable ASCII character and every letter of the captions, so nothing common is unencodable.
+    It contains every printable ASCII character and every letter of the captions.
 
     Raises:
-        VocabularyError: no captions, fewer pieces asked for than there are characters, or captions too poor for
-            ``size`` pieces (the message says how many they give).
+        VocabularyError: no captions, ``size`` is smaller than the number of characters, or the captions give fewer than
+            ``size`` pieces.
     """
     sentences = [caption for caption in captions if caption.strip()]
     if not sentences:
@@ -178,8 +180,8 @@ def train(captions: Iterable[str], size: int = PAPER_SIZE) -> Vocabulary:
     tokenizer.pre_tokenizer = BertPreTokenizer()
     characters = _characters(tokenizer, sentences)
     continuing = [CONTINUES + c for c in characters if not _stands_alone(c)]
-    # The trainer numbers continuing characters in the order of a hash table, and breaks ties by number. Given
-    # among the special pieces they are numbered here, and two runs agree.
+    # The trainer numbers continuing characters in the order of a hash table and breaks ties by number. As special
+    # pieces they are numbered here, so that two runs agree.
     fixed = [*SPECIALS, *characters, *continuing]
     if size < len(fixed):
         raise VocabularyError(f"{size} pieces are fewer than the {len(fixed)} special pieces and characters needed")
@@ -187,12 +189,14 @@ def train(captions: Iterable[str], size: int = PAPER_SIZE) -> Vocabulary:
     tokenizer.train_from_iterator(sentences, trainer, length=len(sentences))
     ids = tokenizer.get_vocab(with_added_tokens=False)
     if len(ids) != size:
-        raise VocabularyError(f"these captions give {len(ids)} pieces, not {size}: ask for {len(ids)} or add captions")
+        raise VocabularyError(
+            f"these captions give {len(ids)} pieces, not {size}: set --size {len(ids)} or add captions"
+        )
     return Vocabulary(sorted(ids, key=lambda piece: ids[piece]))
 
 
 def _characters(tokenizer: Tokenizer, sentences: list[str]) -> list[str]:
-    """The characters to know from the start, in code order: the fixed alphabet and all that the captions hold."""
+    """The fixed alphabet and all characters of the captions, in code order."""
     seen: set[str] = set(_ALPHABET)
     normalizer = cast("BertNormalizer", tokenizer.normalizer)
     for sentence in sentences:
@@ -201,7 +205,7 @@ def _characters(tokenizer: Tokenizer, sentences: list[str]) -> list[str]:
 
 
 def _stands_alone(character: str) -> bool:
-    """Whether BERT's splitting always makes this character a word of its own: then it never continues one."""
+    """Whether BERT always splits this character off as a word, so that it never continues one."""
     ascii_mark = character.isascii() and not character.isalnum()
     return ascii_mark or unicodedata.category(character).startswith("P") or "\u4e00" <= character <= "\u9fff"
 
@@ -210,29 +214,29 @@ def _stands_alone(character: str) -> bool:
 
 
 def read_captions(files: Iterable[Path]) -> Iterator[str]:
-    """Every caption of caption files, in order; empty ones are left out.
+    """Every caption of caption files, in order, without empty ones.
 
-    Known are ``.txt`` (one a line; or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.csv``, ``.tsv`` and
+    Formats: ``.txt`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.csv``, ``.tsv`` and
     ``.jsonl`` with a column of captions, and the ``.json`` files of COCO, MSR-VTT and MSVD: any nesting of lists and
-    tables in which captions stand under a key such as ``caption``, or a table of lists of sentences.
+    objects with captions under a key such as ``caption``, or an object of lists of sentences.
 
     Raises:
-        AnnotationError: a file is missing, damaged, or holds no captions.
+        AnnotationError: a file is missing, damaged, or has no captions.
     """
     for path in files:
-        found = False
+        empty = True
         for caption in _captions_of(path):
             if caption.strip():
-                found = True
+                empty = False
                 yield caption.strip()
-        if not found:
+        if empty:
             raise AnnotationError(path, f"holds no captions; a column or key such as {CAPTION_COLUMNS[0]!r} is needed")
 
 
 def _captions_of(path: Path) -> Iterator[str]:
     kind = path.suffix.lower()
     if kind == ".json":
-        yield from _within(read_json(path))
+        yield from _json_captions(read_json(path))
     elif kind in (".csv", ".tsv", ".jsonl"):
         for row in read_rows(path):
             yield from row.texts(row.column(CAPTION_COLUMNS, "a caption"))
@@ -244,11 +248,11 @@ def _captions_of(path: Path) -> Iterator[str]:
         raise AnnotationError(path, "is not a .txt, .csv, .tsv, .jsonl or .json file of captions")
 
 
-def _within(data: Any) -> Iterator[str]:
-    """Captions in a JSON value; see ``read_captions``."""
+def _json_captions(data: Any) -> Iterator[str]:
+    """The captions in a json value, as ``read_captions`` describes."""
     if isinstance(data, list):
         for item in cast("list[Any]", data):
-            yield from _within(item)
+            yield from _json_captions(item)
     elif isinstance(data, dict):
         table = cast("dict[str, Any]", data)
         named = [key for key in _CAPTION_KEYS if _is_text(table.get(key))]
@@ -259,12 +263,12 @@ def _within(data: Any) -> Iterator[str]:
                 yield from _strings(value)
         else:
             for key, value in table.items():
-                if key not in ("info", "licenses"):  # COCO's description of itself
-                    yield from _within(value)
+                if key not in ("info", "licenses"):  # metadata of COCO
+                    yield from _json_captions(value)
 
 
 def _is_text(value: Any) -> bool:
-    """A string, or a list of strings with at least one."""
+    """Whether it is a string or a non-empty list of strings."""
     if isinstance(value, list):
         items = cast("list[Any]", value)
         return bool(items) and all(isinstance(item, str) for item in items)

@@ -159,13 +159,14 @@ def question(row: Row, video: str, clip: Clip, *, kind: str | None = None, answe
         AnnotationError: the question or the answer is missing or empty.
     """
     text = row.text("question")
+    first = text.split(maxsplit=1)[0].lower().strip("?,.")
     return Example(
         key=row_key(row),
         video=video,
         clip=clip,
         question=text,
         answer=row.text("answer") if answer is None else answer,
-        kind=kind or row.first("kind", "answer_type") or first_word(text),
+        kind=kind or row.first("kind", "answer_type") or (first if first in QUESTION_WORDS else "other"),
         temporal=row.flag("temporal"),
     )
 
@@ -211,9 +212,3 @@ def right_option(row: Row, options: tuple[str, ...]) -> int:
 def row_key(row: Row) -> str:
     """The number of a question in its file, else its line."""
     return row.first(*_KEYS) or str(row.line)
-
-
-def first_word(text: str) -> str:
-    """The first word of a question if it is a question word, else ``other``."""
-    first = text.split(maxsplit=1)[0].lower().strip("?,.")
-    return first if first in QUESTION_WORDS else "other"

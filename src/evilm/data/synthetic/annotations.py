@@ -22,11 +22,6 @@ _FRAMEQA_TYPES = {"shape": 0, "count": 1, "colour": 2, "place": 3}
 _MSRVTT_SPLITS = {"train": "train", "val": "validate", "test": "test"}
 
 
-def class_name(action: str) -> str:
-    """The name of an action class: "moves_left" for "moves left"."""
-    return action.replace(" ", "_")
-
-
 def annotation_files(records: Sequence[Record]) -> dict[str, bytes]:
     """Every annotation file: its relative path and its bytes."""
     fields = ("video", "split", "novelty", "action", "scene", "captions")
@@ -43,7 +38,7 @@ def annotation_files(records: Sequence[Record]) -> dict[str, bytes]:
         files[f"{split.capitalize()}_transition_question.csv"] = _tgif_choices(chosen, "transitions", "TRANSITION")
         files[f"{split.capitalize()}_frameqa_question.csv"] = _tgif_frames(chosen)
     for action in SIMPLE:
-        files[f"splits/{class_name(action)}_test_split1.txt"] = _hmdb(records, action)
+        files[f"splits/{action.replace(' ', '_')}_test_split1.txt"] = _hmdb(records, action)
     return files
 
 

@@ -131,7 +131,8 @@ def build(
     try:
         write_atomic(out / _CARD, _card(plan, complete=False))
         (out / VIDEOS).mkdir(exist_ok=True)
-        records, rendered = _make_all(out, plan, workers or _cpus(), progress)
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        records, rendered = _make_all(out, plan, workers or cpus, progress)
         for leftover in (out / VIDEOS).glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         files = annotation_files(records)
@@ -307,7 +308,3 @@ def _card(plan: Plan, *, complete: bool, **more: Any) -> bytes:
         del arguments["unseen"]
     card = {"format": "evilm-world", "version": VERSION, "complete": complete, "plan": arguments} | more
     return (json.dumps(card, indent=2) + "\n").encode()
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
