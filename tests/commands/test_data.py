@@ -1,4 +1,4 @@
-"""``evilm data pack``: what it writes, what it says, and what it refuses."""
+"""``evilm data pack``: output, messages and errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_split_is_packed_once(annotations: Path, tmp_path: Path, capsys: pytes
         (("--cached-frames", "0"), "--cached-frames"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_mistakes_give_a_one_line_error(
     annotations: Path, tmp_path: Path, more: tuple[str, str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pack(annotations, tmp_path / "out") == 0
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_one_line(
     assert len(said.strip().splitlines()) == 1
 
 
-def test_an_interrupted_pack_says_how_to_go_on(
+def test_an_interrupted_pack_prints_how_to_continue(
     annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> bytes:

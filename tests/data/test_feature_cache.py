@@ -1,4 +1,4 @@
-"""Features that were kept: computed once, in the same company whatever was interrupted, and for one backbone."""
+"""Feature cache: each output is computed once, always in the same batch, and for one backbone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def frames(tmp_path: Path) -> FrameCache:
 
 
 class Backbone:
-    """Means of cells that also tell in what company a clip was computed; and a trace of it."""
+    """Means of patches that also depend on the batch size; records its calls."""
 
     def __init__(self, stops: int = 0) -> None:
         self.calls: list[int] = []
@@ -55,14 +55,14 @@ def store(frames: FrameCache, name: str = "abc") -> FeatureCache:
     return FeatureCache.features(frames, name, GRID, CHANNELS)
 
 
-def test_an_interrupted_store_ends_as_an_unbroken_one(frames: FrameCache) -> None:
+def test_an_interrupted_cache_ends_with_equal_bytes(frames: FrameCache) -> None:
     whole, unbroken = store(frames, "def"), Backbone()
     whole.fill(unbroken, batch=3)
     assert sorted(unbroken.calls) == [1, 2, 3]  # one clip of seven cannot be read
     broken = store(frames)
     with pytest.raises(KeyboardInterrupt):
         broken.fill(Backbone(stops=3), batch=3)
-    broken.raw[1] = np.iinfo(np.uint16).max  # as a kill in the middle of a block leaves it
+    broken.raw[1] = np.iinfo(np.uint16).max  # as after a kill within a block
     again = Backbone()
     broken.fill(again, batch=3)
     assert again.calls == [unbroken.calls[0], unbroken.calls[2]], "blocks that were done are not computed again"

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 class Recorder(FilePixels):
     """Records what would be decoded, and how it would be augmented."""
 
-    heavy = False
     jobs: list[Any]
 
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Cached labels are those that the tokenizer would give now: for every frame, crop and flip, and for no other's."""
+"""Cached labels equal the labels computed during training, for every frame, crop and flip."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ AUGMENTS = {
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    """Eight clips of four noisy frames; the fourth cannot be read, two others tell left from right."""
+    """Eight clips of four noisy frames; the fourth cannot be read, the captions of two contain "left"."""
     path = tmp_path_factory.mktemp("clips") / "all.tar"
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (8, 4, 8, 8, 3), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
     write_shard(path, [(str(i), {f"{t}.jpg": jpeg(pictures[i, t]) for t in range(4)}) for i in range(8)])
     names = ["gone" if i == 3 else str(i) for i in range(8)]
-    told = ["moves left" if i in (1, 6) else "moves" for i in range(8)]
+    captions = ["moves left" if i in (1, 6) else "moves" for i in range(8)]
     return [
-        Example(str(i), str(i), Clip(path, frames=tuple(f"{names[i]}.{t}.jpg" for t in range(4))), (told[i],))
+        Example(str(i), str(i), Clip(path, frames=tuple(f"{names[i]}.{t}.jpg" for t in range(4))), (captions[i],))
         for i in range(8)
     ]
 
@@ -54,7 +54,7 @@ def tokenizer(tiny_tokenizer: TokenizerConfig) -> Tokenizer:
     torch.manual_seed(1)
     made = Tokenizer(tiny_tokenizer, 10)
     made.train()
-    made.encode(torch.randint(0, 256, (16, 2, 3, 64, 64), dtype=torch.uint8))  # gives the centring its statistics
+    made.encode(torch.randint(0, 256, (16, 2, 3, 64, 64), dtype=torch.uint8))  # sets the statistics of the centring
     return made.eval()
 
 
@@ -92,10 +92,10 @@ def test_cached_labels_equal_online_ones(store: Store, rows: list[Example], toke
     if augment.active:
         kept = [store.frames_of(row) for row in range(len(store))]
         plain = {frame.transpose(2, 0, 1).tobytes() for frames in kept if frames is not None for frame in frames}
-        assert seen - plain, "nothing was changed at random"
+        assert seen - plain, "no frame was augmented"
     done = calls[0]
     FeatureCache.labels(store, tokenizer.fingerprint(), grid, augment, seed=7).fill(label)
-    assert calls[0] == done, "what is labelled is not labelled again"
+    assert calls[0] == done, "cached labels are not computed again"
 
 
 def test_labels_of_another_tokenizer_or_crop_are_refused(
@@ -123,13 +123,13 @@ def test_labels_of_another_tokenizer_or_crop_are_refused(
     assert about == {"tokenizer": own, "grid": [4, 4], "clips": 8}
 
 
-def test_crops_without_end_are_refused(rows: list[Example], tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_an_unlimited_number_of_crops_is_refused(rows: list[Example], tmp_path: Path, tokenizer: Tokenizer) -> None:
     store = FrameCache(tmp_path, [row.clip for row in rows], size=64, cached_frames=4)
     with pytest.raises(ConfigError, match=r"needs a limited number of crops: set data\.augment\.cached_crops"):
         FeatureCache.labels(store, "f", tokenizer.grid(1, 64, 64), AugmentConfig(shift=1))
 
 
-def test_two_bytes_a_region(rows: list[Example], tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_two_bytes_for_each_patch(rows: list[Example], tmp_path: Path, tokenizer: Tokenizer) -> None:
     store = FrameCache(tmp_path, [row.clip for row in rows], size=64, cached_frames=4)
     made = FeatureCache.labels(store, "f", tokenizer.grid(1, 64, 64), AUGMENTS["all"])
     assert made.path.stat().st_size == 2 * 8 * 4 * (2 * 2) * 16

@@ -1,4 +1,4 @@
-"""The same samples in the same order whoever reads them, wherever a run was cut; bad ones are skipped and counted."""
+"""The loader: equal batches with any number of workers and after resuming; unreadable samples are replaced and counted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AUGMENT = AugmentConfig(crop_scale=0.5, shift=1, hflip=True)
 
 
 def rows(count: int, **odd: str) -> list[Example]:
-    """Clips named by their number, and by ``odd`` where it has the number: ``_3="hang"``."""
+    """Clips named by their number, with a prefix from ``odd``: ``_3="hang"``."""
     names = [f"{odd.get(f'_{i}', '')}{i}" for i in range(count)]
     return [Example(str(i), f"v{i}", Clip(Path(f"{name}.mp4")), ("a cat",)) for i, name in enumerate(names)]
 
@@ -65,7 +65,7 @@ def test_workers_and_prefetching_change_nothing(make: Callable[..., Loader]) -> 
         assert loader.unreadable == plain.unreadable
 
 
-def test_a_run_goes_on_in_the_middle_of_an_epoch(make: Callable[..., Loader]) -> None:
+def test_resume_within_an_epoch_gives_equal_batches(make: Callable[..., Loader]) -> None:
     examples = rows(21, _2="bad")
     whole = make(examples, augment=AUGMENT, max_bad_ratio=0.2)
     expected = shown(whole, 3)
@@ -75,7 +75,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(make: Callable[..., Loader]) ->
         assert shown(again, 3, first) == expected[first:]
 
 
-def test_an_epoch_through_shards_goes_on_in_its_middle_and_is_shared_by_ranks(make: Callable[..., Loader]) -> None:
+def test_resume_and_ranks_with_shards_give_equal_batches(make: Callable[..., Loader]) -> None:
     examples = rows(90, _2="bad")
     numbers = np.repeat(np.arange(30, dtype=np.int32), 3)
     whole = make(examples, 6, augment=AUGMENT, shards=numbers)
@@ -89,7 +89,7 @@ def test_an_epoch_through_shards_goes_on_in_its_middle_and_is_shared_by_ranks(ma
     assert [[*a[0], *b[0]] for a, b in zip(*halves, strict=True)] == [batch[0] for batch in expected]
 
 
-def test_a_bad_sample_is_skipped_and_counted_and_its_place_is_taken(make: Callable[..., Loader]) -> None:
+def test_an_unreadable_sample_is_replaced_and_counted(make: Callable[..., Loader]) -> None:
     examples = rows(20, _5="bad")
     loader = make(examples, max_bad_ratio=0.1)
     plain = [str(row) for row in sampling.epoch_order(7, 0, 20)]
@@ -98,13 +98,13 @@ def test_a_bad_sample_is_skipped_and_counted_and_its_place_is_taken(make: Callab
     assert "5" not in keys
     assert [a for a, b in zip(plain, keys, strict=True) if a != b] == ["5"]
     assert all(bool(batch.readable.all()) for batch in found)
-    for batch in found:  # no black frame among them, and each row has its own pixels
+    for batch in found:  # no black frames; each row has its own pixels
         assert [int(f[0, 1, 1, 1]) for f in batch.frames] == [int(example.key) for example in batch.examples]
         assert batch.own_seeds == [sampling.derive_seed(7, "sample", 0, int(example.key)) for example in batch.examples]
     assert loader.unreadable == {"bad5.mp4": "bad5.mp4: encrypted: is locked"}
 
 
-def test_what_was_prefetched_is_not_yet_counted(make: Callable[..., Loader]) -> None:
+def test_prefetched_samples_are_not_yet_counted(make: Callable[..., Loader]) -> None:
     order = sampling.epoch_order(7, 0, 40)
     loader = make(rows(40, **{f"_{order[6]}": "bad"}), prefetch=3)
     source = loader.epoch(0)
@@ -118,7 +118,7 @@ def test_what_was_prefetched_is_not_yet_counted(make: Callable[..., Loader]) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_run_stops_past_the_share(make: Callable[..., Loader], workers: int) -> None:
+def test_too_many_unreadable_samples_stop_the_run(make: Callable[..., Loader], workers: int) -> None:
     examples = rows(40, _3="bad", _17="bad", _31="bad")
     loader = make(examples, workers=workers, prefetch=2)
     with pytest.raises(
@@ -128,19 +128,19 @@ def test_the_run_stops_past_the_share(make: Callable[..., Loader], workers: int)
     assert len(list(make(examples, workers=workers, max_bad_ratio=0.1).epoch(0))) == 10
 
 
-def test_millions_of_bad_samples_are_not_waited_for(make: Callable[..., Loader]) -> None:
+def test_a_large_data_set_is_not_read_to_the_end_before_stopping(make: Callable[..., Loader]) -> None:
     loader = make(rows(6000, **{f"_{i}": "bad" for i in range(0, 6000, 3)}), 50)
     with pytest.raises(TooManyBadSamplesError, match=r"5\d of 1000 videos"):
         list(loader.epoch(0))
 
 
-def test_nothing_but_bad_samples(make: Callable[..., Loader]) -> None:
+def test_only_unreadable_samples(make: Callable[..., Loader]) -> None:
     loader = make(rows(30, **{f"_{i}": "bad" for i in range(30)}), max_bad_ratio=1)
     with pytest.raises(TooManyBadSamplesError, match="20 videos in a row cannot be read"):
         next(loader.epoch(0))
 
 
-def test_in_evaluation_a_bad_video_is_listed_and_stays(make: Callable[..., Loader]) -> None:
+def test_evaluation_keeps_and_lists_unreadable_videos(make: Callable[..., Loader]) -> None:
     for workers in (0, 2):
         loader = make(rows(10, _4="bad"), train=False, workers=workers)
         batches: list[Batch] = list(loader)
@@ -149,7 +149,7 @@ def test_in_evaluation_a_bad_video_is_listed_and_stays(make: Callable[..., Loade
         assert loader.unreadable == {"bad4.mp4": "bad4.mp4: encrypted: is locked"}
 
 
-def test_a_hanging_decoder_and_a_killed_worker_cost_a_sample_each_within_ten_seconds(
+def test_hanging_or_killed_workers_cost_one_sample_within_ten_seconds(
     make: Callable[..., Loader],
 ) -> None:
     loader = make(rows(40, _7="hang", _11="die"), workers=2, prefetch=1, timeout=1.0, max_bad_ratio=0.1)
@@ -165,11 +165,11 @@ def test_a_hanging_decoder_and_a_killed_worker_cost_a_sample_each_within_ten_sec
         "die11.mp4": "crashed",
     }
     began = time.monotonic()
-    list(loader.epoch(1))  # what hung once is not tried again
+    list(loader.epoch(1))  # the hanging clip is not tried again
     assert time.monotonic() - began < 2
 
 
-def test_a_task_that_remembers_clips_sees_the_same_frames_in_every_epoch(make: Callable[..., Loader]) -> None:
+def test_fixed_frames_are_equal_in_every_epoch(make: Callable[..., Loader]) -> None:
     loader = make(rows(8), fixed_frames=True, augment=AUGMENT)
     for epoch in (0, 1):
         for batch in loader.epoch(epoch):
@@ -184,7 +184,7 @@ def test_an_empty_split_is_refused(make: Callable[..., Loader]) -> None:
         make([])
 
 
-def test_background_hands_on_items_and_errors_and_closes_its_source() -> None:
+def test_background_passes_items_and_errors_on_and_closes_its_source() -> None:
     closed: list[bool] = []
 
     def source(fails: bool) -> Iterator[int]:

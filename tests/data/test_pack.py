@@ -1,4 +1,4 @@
-"""Packed frames are the frames; a pack that was stopped ends in the same bytes; what was unreadable stays so."""
+"""Packs: equal frames, equal bytes after an interruption, stored reasons of unreadable clips."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def packed(clips: list[Example], out: Path, frames: str = "raw", **rest: Any) ->
     return pack(clips, out, "train", config, **rest)
 
 
-def test_packed_frames_are_the_frames(clips: list[Example], tmp_path: Path) -> None:
+def test_packed_frames_equal_decoded_frames(clips: list[Example], tmp_path: Path) -> None:
     done = packed(clips, tmp_path)
     assert (done.clips, done.unreadable, done.written, done.shards) == (9, 1, 3, 3)
     store = PackedFrames(done.folder)
@@ -70,7 +70,7 @@ def test_packed_frames_are_the_frames(clips: list[Example], tmp_path: Path) -> N
     assert not packed(clips, tmp_path).written
 
 
-def test_what_could_not_be_read_says_so_from_every_store(clips: list[Example], tmp_path: Path) -> None:
+def test_all_pixel_sources_give_the_same_error(clips: list[Example], tmp_path: Path) -> None:
     said = []
     fresh = FilePixels(SIZE)
     store = FrameCache(tmp_path, [row.clip for row in clips], size=SIZE, cached_frames=4)
@@ -89,11 +89,11 @@ def test_what_could_not_be_read_says_so_from_every_store(clips: list[Example], t
 
 
 class PowerCutError(Exception):
-    """The power goes out."""
+    """A simulated power failure."""
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 9])
-def test_a_stopped_pack_ends_in_the_same_bytes(clips: list[Example], tmp_path: Path, at: int) -> None:
+def test_an_interrupted_pack_ends_with_equal_bytes(clips: list[Example], tmp_path: Path, at: int) -> None:
     whole = packed(clips, tmp_path / "whole", "jpeg").folder
 
     def blow(done: int, _: int) -> None:
@@ -117,7 +117,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_other_processes_read_packed_jpegs_alike(clips: list[Example], tmp_path: Path) -> None:
+def test_workers_read_equal_packed_frames(clips: list[Example], tmp_path: Path) -> None:
     rows = [row for row in clips if row.key != "5"]
     store = PackedFrames(packed(clips, tmp_path, "jpeg").folder)
     assert store.encoded
@@ -132,7 +132,7 @@ def test_other_processes_read_packed_jpegs_alike(clips: list[Example], tmp_path:
     assert shown(2) == shown(0)
 
 
-def test_packs_are_web_data_sets_and_rows_of_the_frames_reader(clips: list[Example], tmp_path: Path) -> None:
+def test_readers_frames_and_shards_read_packs(clips: list[Example], tmp_path: Path) -> None:
     folder = packed(clips, tmp_path, "jpeg").folder
     found = readers.read("frames", folder)
     assert [(row.captions, row.label) for row in readers.read("shards", folder)] == [
@@ -147,7 +147,7 @@ def test_packs_are_web_data_sets_and_rows_of_the_frames_reader(clips: list[Examp
         assert all(json.loads(data)["clip"] for data in read_members(path, names[::5]))
 
 
-def test_the_pack_that_fits_is_found(clips: list[Example], tmp_path: Path) -> None:
+def test_the_split_that_contains_a_clip_is_found(clips: list[Example], tmp_path: Path) -> None:
     config = PackConfig(size=SIZE, cached_frames=2, per_shard=4)
     pack(clips[:4], tmp_path, "train", config)
     pack(clips[8:], tmp_path, "val", config)
@@ -165,7 +165,7 @@ def test_the_pack_that_fits_is_found(clips: list[Example], tmp_path: Path) -> No
         PackedFrames(tmp_path / "train").row(clips[6].clip)
 
 
-def test_what_lies_in_the_way(clips: list[Example], tmp_path: Path) -> None:
+def test_folders_with_other_content_are_refused(clips: list[Example], tmp_path: Path) -> None:
     packed(clips, tmp_path)
     for change in (lambda: packed(clips[:5], tmp_path), lambda: packed(clips, tmp_path, "jpeg")):
         with pytest.raises(OutputError, match="holds frames of other clips, or packed with other settings"):
@@ -176,7 +176,7 @@ def test_what_lies_in_the_way(clips: list[Example], tmp_path: Path) -> None:
         packed(clips, tmp_path / "photos")
 
 
-def test_a_damaged_shard_costs_its_samples(clips: list[Example], tmp_path: Path) -> None:
+def test_a_damaged_shard_loses_only_its_samples(clips: list[Example], tmp_path: Path) -> None:
     folder = packed(clips, tmp_path).folder
     shard = folder / "train-000001.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
@@ -187,10 +187,10 @@ def test_a_damaged_shard_costs_its_samples(clips: list[Example], tmp_path: Path)
         list(Loader(clips, StoredPixels(PackedFrames(folder)), 2, SIZE, 2, train=True).epoch(0))
 
 
-def test_a_recipe_trains_on_packed_frames_as_on_a_cache(
+def test_a_recipe_gets_equal_batches_from_packs_and_files(
     make_recipe: Callable[..., Any], small_world: Path, tmp_path: Path
 ) -> None:
-    """Raw packed frames, a cache, and files give the same batches where files show the same moments."""
+    """Raw packed frames and files give equal batches for equal frame times."""
     from evilm.training import build
 
     rows = readers.read("msrvtt_retrieval", small_world, split="val")

@@ -1,4 +1,4 @@
-"""A world on disk: its files, its videos, and what happens when it is made again."""
+"""Synthetic data sets: files, videos, interrupted and repeated generation."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_published_layouts(world: WorldSummary) -> None:
         assert (flag, end) == (flags[split[name.removesuffix(".mp4")]], "")
 
 
-def test_relevance_of_a_world_is_true_of_its_own(world: WorldSummary) -> None:
+def test_relevance(world: WorldSummary) -> None:
     rows = _rows(world.path / "MSRVTT_JSFUSION_test.csv")
     true = relevance(world.path / "world.jsonl", [row["sentence"] for row in rows], [row["video_id"] for row in rows])
     assert true.shape == (TEST, TEST)
@@ -129,7 +129,7 @@ def test_relevance_of_a_world_is_true_of_its_own(world: WorldSummary) -> None:
         relevance(world.path / "nowhere.jsonl", [], [])
 
 
-def test_finished_world_is_returned_and_a_hurt_one_mended(tmp_path: Path) -> None:
+def test_a_finished_data_set_is_kept_and_a_damaged_one_repaired(tmp_path: Path) -> None:
     out = tmp_path / "world"
     seen: list[tuple[int, int]] = []
     build(out, 12, 0, workers=1, progress=lambda done, total: seen.append((done, total)))
@@ -146,7 +146,7 @@ def test_finished_world_is_returned_and_a_hurt_one_mended(tmp_path: Path) -> Non
     assert _annotations(out) == before
 
 
-def test_an_interrupted_world_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_call_is_continued(tmp_path: Path) -> None:
     def stop(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
@@ -158,7 +158,7 @@ def test_an_interrupted_world_goes_on(tmp_path: Path) -> None:
     assert _annotations(tmp_path / "cut") == _annotations(tmp_path / "whole")
 
 
-def test_refusals(world: WorldSummary, tmp_path: Path) -> None:
+def test_invalid_arguments_and_folders_are_refused(world: WorldSummary, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds another data set.*seed 3, not 5"):
         build(world.path, CLIPS, 5, val=VAL, test=TEST)
     (tmp_path / "file").write_text("")
@@ -181,7 +181,7 @@ def test_refusals(world: WorldSummary, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fake", "file"]
 
 
-def test_a_world_of_unseen_things(world: WorldSummary, tmp_path: Path) -> None:
+def test_unseen_colours_and_actions(world: WorldSummary, tmp_path: Path) -> None:
     made = build(tmp_path / "new", 40, 5, val=4, test=6, unseen=True, workers=1)
     records = [json.loads(line) for line in (made.path / "world.jsonl").read_text().splitlines()]
     mains = [record["scene"]["things"][0] for record in records]
@@ -237,7 +237,7 @@ def _acts(action: str, centre: np.ndarray, area: np.ndarray) -> bool:
     }[action]
 
 
-def test_pixels_do_what_the_scene_says(world: WorldSummary) -> None:
+def test_pixels_follow_the_scene(world: WorldSummary) -> None:
     """Read back from the decoded video, by colour: what moves, where, and what changes its size."""
     rgb = {"red": (214, 20, 32), "blue": (24, 64, 235), "white": (252, 252, 252), "green": (12, 165, 48)}
     plan = Plan(CLIPS, 3, VAL, TEST, 0.5)

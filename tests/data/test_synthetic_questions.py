@@ -1,4 +1,4 @@
-"""The words of the world: held-out combinations, truth, balance, and options that give nothing away."""
+"""Captions and questions: held-out combinations, truth, balance, and text-only baselines at chance."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def _is_held(thing: Record) -> tuple[bool, bool]:
     return pair, HELD_SHAPE_ACTION[thing["shape"]] in parts(thing["action"])
 
 
-def test_train_holds_no_held_out_combination(records: list[Record]) -> None:
+def test_train_has_no_held_out_combination(records: list[Record]) -> None:
     for one in _of(records, "train"):
         assert one["novelty"] is None
         for thing in one["scene"]["things"]:
             assert _is_held(thing) == (False, False)
 
 
-def test_half_of_test_is_novel_in_its_main_actor_alone(records: list[Record]) -> None:
+def test_half_of_test_has_a_novel_main_actor(records: list[Record]) -> None:
     wanted = {None: (False, False), "colour-shape": (True, False), "shape-action": (False, True)}
     for split, count in (("val", 300), ("test", 900)):
         chosen = _of(records, split)
@@ -263,7 +263,7 @@ def _similarity(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("wanted", [max, min])
-def test_options_have_no_telling_middle_or_outlier(records: list[Record], wanted: Any) -> None:
+def test_the_position_of_an_option_is_independent_of_the_answer(records: list[Record], wanted: Any) -> None:
     """The option most (least) like the others is right as often as chance says: 20 %."""
     by_kind: dict[str, list[float]] = defaultdict(list)
     for choice in [*_choices(records, "train"), *_choices(records, "test")]:
@@ -277,7 +277,7 @@ def test_options_have_no_telling_middle_or_outlier(records: list[Record], wanted
         assert abs(sum(hits) / len(hits) - 0.2) < 1.6 / len(hits) ** 0.5, kind
 
 
-def test_options_teach_a_blind_reader_nothing(records: list[Record]) -> None:
+def test_a_text_only_baseline_is_at_chance(records: list[Record]) -> None:
     """Words counted over train, right against wrong, do not find the right option in test; nor does its position."""
     right, all_ = Counter[str](), Counter[str]()
     for choice in _choices(records, "train"):
@@ -298,7 +298,7 @@ def test_options_teach_a_blind_reader_nothing(records: list[Record]) -> None:
     assert max(places.values()) / places.total() < 0.23
 
 
-def test_transition_options_are_every_other_part(records: list[Record]) -> None:
+def test_transition_options_are_all_other_actions(records: list[Record]) -> None:
     found = [choice | {"action": one["action"]} for one in records for choice in one["transitions"]]
     assert len(found) == sum(one["action"] in SEQUENCES for one in records)
     for choice in found:

@@ -1,4 +1,4 @@
-"""Rows in columns are the rows that went in, and memory does not grow with them."""
+"""Tables return the rows that were written, and memory use does not grow with their number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = [
 ]
 
 
-def test_rows_come_back(tmp_path: Path) -> None:
+def test_rows_are_read_as_written(tmp_path: Path) -> None:
     rows = Table.write(tmp_path, iter(ROWS))
     assert len(rows) == 5
     assert list(rows) == ROWS
@@ -36,14 +36,14 @@ def test_rows_come_back(tmp_path: Path) -> None:
         rows[5]
 
 
-def test_no_field_is_forgotten() -> None:
-    """A new field of a row needs a column: see ``Table``."""
+def test_every_field_is_stored() -> None:
+    """A new field of ``Example`` or ``Clip`` must be added to the lines of ``Table``."""
     names = {field.name for kind in (Example, Clip) for field in fields(kind)}
     assert names == {"clip", "path", "start", "end", "frames", "key", "video", "captions", "question", "answer",
                      "choices", "label", "kind", "temporal"}  # fmt: skip
 
 
-def test_columns_that_are_empty(tmp_path: Path) -> None:
+def test_rows_without_texts(tmp_path: Path) -> None:
     bare = [Example(str(i), "v", Clip(Path("v.mp4"))) for i in range(3)]
     assert list(Table.write(tmp_path, bare)) == bare
 
@@ -56,7 +56,7 @@ def test_few_rows_stay_a_list_and_many_become_a_table(tmp_path: Path, monkeypatc
     rows = table.collect(iter(ROWS), tmp_path / "cache")
     assert isinstance(rows, Table)
     assert [*rows, rows[1]] == [*ROWS, ROWS[1]]
-    assert not list((tmp_path / "cache").iterdir()), "nothing is left behind, whatever ends the process"
+    assert not list((tmp_path / "cache").iterdir()), "no file is left behind, however the process ends"
 
 
 def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ print(*(int(said[name].split()[0]) >> 10 for name in ("VmHWM", "RssAnon", "RssFi
 
 @pytest.mark.parametrize("count", [pytest.param(10_000_000, marks=pytest.mark.slow), 60_000])
 def test_ten_million_rows_in_less_than_a_gigabyte(tmp_path: Path, count: int) -> None:
-    """A csv of captions to rows, those read through in order, and 50,000 at random by a loader that trains.
+    """Read a csv of captions, iterate over its rows, and load 50,000 of them in random order.
 
-    All in one process that also holds torch; what counts is the most that it ever held, mapped pages of files included.
+    One process does all of it, with torch. The limit is its peak resident memory, mapped files included.
     """
     with (tmp_path / "train.csv").open("w") as file:
         file.write("path,caption\n")

@@ -1,4 +1,4 @@
-"""What a teacher says is computed once, is found again, and is never another teacher's."""
+"""A teacher's embeddings: computed once, found again, never mixed with those of another teacher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Colours:
-    """A teacher that says the mean colour of a clip, and counts how many it saw."""
+    """A teacher whose embedding is the mean colour of a clip; counts the clips it encodes."""
 
     num_frames, image_size, embed_dim = 2, 16, 3
     resize_mode: Literal["crop", "squash"] = "squash"
@@ -38,12 +38,12 @@ def clips(small_world: Path) -> list[Clip]:
     return [Clip(path) for path in sorted((small_world / "videos").glob("*.mp4"))[:40]]
 
 
-def test_each_clip_is_looked_at_once(clips: list[Clip], tmp_path: Path) -> None:
+def test_each_clip_is_encoded_once(clips: list[Clip], tmp_path: Path) -> None:
     first = Colours()
-    told: list[int] = []
-    assert TeacherTargets(first, tmp_path).fill([*clips[:33], clips[0]], 2, told.append) == []
+    calls: list[int] = []
+    assert TeacherTargets(first, tmp_path).fill([*clips[:33], clips[0]], 2, calls.append) == []
     assert first.seen == 33
-    assert told == [32, 33]
+    assert calls == [32, 33]
     again = Colours()
     store = TeacherTargets(again, tmp_path)
     assert [clip.id for clip in store.missing(clips)] == [clip.id for clip in clips[33:]]
@@ -56,7 +56,7 @@ def test_each_clip_is_looked_at_once(clips: list[Clip], tmp_path: Path) -> None:
     assert again.seen == 7
 
 
-def test_another_teacher_or_another_look_starts_anew(clips: list[Clip], tmp_path: Path) -> None:
+def test_another_teacher_or_number_of_frames_starts_again(clips: list[Clip], tmp_path: Path) -> None:
     TeacherTargets(Colours(), tmp_path).fill(clips[:3])
     longer = Colours()
     longer.num_frames = 4
@@ -64,16 +64,16 @@ def test_another_teacher_or_another_look_starts_anew(clips: list[Clip], tmp_path
         assert len(TeacherTargets(other, tmp_path).missing(clips[:3])) == 3
 
 
-def test_parts_of_a_file_are_clips_of_their_own(clips: list[Clip]) -> None:
+def test_parts_of_a_file_are_separate_clips(clips: list[Clip]) -> None:
     store = TeacherTargets(Colours(), None)
     part = Clip(clips[0].path, 0.5, 1.0)
     store.fill(clips[:1])
     assert store.missing([clips[0], part]) == [part]
-    assert store.read([part])[1].all()  # looked at now
+    assert store.read([part])[1].all()  # encoded now
     assert store.missing([part]) == []
 
 
-def test_what_cannot_be_read_is_told_once(clips: list[Clip], tmp_path: Path) -> None:
+def test_an_unreadable_clip_is_reported_once(clips: list[Clip], tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
     store = TeacherTargets(Colours(), tmp_path / "kept")
@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_told_once(clips: list[Clip], tmp_path: Path) -> 
     assert store.fill([clips[0], Clip(bad)]) == []
 
 
-def test_a_place_that_cannot_hold_them_is_named(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot store the teacher's embeddings"):
         TeacherTargets(Colours(), tmp_path / "file")

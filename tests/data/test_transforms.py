@@ -1,4 +1,4 @@
-"""A plan is a function of its seeds, says all that is done, and does the same to any selection of frames."""
+"""A plan is a function of its seeds, and changes any selection of frames alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def frames(count: int = 5, size: int = 20) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def test_shift_and_flip_by_hand() -> None:
+def test_shift_and_flip_equal_hand_made_results() -> None:
     pixels = frames(1, 3)
     moved = apply(pixels, Plan(shift=(1, -1)))
     assert np.array_equal(moved[0], pixels[0][[0, 0, 1]][:, [1, 2, 2]])
@@ -32,7 +32,7 @@ def test_shift_and_flip_by_hand() -> None:
     assert apply(pixels, IDENTITY) is pixels
 
 
-def test_a_crop_is_the_box_scaled_up() -> None:
+def test_a_crop_is_the_resized_box() -> None:
     ramp = np.zeros((2, 32, 32, 3), dtype=np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(32)[:, None] * 8, np.arange(32) * 8
     found = apply(ramp, Plan(box=(8, 4, 16, 16)))
@@ -41,7 +41,7 @@ def test_a_crop_is_the_box_scaled_up() -> None:
     assert np.abs(found[0, 16, 4:-4, 1].astype(int) - (32 + np.arange(4, 28) * 4)).max() <= 4
 
 
-def test_any_selection_of_frames_agrees() -> None:
+def test_any_selection_of_frames_is_changed_alike() -> None:
     pixels = frames()
     for seed in range(20):
         plan = draw(ALL, example("a cat"), 20, 0, seed)
@@ -49,7 +49,7 @@ def test_any_selection_of_frames_agrees() -> None:
         assert np.array_equal(whole[[3, 1, 1]], apply(pixels[[3, 1, 1]], plan))
 
 
-def test_a_plan_follows_from_its_seed() -> None:
+def test_equal_seeds_give_equal_plans() -> None:
     plans = [draw(ALL, example("a cat"), 64, 0, seed) for seed in range(200)]
     assert plans == [draw(ALL, example("a cat"), 64, 0, seed) for seed in range(200)]
     assert len(set(plans)) > 190
@@ -66,11 +66,11 @@ def test_a_plan_follows_from_its_seed() -> None:
     assert max(shares) > 0.9
 
 
-def test_nothing_asked_for_is_nothing_done() -> None:
+def test_no_augmentation_gives_the_identity() -> None:
     assert draw(AugmentConfig(), example(), 64, 0, 1) is IDENTITY
 
 
-def test_views_are_few_and_the_clips_own() -> None:
+def test_the_number_of_crops_of_a_clip_is_limited() -> None:
     config = AugmentConfig(crop_scale=0.4, shift=2, hflip=True, cached_crops=3)
     plans = {draw(config, example("a cat"), 64, 5, seed) for seed in range(200)}
     expected = {crop_plan(config, "0.mp4", 64, 5, number) for number in range(3)}
@@ -89,28 +89,28 @@ def test_views_are_few_and_the_clips_own() -> None:
         ("to the right-hand side", True),
         ("the leftmost cup", True),
         ("moves rightwards, then stops", True),
-        ("he left", True),  # which "left" is meant nobody can tell by the word
+        ("he left", True),  # the verb looks like the side
         ("a bright cleft", False),
         ("copyright", False),
     ],
 )
-def test_texts_that_tell_left_from_right(text: str, found: bool) -> None:
+def test_texts_with_left_or_right(text: str, found: bool) -> None:
     assert names_side(example("a cat", text)) is found
     assert names_side(Example("0", "v", Clip(Path("v")), question=text)) is found
     assert names_side(Example("0", "v", Clip(Path("v")), choices=("up", text))) is found
 
 
-def test_clips_whose_texts_say_left_or_right_are_not_mirrored() -> None:
-    told = example("a cat goes left")
+def test_clips_with_left_or_right_in_their_texts_are_not_mirrored() -> None:
+    sided = example("a cat goes left")
     plain = [draw(ALL, example("a cat goes"), 64, 0, seed) for seed in range(60)]
-    found = [draw(ALL, told, 64, 0, seed) for seed in range(60)]
+    found = [draw(ALL, sided, 64, 0, seed) for seed in range(60)]
     assert not any(plan.flip for plan in found)
     assert [plan.box for plan in found] == [plan.box for plan in plain]
     forced = ALL.model_copy(update={"hflip_sided": True})
-    assert [draw(forced, told, 64, 0, seed) for seed in range(60)] == plain
+    assert [draw(forced, sided, 64, 0, seed) for seed in range(60)] == plain
 
 
-def test_the_scaler_is_not_told_what_others_scaled() -> None:
+def test_a_crop_of_the_whole_frame_changes_nothing() -> None:
     assert transforms.apply(frames(), Plan(box=(0, 0, 20, 20))).shape == (5, 20, 20, 3)
     assert np.abs(transforms.apply(frames(), Plan(box=(0, 0, 20, 20))).astype(int) - frames()).max() <= 1
 
@@ -118,7 +118,7 @@ def test_the_scaler_is_not_told_what_others_scaled() -> None:
 RAND = AugmentConfig(randaugment_ops=3, randaugment_magnitude=17)
 
 
-def test_rand_augment_is_drawn_by_the_sample_and_leaves_what_else_is_drawn_alone() -> None:
+def test_randaugment_does_not_change_the_other_random_draws() -> None:
     plans = [draw(RAND, example(), 64, 0, seed) for seed in range(300)]
     assert plans == [draw(RAND, example(), 64, 9, seed) for seed in range(300)]
     assert {len(plan.changes) for plan in plans} == {3}
@@ -132,7 +132,7 @@ def test_rand_augment_is_drawn_by_the_sample_and_leaves_what_else_is_drawn_alone
     assert RAND.crops is None  # nothing that was computed once can follow it
 
 
-def test_rand_augment_changes_all_frames_alike() -> None:
+def test_randaugment_changes_all_frames_alike() -> None:
     pixels = frames(4, 24)
     plan = draw(RAND, example(), 24, 0, 1)
     assert np.array_equal(apply(pixels, plan)[[2, 0]], apply(pixels[[2, 0]], plan))
@@ -147,7 +147,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_is_torchvisions(name: str) -> None:
+def test_every_operation_equals_torchvision(name: str) -> None:
     v2 = pytest.importorskip("torchvision.transforms.v2")
     torch = pytest.importorskip("torch")
     theirs = v2.RandAugment()

@@ -57,7 +57,7 @@ def test_width_is_a_multiple_of_8_within_the_length(
     assert int(text.mask.sum()) == last + 1
 
 
-def test_decode_gives_words_back(vocabulary: Vocabulary) -> None:
+def test_decode_inverts_encode(vocabulary: Vocabulary) -> None:
     text = vocabulary.encode(["a cat plays", "b"], 10)
     assert vocabulary.decode(text.ids[0].tolist()) == "a cat plays"
     assert vocabulary.decode(ids("[CLS]", "a", "[MASK]", "##s")) == "a [MASK]s"
@@ -66,7 +66,7 @@ def test_decode_gives_words_back(vocabulary: Vocabulary) -> None:
 
 
 @pytest.mark.parametrize("texts", [[], "a cat", [3], ["\ud800"], [None]])
-def test_what_is_no_text_is_refused(vocabulary: Vocabulary, texts: list[str]) -> None:
+def test_values_that_are_not_text_are_refused(vocabulary: Vocabulary, texts: list[str]) -> None:
     with pytest.raises(VocabularyError):
         vocabulary.encode(texts, 10)
 
@@ -78,7 +78,7 @@ def test_odd_texts_work(vocabulary: Vocabulary) -> None:
         vocabulary.encode(["a"], 2)
 
 
-def test_saved_and_loaded_is_the_same(vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_a_saved_vocabulary_is_loaded_unchanged(vocabulary: Vocabulary, tmp_path: Path) -> None:
     path = tmp_path / "new" / "words.json"
     vocabulary.save(path)
     again = Vocabulary.load(path)
@@ -117,12 +117,12 @@ def test_damaged_files_are_named(vocabulary: Vocabulary, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("pieces", [PIECES[1:], (*PIECES, "cat"), (*PIECES, "")])
-def test_pieces_that_do_not_make_a_vocabulary(pieces: tuple[str, ...]) -> None:
+def test_invalid_pieces_are_refused(pieces: tuple[str, ...]) -> None:
     with pytest.raises(VocabularyError):
         Vocabulary(pieces)
 
 
-def test_the_shipped_vocabulary_is_what_its_origin_says() -> None:
+def test_the_packaged_vocabulary_has_its_recorded_hash() -> None:
     folder = importlib.resources.files("evilm.data") / "words"
     origin = json.loads((folder / "coco-9157.origin.json").read_text(encoding="utf-8"))
     vocabulary = Vocabulary.default()

@@ -39,7 +39,7 @@ def test_cut_breaks_ties_by_place_and_drops_unused_first(published: Path) -> Non
     assert cut(published, ["man"], keep=1.0).size == 15
 
 
-def test_cut_refuses(published: Path, tmp_path: Path) -> None:
+def test_invalid_fractions_and_files_are_refused(published: Path, tmp_path: Path) -> None:
     for captions, keep, match in (
         ([], 0.7, "no captions"),
         (["a"], 0.2, "at least 0.53"),
@@ -55,7 +55,7 @@ def test_cut_refuses(published: Path, tmp_path: Path) -> None:
         read_wordpieces(tmp_path / "none.txt")
 
 
-def test_train_gives_the_size_asked_for_and_knows_all_characters() -> None:
+def test_training_gives_the_requested_size_and_all_characters() -> None:
     vocabulary = train([*CAPTIONS, "ein schöner Ölbaum ☃"], 200)
     assert vocabulary.size == 200
     assert vocabulary.pieces[:5] == SPECIALS
@@ -63,7 +63,7 @@ def test_train_gives_the_size_asked_for_and_knows_all_characters() -> None:
     assert "man" in vocabulary.pieces
 
 
-def test_train_says_what_is_possible() -> None:
+def test_training_errors_name_a_possible_size() -> None:
     with pytest.raises(VocabularyError, match="set --size") as caught:
         train(CAPTIONS, 9157)
     possible = int(str(caught.value).split("set --size ")[1].split()[0])
@@ -90,7 +90,7 @@ def test_training_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_build_reports_what_it_made(tmp_path: Path) -> None:
+def test_build_report(tmp_path: Path) -> None:
     captions = tmp_path / "c.txt"
     captions.write_text("\n".join(CAPTIONS), encoding="utf-8")
     report = build([captions], tmp_path / "out.json", size=190)
@@ -142,7 +142,7 @@ def test_bad_caption_files_are_named(tmp_path: Path) -> None:
             list(read_captions([tmp_path / name]))
 
 
-def test_no_caption_becomes_unencodable(shared_data: Path, tmp_path: Path) -> None:
+def test_pruning_keeps_all_captions_encodable(shared_data: Path, tmp_path: Path) -> None:
     annotations = shared_data / "annotations"
     coco = list(read_captions([annotations / "coco" / "captions_val2017.json"]))
     assert len(coco) == 25_014

@@ -1,4 +1,4 @@
-"""Checking a data set: what is there, what lacks, what leaks, and what the command prints of it."""
+"""``evilm data check``: counts, missing videos, shared videos, and the printed report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_is_found_and_missing(ask: Ask) -> None:
     assert (found["rows"], found["videos"], found["found"], found["missing"]) == (5, 3, 1, 2)
     assert Path(found["missing_list"]).read_text() == "v/b.mp4\nv/c.mp4\n"
     train = found["splits"]["train"]
-    assert list(found["splits"]) == ["train"]  # the file says nothing of splits, and its name says train
+    assert list(found["splits"]) == ["train"]  # the file has no splits, and its name contains train
     assert train["captions"] == {"count": 5, "rows_without": 0, "words": {"least": 1, "mean": 2.0, "most": 3}}
     assert train["repeated"] == {"keys": 0, "texts": 1}
     assert found["notes"] == ["train has 1 repeated captions or questions of a video, such as in 4, 5"]
@@ -82,7 +82,7 @@ def test_repeated_keys(ask: Ask) -> None:
     assert "test has 2 rows with the key of an earlier row, such as 7" in found["notes"]
 
 
-def test_divisions_of_the_same_videos_do_not_leak(ask: Ask) -> None:
+def test_other_divisions_of_the_same_videos_are_not_leaks(ask: Ask) -> None:
     for split, flags in (("1", "12"), ("2", "21"), ("3", "11")):
         Path(f"wave_test_split{split}.txt").write_text("".join(f"w{i}.avi {flag} \n" for i, flag in enumerate(flags)))
     found = ask("hmdb51", ".")
@@ -93,7 +93,7 @@ def test_divisions_of_the_same_videos_do_not_leak(ask: Ask) -> None:
 
 
 @pytest.mark.usefixtures("ask")
-def test_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     Path("MSRVTT_JSFUSION_test.csv").write_text(
         "key,vid_key,video_id,sentence\n" + "".join(f"ret{i},msr{i},video{i},a man [says] {i}\n" for i in range(1000))
@@ -103,7 +103,7 @@ def test_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert "as published (1k-A, file)" in shown
     assert "1,000 rows of 1,000 videos, 0 of them found" in shown
     assert "1,000 videos are missing, listed in missing-msrvtt_retrieval.txt" in shown
-    assert "options" not in shown  # columns that are empty are left out
+    assert "options" not in shown  # empty columns are omitted
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     ],
 )
 @pytest.mark.usefixtures("ask")
-def test_careless_uses_end_in_one_line(capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
+def test_mistakes_give_a_one_line_error(capsys: pytest.CaptureFixture[str], arguments: str, said: str) -> None:
     Path("empty.csv").touch()
     Path("l.csv").write_text("path,caption\na.mp4,b\n")
     assert cli.run(["data", "check", *arguments.split()]) == 2

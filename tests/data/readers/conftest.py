@@ -1,4 +1,4 @@
-"""Small annotation files, and what a reader says of bad ones."""
+"""Small annotation files, and the error of a reader about bad ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[..., Path]:
-    """``put("a/b.json", content)``: text, bytes, or what becomes json; its path. A name alone makes one byte."""
+    """``put("a/b.json", content)``: text, bytes, or values for json; returns its path. Without content the file has one byte."""
 
     def write(name: str, content: str | bytes | list[Any] | dict[str, Any] = b"x") -> Path:
         path = tmp_path / name
@@ -31,7 +31,7 @@ def put(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def complaint() -> Callable[..., str]:
-    """``complaint(format, annotations, split)``: the one line with which a reader refuses."""
+    """``complaint(format, annotations, split)``: the one-line error of a reader."""
 
     def ask(name: str, annotations: Path, split: str = "train", videos: Path | None = None) -> str:
         with pytest.raises(AnnotationError) as caught:

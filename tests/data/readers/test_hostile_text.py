@@ -1,4 +1,4 @@
-"""Encodings, line ends, quotes and rubbish: read right, or refused in one line with file and line number."""
+"""Encodings, line ends, quotes and garbage: read correctly, or refused in one line with file and line number."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ def test_quotes_commas_tabs_and_line_ends_inside_captions(put: Put) -> None:
         ("l.csv", b"\x89PNG\r\n\x1a\n" + bytes(range(256)), ":1: is not UTF-8 text"),
     ],
 )
-def test_refused_in_one_line(put: Put, complaint: Complaint, name: str, content: str | bytes, said: str) -> None:
+def test_bad_files_are_refused_in_one_line(
+    put: Put, complaint: Complaint, name: str, content: str | bytes, said: str
+) -> None:
     path = put(name, content)
     assert complaint("captions", path).startswith(f"{path}{said}")
 
@@ -108,7 +110,7 @@ def test_ids_that_are_numbers(put: Put) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop", "secret"])
-def test_what_is_no_file(tmp_path: Path, complaint: Complaint, kind: str) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path, complaint: Complaint, kind: str) -> None:
     path = tmp_path / "list.csv"
     if kind == "fifo":
         os.mkfifo(path)
@@ -131,7 +133,7 @@ def test_a_gigabyte_without_a_line_end_is_refused_in_little_memory(tmp_path: Pat
     path = tmp_path / "list.csv"
     with path.open("wb") as file:
         file.write(b"path,caption\na,b\n")
-        file.truncate(2**30 + 1)  # a hole: it takes no room on the disk
+        file.truncate(2**30 + 1)  # a sparse file
     (tmp_path / "list.jsonl").symlink_to(path)
     (tmp_path / "list.json").symlink_to(path)
     program = (

@@ -1,4 +1,4 @@
-"""Small files in the layouts in which the data sets are published, original and reshaped."""
+"""Small files in the published formats of the data sets, original and converted."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_classes_are_numbered_over_all_splits(tmp_path: Path, put: Put) -> None:
     assert [(e.label, e.kind) for e in read("classes", tmp_path, None, "val")] == [(1, "b")]
 
 
-def test_msrvtt_in_its_other_forms(tmp_path: Path, put: Put, complaint: Complaint) -> None:
+def test_other_formats_of_msrvtt(tmp_path: Path, put: Put, complaint: Complaint) -> None:
     put(
         "msrvtt_caption_test.json", [{"video": "video7010.mp4", "caption": ["a", "b"]}, {"video": 7011, "caption": "c"}]
     )

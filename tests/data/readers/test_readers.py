@@ -30,13 +30,13 @@ def complaint(name: str, annotations: Path, split: str = "train", videos: Path |
     return str(caught.value)
 
 
-def test_an_unknown_reader_lists_the_known(tmp_path: Path) -> None:
+def test_an_unknown_reader_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'webvd': did you mean 'webvid'\? known are captions, .*hmdb51.*webvid"):
         read("webvd", tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
-def test_every_reader_names_what_is_missing(name: str, tmp_path: Path) -> None:
+def test_every_reader_names_missing_files(name: str, tmp_path: Path) -> None:
     assert str(tmp_path / "none") in complaint(name, tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / "empty") in complaint(name, tmp_path / "empty")
@@ -134,7 +134,7 @@ def test_msrvtt_retrieval(tmp_path: Path) -> None:
     assert "has no list 'sentences'" in complaint("msrvtt_retrieval", put(tmp_path / "x.json", {"videos": []}))
 
 
-def test_msrvtt_captions_in_the_older_shape(tmp_path: Path) -> None:
+def test_msrvtt_captions_in_the_older_format(tmp_path: Path) -> None:
     put(tmp_path / "MSR_VTT.json", {"annotations": [{"image_id": "video3", "id": 1, "caption": "a dog"}]})
     put(tmp_path / "train_list_jsfusion.txt", "video3\n")
     (example,) = read("msrvtt_retrieval", tmp_path)
@@ -160,7 +160,7 @@ def test_msrvtt_qa(tmp_path: Path) -> None:
     assert "is not a list of rows" in complaint("msrvtt_qa", tmp_path)
 
 
-def test_what_hangs_on_order_is_told_where_the_annotations_do(tmp_path: Path) -> None:
+def test_temporal_is_read_if_the_annotations_have_it(tmp_path: Path) -> None:
     row = {"question": "what first", "answer": "a", "video_id": 1}
     flags = (True, False, "true", None)
     put(tmp_path / "train_qa.json", [row if flag is None else {**row, "temporal": flag} for flag in flags])
@@ -266,7 +266,7 @@ def test_frames(tmp_path: Path) -> None:
     assert "no frames named" in complaint("frames", path)
 
 
-def test_ids_find_files_of_any_extension(tmp_path: Path) -> None:
+def test_videos_are_found_with_any_suffix(tmp_path: Path) -> None:
     """Tables often name no extension, and cameras write theirs in capitals."""
     for name in ("a.MOV", "b.wmv", "c.MP4", "d.mp4", "d.MP4"):
         (tmp_path / name).touch()

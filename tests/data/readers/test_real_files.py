@@ -1,4 +1,4 @@
-"""Every published annotation file at hand, read unchanged: rows, videos, captions. Skipped where there is none."""
+"""Published annotation files, unchanged: rows, videos, captions. Skipped if the files are absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: what their samples say, and pixels from a video within a tar."""
+"""WebDataset shards: samples, and pixels of a video within a tar."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_samples(tmp_path: Path, complaint: Callable[..., str]) -> None:
     assert "cannot be read as an uncompressed tar" in complaint("shards", path)
 
 
-def test_a_video_in_a_shard_gives_the_pixels_of_its_file(small_world: Path, tmp_path: Path) -> None:
+def test_a_video_in_a_shard_gives_equal_pixels(small_world: Path, tmp_path: Path) -> None:
     films = sorted((small_world / "videos").rglob("*.*"))[:3]
     path = tar(tmp_path / "s.tar", {f"v{i}{film.suffix}": film.read_bytes() for i, film in enumerate(films)})
     for i, film in enumerate(films):
@@ -77,8 +77,8 @@ def test_a_video_in_a_shard_gives_the_pixels_of_its_file(small_world: Path, tmp_
         assert caught.value.status == status, name
 
 
-def test_a_video_declared_encrypted_is_said_to_be_so_in_a_shard_too(small_world: Path, tmp_path: Path) -> None:
-    """FFmpeg would give noise."""
+def test_an_encrypted_video_in_a_shard_is_refused(small_world: Path, tmp_path: Path) -> None:
+    """FFmpeg would decode it to noise."""
     film = next((small_world / "videos").rglob("*.mp4")).read_bytes()
     before, stsd, rest = film.partition(b"stsd")
     locked = before + stsd + rest[:12] + b"encv" + rest[16:]
