@@ -1,4 +1,4 @@
-"""The loader: equal batches with any number of workers and after resuming; unreadable samples are replaced and counted."""
+"""The loader: equal batches with any number of workers and after resuming; unreadable samples are replaced."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[..., Path]:
-    """``put("a/b.json", content)``: text, bytes, or values for json; returns its path. Without content the file has one byte."""
+    """``put("a/b.json", content)``: text, bytes, or values for json; returns the path. No content gives one byte."""
 
     def write(name: str, content: str | bytes | list[Any] | dict[str, Any] = b"x") -> Path:
         path = tmp_path / name
