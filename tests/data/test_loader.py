@@ -65,6 +65,13 @@ def test_workers_and_prefetching_change_nothing(make: Callable[..., Loader]) -> 
         assert loader.unreadable == plain.unreadable
 
 
+def test_workers_do_not_change_randaugment(make: Callable[..., Loader]) -> None:
+    """Decoder processes cannot load torch, which RandAugment needs."""
+    augment = AUGMENT.model_copy(update={"randaugment_ops": 2})
+    plain, workers = make(rows(12), augment=augment), make(rows(12), augment=augment, workers=2)
+    assert shown(plain) == shown(workers) != shown(make(rows(12), augment=AUGMENT))
+
+
 def test_resume_within_an_epoch_gives_equal_batches(make: Callable[..., Loader]) -> None:
     examples = rows(21, _2="bad")
     whole = make(examples, augment=AUGMENT, max_bad_ratio=0.2)

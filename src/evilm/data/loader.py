@@ -215,7 +215,8 @@ class Loader:
             if isinstance(result, VideoError):
                 readable[i] = False
             else:
-                pixels[i] = result
+                changes = job.plan.changes
+                pixels[i] = transforms.apply_randaugment(result, changes) if changes else result
             if self.order == "shuffled":
                 rng = sampling.generator(self._sample_seed(epoch, row), "shuffle")
                 pixels[i] = pixels[i][sampling.shuffled_order(self.num_frames, rng)]

@@ -110,7 +110,7 @@ class Plan:
         box: top, left, height and width in pixels of the crop, which is resized to the frame; None for the whole frame.
         shift: pixels down and to the right; edges are repeated.
         flip: mirror left and right.
-        changes: operations of RandAugment.
+        changes: operations of RandAugment, for ``apply_randaugment``.
         crop: number of the crop among ``cached_crops``; 0 if their number is unlimited.
     """
 
@@ -186,7 +186,10 @@ def names_side(example: Example) -> bool:
 
 
 def apply(frames: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
-    """Apply a plan to frames (T, H, W, 3), each frame by itself, so that any selection of frames agrees."""
+    """Crop, shift and mirror frames (T, H, W, 3), each by itself, so that any selection of frames agrees.
+
+    RandAugment is separate: it needs torch, which a decoder process cannot load within its memory limit.
+    """
     height, width = frames.shape[1:3]
     if plan.box is not None:
         top, left, tall, wide = plan.box
@@ -196,8 +199,7 @@ def apply(frames: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
         rows: NDArray[np.int64] = (np.arange(height, dtype=np.int64) - down).clip(0, height - 1)
         columns: NDArray[np.int64] = (np.arange(width, dtype=np.int64) - right).clip(0, width - 1)
         frames = frames[:, rows][:, :, columns]
-    frames = np.ascontiguousarray(frames[:, :, ::-1]) if plan.flip else frames
-    return apply_randaugment(frames, plan.changes) if plan.changes else frames
+    return np.ascontiguousarray(frames[:, :, ::-1]) if plan.flip else frames
 
 
 def _resize(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
