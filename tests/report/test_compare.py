@@ -51,7 +51,7 @@ def test_other_samples_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         compare(one, two)
     with pytest.raises(DataError, match="holds no evaluation"):
         compare(one, tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds 2 evaluations, name one"):
+    with pytest.raises(DataError, match="holds 2 evaluations; name the folder"):
         compare(one, tmp_path)
     assert cli.run(["report", "compare", str(one), str(two)]) == 2
     assert "evaluate both on the same split" in capsys.readouterr().err

@@ -56,8 +56,8 @@ def _evaluation(path: Path) -> Path:
     """The folder with predictions at or below ``path``."""
     found = [path] if (path / "predictions.jsonl").is_file() else [p.parent for p in path.rglob("predictions.jsonl")]
     if len(found) != 1:
-        what = f"holds {len(found)} evaluations, name one of them" if found else "holds no evaluation"
-        raise DataError(f"{path}: {what}; create one with `evilm evaluate RUN`")
+        several = f"holds {len(found)} evaluations; name the folder of one"
+        raise DataError(f"{path}: {several if found else 'holds no evaluation; create one with `evilm evaluate RUN`'}")
     return found[0]
 
 
