@@ -22,7 +22,10 @@ SAMPLES = 200
 
 def outcome(**metrics: float) -> dict[str, Any]:
     chance = {"accuracy": 20.0, "R@1": 0.3}
-    return {"metrics": {"metrics": metrics, "chance": chance, "rule": "", "samples": SAMPLES}, "seconds": 5.0}
+    return {
+        "metrics": {"title": "Title", "metrics": metrics, "chance": chance, "rule": "", "samples": SAMPLES},
+        "seconds": 5.0,
+    }
 
 
 def put(folder: Path, right: int, shift: int = 0, **columns: Any) -> None:

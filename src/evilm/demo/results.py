@@ -59,7 +59,7 @@ def _retrieval(run: Demo) -> Results:
         "frames shuffled": read_predictions(run.out / "retrieval" / "evaluation-shuffled"),
         "pre-training alone": read_predictions(run.out / "pretrain" / "evaluation-retrieval"),
     }
-    group: Results = {"title": "Text-to-video retrieval"}
+    group: Results = {"title": found["metrics"]["title"]}
     for count, target in ((1, 30.0), (5, None), (10, 85.0)):
         baselines = {name: _recall(other, count) for name, other in others.items()}
         group[f"R@{count}"] = _leaf(found, f"R@{count}", _recall(rows, count), baselines, target)
@@ -68,11 +68,11 @@ def _retrieval(run: Demo) -> Results:
 
 
 def _questions(run: Demo) -> Results:
-    return {"title": "Question answering"} | _answers(run, "question_answering", "question_only", 20.0)
+    return _answers(run, "question_answering", "question_only", 20.0)
 
 
 def _choices(run: Demo) -> Results:
-    return {"title": "Multiple choice"} | _answers(run, "multiple_choice", "text_only", 25.0)
+    return _answers(run, "multiple_choice", "text_only", 25.0)
 
 
 def _answers(run: Demo, stage: str, blind: str, margin: float) -> Results:
@@ -95,7 +95,10 @@ def _answers(run: Demo, stage: str, blind: str, margin: float) -> Results:
         return _leaf(run.found[stage], name, _scores(rows, wanted), baselines, target)
 
     target = round(_mean(_scores(others[blind.replace("_", " ")])) + margin, 1)
-    group = {"accuracy": leaf("accuracy", lambda _: True, target)}
+    group: Results = {
+        "title": run.found[stage]["metrics"]["title"],
+        "accuracy": leaf("accuracy", lambda _: True, target),
+    }
     if any(row["temporal"] for row in rows):
         group["temporal"] = leaf("temporal", lambda row: bool(row["temporal"]), "above frames shuffled")
     kinds = sorted({row["kind"] for row in rows if row["kind"]})
@@ -110,20 +113,20 @@ def _probe(run: Demo) -> Results:
     scores = _scores(read_predictions(run.out / "linear_probe" / "evaluation"))
     baselines = {"untrained model": untrained, "frames shuffled": shuffled}
     target = round(_mean(untrained) + 10, 1)
-    leaf = _leaf(run.found["linear_probe"], "accuracy", scores, baselines, target)
-    return {"title": "Linear probe", "accuracy": leaf}
+    found = run.found["linear_probe"]
+    return {"title": found["metrics"]["title"], "accuracy": _leaf(found, "accuracy", scores, baselines, target)}
 
 
 def _tokenizer(run: Demo) -> Results:
     found, targets = run.found["tokenizer"], {"voc_rate": 50.0}
     leaves = {name: _leaf(found, name, target=targets.get(name)) for name in ("voc_rate", "perplexity", "word_mAP")}
-    return {"title": "Video tokenizer"} | leaves
+    return {"title": found["metrics"]["title"]} | leaves
 
 
 def _pretrain(run: Demo) -> Results:
     found = run.found["pretrain"]
     leaves = {name: _leaf(found, name) for name in found["metrics"]["metrics"] if name != "score"}
-    return {"title": "Pre-training"} | leaves
+    return {"title": found["metrics"]["title"]} | leaves
 
 
 def _export(run: Demo) -> Results:

@@ -199,7 +199,7 @@ STAGES: dict[str, tuple[str, Callable[[Demo], Results]]] = {
 
 
 def _metrics(outcome: Evaluation) -> Results:
-    return {key: outcome.result[key] for key in ("metrics", "chance", "interval", "rule", "samples")}
+    return {key: outcome.result[key] for key in ("title", "metrics", "chance", "interval", "rule", "samples")}
 
 
 def _source(run: Demo, stage: str) -> list[str]:
