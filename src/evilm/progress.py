@@ -59,7 +59,7 @@ class Meter:
         left = clock((self.total - done) / rate) if rate > 0 else "?"
         text = f"{rate:.1f} {self.unit}/s, {left} left" + (f", {note}" if note else "")
         if self._bar is not None and self._row is not None:
-            self._bar.update(self._row, completed=done, note=text)
+            self._bar.update(self._row, completed=done, total=self.total, note=text)
         elif now - self.printed >= QUIET_SECONDS:
             self.printed = now
             self._print(f"{done}/{self.total} {self.unit}, {text}")

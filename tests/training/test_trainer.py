@@ -196,6 +196,20 @@ def test_a_complete_run_is_not_run_again(build: Callable[..., Recipe], tmp_path:
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+def test_a_time_limit_shortens_the_run_and_is_taken_up_on_resume(
+    build: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optim = {"epochs": 4000, "batch_size": 18, "max_minutes": 0.05}
+    out = trainer.train(build(tmp_path / "run", "question_answering", optim=optim, run={"log_every": 1}))
+    rows = rows_of(out)
+    planned = json.loads(capsys.readouterr().err.split("steps fit")[0].split()[-1])
+    assert rows[-1]["step"] < planned
+    assert rows[-1]["seconds"] < 6.0
+    assert rows[-1]["lr"] < 0.05 * max(row["lr"] for row in rows), "the schedule ends with the run"
+    trainer.train(build(tmp_path / "run", "question_answering", optim=optim), resume=True)
+    assert "is complete" in capsys.readouterr().err
+
+
 def test_resuming_with_another_recipe_is_refused(build: Callable[..., Recipe], tmp_path: Path) -> None:
     trainer.train(build(tmp_path / "run", "question_answering", optim={"epochs": 0.25, "batch_size": 18}))
     with pytest.raises(CheckpointError, match="was trained by another recipe"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -46,6 +47,11 @@ class OptimConfig(Config):
     """Settings of the optimizer; the defaults are those of the paper's pre-training. ``preset`` names ``PRESETS``."""
 
     epochs: float = Field(default=20, gt=0, description="passes over the training rows; fractions are allowed")
+    max_minutes: float = Field(
+        default=0.0,
+        ge=0,
+        description="time limit in minutes, to which the steps are fitted; 0 sets none",
+    )
     batch_size: int = Field(default=64, gt=0, description="rows of one step, of all processes together")
     grad_accum_steps: int = Field(
         default=1, gt=0, description="pieces in which a batch is computed to save memory; negatives come from the piece"
@@ -168,6 +174,23 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, total:
         return lambda step: config.lr * schedule_at(config, step, total) * scale
 
     return LambdaLR(optimizer, [of_group(group["lr_scale"]) for group in optimizer.param_groups], last_epoch=step - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The numbers of a step, averaged over all processes.
+
+    Attributes:
+        norm: of the gradient, before clipping.
+        parts: the losses by name.
+        stop, save: whether one of the processes was asked to stop, and whether a checkpoint is due.
+    """
+
+    loss: float
+    norm: float
+    parts: dict[str, float]
+    stop: bool
+    save: bool
 
 
 class LossGuard:

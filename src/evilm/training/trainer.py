@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from evilm.training import build, checkpoint, evaluate, logger, optim
 from evilm.training.logger import METRICS, SKIPPED, VALIDATION, RunLogger
 from evilm.training.recipe import differences
 from evilm.training.signals import Signals
+from evilm.training.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,23 +38,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
         self.folder = folder
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """The numbers of a step, averaged over all processes.
-
-    Attributes:
-        norm: of the gradient, before clipping.
-        parts: the losses by name.
-        stop, save: whether one of the processes was asked to stop, and whether a checkpoint is due.
-    """
-
-    loss: float
-    norm: float
-    parts: dict[str, float]
-    stop: bool
-    save: bool
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -134,6 +117,7 @@ class Trainer:
         self.total = optim.steps(recipe.optim, len(loader))
         epochs = recipe.run.validate_every if recipe.data.validation is not None else 0
         self.validate_steps = max(1, round(epochs * len(loader))) if epochs else 0
+        self.limit = TimeLimit(recipe.optim.max_minutes)
         self.scheduler = optim.make_scheduler(self.optimizer, recipe.optim, self.total)
         self.average = optim.WeightAverage(task, recipe.optim.ema_decay)
         self.bf16 = distributed.uses_bf16(recipe.run.precision, device)
@@ -180,6 +164,7 @@ class Trainer:
         curve: list[float] = []
         for batch in self._batches():
             result = self._take_step(batch)
+            self._fit_total(meter)
             if self.step % self.recipe.run.log_every == 0 or self.step == self.total:
                 self._log(result)
                 curve.append(result.loss)
@@ -197,6 +182,17 @@ class Trainer:
             if result.stop:
                 raise Interrupted(self.out)
 
+    def _fit_total(self, meter: Meter) -> None:
+        """Lower the number of steps, and the schedule with it, where ``optim.max_minutes`` leaves no time for all."""
+        if not self.limit.seconds:
+            return
+        elapsed = time.monotonic() - self.began
+        total = distributed.run_on_rank0(lambda: self.limit.fit(self.step, self.total, elapsed))
+        if total < self.total:
+            say(f"{total} of {self.total} steps fit into optim.max_minutes = {self.limit.seconds / 60:.3g}")
+            self.total = meter.total = total
+            self.scheduler = optim.make_scheduler(self.optimizer, self.recipe.optim, total, self.step - 1)
+
     def _batches(self) -> Iterator[Batch]:
         """Batches from the current step to the last."""
         per_epoch = len(self.loader)
@@ -206,7 +202,7 @@ class Trainer:
                 if self.step >= self.total:
                     return
 
-    def _take_step(self, batch: Batch) -> StepResult:
+    def _take_step(self, batch: Batch) -> optim.StepResult:
         """One optimizer step on this process's rows of the global batch.
 
         Raises:
@@ -233,7 +229,7 @@ class Trainer:
         self.average.update(self.step)
         return result
 
-    def _read(self, losses: list[Losses], norm: torch.Tensor) -> StepResult:
+    def _read(self, losses: list[Losses], norm: torch.Tensor) -> optim.StepResult:
         """All numbers of a step, fetched from the device at once and averaged over the processes."""
         names = list(losses[0].parts)
         rows = [torch.stack([each.total.detach().float(), *(each.parts[n].float() for n in names)]) for each in losses]
@@ -242,9 +238,9 @@ class Trainer:
         flags = [float(self.signals.stop.is_set()), float(late and distributed.rank() == 0)]
         every = torch.cat([values, norm.detach().float()[None], values.new_tensor(flags)])
         loss, *parts, norm_, stop, save = cast("list[float]", distributed.all_reduce_mean(every).tolist())
-        return StepResult(loss, norm_, dict(zip(names, parts, strict=True)), stop > 0, save > 0)
+        return optim.StepResult(loss, norm_, dict(zip(names, parts, strict=True)), stop > 0, save > 0)
 
-    def _check(self, result: StepResult, batch: Batch) -> None:
+    def _check(self, result: optim.StepResult, batch: Batch) -> None:
         """Stop before a loss or gradient that is not finite, or a loss spike, changes the weights.
 
         Raises:
@@ -263,7 +259,7 @@ class Trainer:
             f"{problem} at step {self.step}: lower optim.lr = {self.recipe.optim.lr:g}; the batch is named in {path}"
         )
 
-    def _log(self, result: StepResult) -> None:
+    def _log(self, result: optim.StepResult) -> None:
         for bad in distributed.all_gather_objects(self.loader.unreadable):
             self.loader.unreadable.update(bad)
         row = {
@@ -340,6 +336,7 @@ class Trainer:
                 "another folder in run.output_dir"
             ) from None
         self.step, self.seconds = int(found.state["step"]), float(found.state["seconds"])
+        self.total = min(self.total, int(found.state["total"])) if self.limit.seconds else self.total
         self.guard.mean, self.validation_due = float(found.state["mean_loss"]), bool(found.state["validation_due"])
         self.scheduler = optim.make_scheduler(self.optimizer, self.recipe.optim, self.total, self.step)
         self.loader.restore(found.state)
