@@ -66,6 +66,19 @@ def test_equal_seeds_give_equal_plans() -> None:
     assert max(shares) > 0.9
 
 
+def test_a_wide_crop_ratio_undoes_squashed_photographs() -> None:
+    """A photograph of 4:3 or 3:2 that was squashed to a square needs crops of these height / width ratios."""
+    config = AugmentConfig(crop_scale=0.35, crop_ratio=(0.5, 2.0))
+    boxes = [plan.box for seed in range(300) if (plan := draw(config, example(), 64, 0, seed)).box]
+    ratios = sorted(tall / wide for _, _, tall, wide in boxes)
+    assert len(boxes) == 300
+    assert 0.45 < ratios[0] < 0.6
+    assert 1.7 < ratios[-1] < 2.1
+    for wrong in ((0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="two positive numbers are needed"):
+            AugmentConfig(crop_ratio=wrong)
+
+
 def test_no_augmentation_gives_the_identity() -> None:
     assert draw(AugmentConfig(), example(), 64, 0, 1) is IDENTITY
 

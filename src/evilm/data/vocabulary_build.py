@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -18,8 +18,9 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
+from evilm.data.readers.captions import captions_by_video
 from evilm.data.readers.rows import CAPTION_COLUMNS
-from evilm.data.readers.tables import read_json, read_rows, read_text
+from evilm.data.readers.tables import read_rows, read_text
 from evilm.data.vocabulary import CONTINUES, SPECIALS, UNK, Vocabulary
 from evilm.errors import AnnotationError, VocabularyError
 
@@ -35,7 +36,6 @@ PAPER_KEEP = 0.3
 _ALPHABET = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper()) + (
     "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u2022\u00d7°½¼¾€£¥©®™ßæøœðþł"
 )
-_CAPTION_KEYS = ("caption", "captions", "sentence", "text", "description")  # of json, where "name" is another field
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
@@ -217,8 +217,8 @@ def read_captions(files: Iterable[Path]) -> Iterator[str]:
     """Every caption of caption files, in order, without empty ones.
 
     Formats: ``.txt`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.csv``, ``.tsv`` and
-    ``.jsonl`` with a column of captions, and the ``.json`` files of COCO, MSR-VTT and MSVD: any nesting of lists and
-    objects with captions under a key such as ``caption``, or an object of lists of sentences.
+    ``.jsonl`` with a column of captions, and ``.json`` in the forms of ``captions_by_video``: COCO, MSR-VTT, MSVD,
+    DiDeMo.
 
     Raises:
         AnnotationError: a file is missing, damaged, or has no captions.
@@ -236,7 +236,8 @@ def read_captions(files: Iterable[Path]) -> Iterator[str]:
 def _captions_of(path: Path) -> Iterator[str]:
     kind = path.suffix.lower()
     if kind == ".json":
-        yield from _json_captions(read_json(path))
+        for texts in captions_by_video(path, str).values():
+            yield from texts
     elif kind in (".csv", ".tsv", ".jsonl"):
         for row in read_rows(path):
             yield from row.texts(row.column(CAPTION_COLUMNS, "a caption"))
@@ -246,34 +247,3 @@ def _captions_of(path: Path) -> Iterator[str]:
         yield from (clip.sub("", line) for line in lines if not line.startswith("#"))
     else:
         raise AnnotationError(path, "is not a .txt, .csv, .tsv, .jsonl or .json file of captions")
-
-
-def _json_captions(data: Any) -> Iterator[str]:
-    """The captions in a json value, as ``read_captions`` describes."""
-    if isinstance(data, list):
-        for item in cast("list[Any]", data):
-            yield from _json_captions(item)
-    elif isinstance(data, dict):
-        table = cast("dict[str, Any]", data)
-        named = [key for key in _CAPTION_KEYS if _is_text(table.get(key))]
-        if named:
-            yield from _strings(table[named[0]])
-        elif table and all(isinstance(value, list) and _is_text(value) for value in table.values()):
-            for value in table.values():
-                yield from _strings(value)
-        else:
-            for key, value in table.items():
-                if key not in ("info", "licenses"):  # metadata of COCO
-                    yield from _json_captions(value)
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is a string or a non-empty list of strings."""
-    if isinstance(value, list):
-        items = cast("list[Any]", value)
-        return bool(items) and all(isinstance(item, str) for item in items)
-    return isinstance(value, str)
-
-
-def _strings(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else cast("list[str]", value)
