@@ -49,8 +49,8 @@ def test_embeddings_equal_those_of_the_task(
         pixels = task.model.normalise(torch.from_numpy(frames).permute(0, 1, 4, 2, 3))
         video = task.model.encode_video(pixels)
         words = task.model.encode_text(task.vocabulary.encode(texts, 24))
-        wanted_videos = task.embed.video(task.model.fuse(video=video).cls)
-        wanted_texts = task.embed.text(task.model.fuse(text=words).cls)
+        wanted_videos = task.embed.video(task.model, video)
+        wanted_texts = task.embed.text(task.model, words)
         wanted_match = [task.match(task.model.fuse(video[i : i + 1][[0, 0]], words).cls) for i in range(3)]
     found = retrieval.embed_videos(clips)
     assert found.statuses == ("ok", "ok", "ok")

@@ -46,7 +46,7 @@ def test_the_loss_is_the_contrast_of_first_and_second_captions(
     batch, task = random_batch(captioned[:3]), task.eval()
     with torch.no_grad():
         each = [
-            task.embed.text(task.model.fuse_cls(text=task.model.encode_text(task.text(texts, batch))))
+            task.embed.text(task.model, task.model.encode_text(task.text(texts, batch)))
             for texts in ([row.captions[which] for row in captioned[:3]] for which in (0, 1))
         ]
         wanted = losses.contrastive(each[0], each[1], 0.07).item()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evilm.model.evilm import EViLM
+    from evilm.types import Encoded
 
 
 class WordHead(nn.Module):
@@ -103,15 +104,20 @@ class EmbeddingHead(nn.Module):
             if hasattr(self, name):
                 delattr(self, name)
 
-    def video(self, cls: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """h^CLS (B, D) and pooled features (B, C) of videos alone to (B, out_dim), l2-normalised."""
-        vector = self.video_out(cls)
-        return F.normalize((vector if pooled is None else vector + self.video_pooled(pooled)).float(), dim=-1)
+    def video(self, model: EViLM, video: Encoded) -> Tensor:
+        """Encoded videos (B) to vectors (B, out_dim), l2-normalised."""
+        return self.project("video", model.fuse_cls(video=video), video.pooled)
 
-    def text(self, cls: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """h^CLS (B, D) and pooled features (B, 2 d) of texts alone to (B, out_dim), l2-normalised."""
-        vector = self.text_out(cls)
-        return F.normalize((vector if pooled is None else vector + self.text_pooled(pooled)).float(), dim=-1)
+    def text(self, model: EViLM, text: Encoded) -> Tensor:
+        """Encoded texts (B) to vectors (B, out_dim), l2-normalised."""
+        return self.project("text", model.fuse_cls(text=text), text.pooled)
+
+    def project(self, side: Literal["video", "text"], cls: Tensor, pooled: Tensor | None) -> Tensor:
+        """h^CLS (B, D) of one modality alone, and its pooled features, to vectors (B, out_dim), l2-normalised."""
+        vector = getattr(self, f"{side}_out")(cls)
+        if hasattr(self, f"{side}_pooled"):
+            vector = vector + getattr(self, f"{side}_pooled")(pooled)
+        return F.normalize(vector.float(), dim=-1)
 
 
 class AnswerHead(nn.Module):

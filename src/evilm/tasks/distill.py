@@ -156,13 +156,11 @@ class Distill(VideoTextTask):
 
     def _video(self, batch: Batch) -> Tensor:
         """(B, d) the student's embeddings of the videos."""
-        video = self.encode(batch)
-        return self.embed.video(self.model.fuse(video=video).cls, video.pooled)
+        return self.embed.video(self.model, self.encode(batch))
 
     def _text(self, captions: Sequence[str], batch: Batch) -> Tensor:
         """(B, d) the student's embeddings of captions; rows without a caption are not used."""
-        text = self.model.encode_text(self.text(captions, batch))
-        return self.embed.text(self.model.fuse(text=text).cls, text.pooled)
+        return self.embed.text(self.model, self.model.encode_text(self.text(captions, batch)))
 
     def _video_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's embeddings (B, d), and the rows that have one (B,)."""

@@ -94,10 +94,8 @@ class MultipleChoice(VideoTextTask):
         rows = torch.tensor([i for i, group in enumerate(options) for _ in group], device=device)
         columns = torch.tensor([k for group in options for k in range(len(group))], device=device)
         if self.config.head == "embed":
-            video = self.encode(batch)
-            v = self.embed.video(self.model.fuse_cls(video=video), video.pooled)[rows]
-            t = self.embed.text(self.model.fuse_cls(text=text), text.pooled)
-            found = (v * t).sum(-1) / self.embed.temperature
+            v = self.embed.video(self.model, self.encode(batch))[rows]
+            found = (v * self.embed.text(self.model, text)).sum(-1) / self.embed.temperature
         else:
             video = None if self.config.text_only else self.encode(batch)[rows]
             found = self.match(self.model.fuse_cls(video, text)).float()

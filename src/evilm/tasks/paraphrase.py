@@ -73,7 +73,7 @@ class Paraphrase(VideoTextTask):
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, 512) each, l2-normalised: two captions of every row."""
         text = self.model.encode_text(self.text(self.several_captions(batch, 2), batch))
-        embedded = self.embed.text(self.model.fuse_cls(text=text), text.pooled)
+        embedded = self.embed.text(self.model, text)
         return embedded[0::2], embedded[1::2]
 
     @torch.no_grad()

@@ -226,10 +226,7 @@ class Pretrain(VideoTextTask):
 
     def _embeddings(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
         """(B, embed_dim) each, from one-modality fusion."""
-        return (
-            self.embed.video(self.model.fuse_cls(video=video), video.pooled),
-            self.embed.text(self.model.fuse_cls(text=text), text.pooled),
-        )
+        return self.embed.video(self.model, video), self.embed.text(self.model, text)
 
     def _matching(self, batch: Batch, video: Encoded, text: Encoded, fused: Fused, similarity: Tensor | None) -> Tensor:
         """VTM: the fusion with the own text against fusions of the same video with other texts of the batch."""

@@ -123,10 +123,7 @@ class Retrieval(VideoTextTask):
 
     def embed_encoded(self, video: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
         """(B, 512) each, l2-normalised, from one-modality fusion."""
-        return (
-            self.embed.video(self.model.fuse_cls(video=video), video.pooled),
-            self.embed.text(self.model.fuse_cls(text=text), text.pooled),
-        )
+        return self.embed.video(self.model, video), self.embed.text(self.model, text)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:

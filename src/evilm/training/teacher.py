@@ -66,8 +66,7 @@ class OwnTeacher:
         found: list[NDArray[np.float32]] = []
         for i in range(0, len(frames), _BATCH):
             pixels = torch.from_numpy(frames[i : i + _BATCH]).to(self._device).permute(0, 1, 4, 2, 3)
-            video = model.encode_video(model.normalise(pixels))
-            found.append(_array(self._head.video(model.fuse(video=video).cls, video.pooled)))
+            found.append(_array(self._head.video(model, model.encode_video(model.normalise(pixels)))))
         return np.concatenate(found)
 
     @torch.inference_mode()
@@ -77,8 +76,7 @@ class OwnTeacher:
         found: list[NDArray[np.float32]] = []
         for i in range(0, len(texts), _BATCH):
             words = self._vocabulary.encode(texts[i : i + _BATCH], self._max_text_len).to(self._device)
-            text = model.encode_text(words)
-            found.append(_array(self._head.text(model.fuse(text=text).cls, text.pooled)))
+            found.append(_array(self._head.text(model, model.encode_text(words))))
         return np.concatenate(found)
 
 
