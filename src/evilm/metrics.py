@@ -77,6 +77,22 @@ def _hit(
     return np.where(right > 0, 1 - missed, 0.0)
 
 
+def class_accuracy(scores: NDArray[np.floating], classes: NDArray[np.integer]) -> tuple[float, float]:
+    """Accuracy and balanced accuracy (the mean over classes of their recall) in percent.
+
+    Args:
+        scores: (Q, K), higher is better. The highest score of a row is its answer, with ties broken at random, in
+            expectation; a row without a finite score is wrong.
+        classes: (Q,) the right class of each row.
+    """
+    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf)
+    highest = scores.max(axis=1, keepdims=True)
+    best = (scores == highest) & np.isfinite(highest)
+    right = best[np.arange(len(classes)), classes] / np.maximum(best.sum(axis=1), 1)
+    recalls = [right[classes == k].mean() for k in np.unique(classes)]
+    return 100 * float(right.mean()), 100 * float(np.mean(recalls))
+
+
 def chance_retrieval(relevant: NDArray[np.bool_]) -> dict[str, float]:
     """The metrics of a random ranking of the same candidates."""
     return retrieval(np.zeros(relevant.shape), relevant)

@@ -136,28 +136,32 @@ def adapt(
     extend_vocab: Annotated[
         bool, typer.Option("--extend-vocab/--no-extend-vocab", help="Add words that the model's vocabulary lacks.")
     ] = True,
+    minutes: Annotated[float, typer.Option(min=1, help="Time limit in minutes; training steps are fitted to it.")] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted work.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model on your own captioned videos; compare before and after."""
-    from evilm.training.adapt.adapting import Request, adapt
+    from evilm.inference.loading import model_folder
+    from evilm.training.adapt import Request, adapt
 
     folder_of_videos = None if videos is None else str(videos.resolve())
+    start = str(model_folder(model).resolve())
     request = Request(
-        str(source.resolve()), folder_of_videos, model, seed, val_ratio, extend_vocab, tuple(changes or ())
+        str(source.resolve()), folder_of_videos, start, seed, val_ratio, extend_vocab, minutes, tuple(changes or ())
     )
     again = ["adapt", str(source), *(changes or []), "--model", model, "--out", str(out), "--seed", str(seed)]
-    again += ["--val-ratio", str(val_ratio), *([] if extend_vocab else ["--no-extend-vocab"])]
+    again += ["--val-ratio", str(val_ratio), "--minutes", f"{minutes:g}"]
+    again += [] if extend_vocab else ["--no-extend-vocab"]
     again += [] if videos is None else ["--videos", str(videos)]
     try:
-        found = adapt(request, out, resume=resume, say=say)
+        result = adapt(request, out, resume=resume, say=say)
     except KeyboardInterrupt:
         say_how_to_resume("stopped; finished work is kept", [*again, "--resume"])
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(result, indent=2))
         return
-    _show_adaptation(found)
+    _show_adaptation(result)
     line = json.loads((out / "held-out.jsonl").read_text(encoding="utf-8").splitlines()[0])["captions"][0]
     folder = source if source.is_dir() else videos or source.parent
     commands = (
@@ -177,26 +181,33 @@ def adapt(
     typer.echo("\n".join([f"written to {out / 'adapt.json'}; next:", *("  " + shlex.join(each) for each in commands)]))
 
 
-def _show_adaptation(found: dict[str, Any]) -> None:
+def _show_adaptation(result: dict[str, Any]) -> None:
     """Print the metrics before and after, beside chance."""
     from rich.console import Console
     from rich.table import Table
 
-    from evilm.training.adapt.adapting import SHOWN
+    from evilm.training.adapt import MEANINGFUL
 
-    clips = found["clips"]
-    held, every = clips["held out"], clips["held out"] + clips["train"]
-    title = f"{held} clips held out of {every}; in percent, but for the median rank"
-    table = Table(title=title, title_justify="left")
+    clips = result["clips"]
+    held, total = clips["held out"], clips["held out"] + clips["train"]
+    table = Table(title=f"{held} of {total} clips held out; in percent, except the median rank", title_justify="left")
     table.add_column("metric")
-    for name in ("before", "after", "chance"):
-        table.add_column(name, justify="right")
-    for metric in SHOWN:
-        row = (f"{found[name][metric]:.1f}" for name in ("before", "after", "chance"))
-        table.add_row("median rank" if metric == "MdR" else metric, *row)
+    for column in ("before", "after", "chance"):
+        table.add_column(column, justify="right")
+    names = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "MdR": "median rank", "class_accuracy": "class accuracy",
+             "balanced_accuracy": "balanced accuracy"}  # fmt: skip
+    for metric in (name for name in names if name in result["after"]):
+        row = (f"{result[column][metric]:.1f}" for column in ("before", "after", "chance"))
+        table.add_row(names[metric], *row)
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"rule: {found['rule']}; training took {found['seconds']:.0f} s", markup=False, soft_wrap=True)
+    if held < MEANINGFUL:
+        console.print(
+            f"These numbers mean nothing: {held} clips are held out, and at least {MEANINGFUL} are needed. "
+            "Add clips, or hold out more of them with --val-ratio.",
+            soft_wrap=True,
+        )
+    console.print(f"rule: {result['rule']}; training took {result['seconds']:.0f} s", markup=False, soft_wrap=True)
 
 
 def demo(

@@ -148,12 +148,17 @@ class Retrieval(VideoTextTask):
         unreadable = np.array([not p.readable for p in predictions])
         scores[:, unreadable] = -np.inf  # a video without frames is found by nobody
         relevant = self.relevance(predictions)
+        texts = [caption_of(p.example, None) for p in predictions]
+        names, classes = np.unique(texts, return_inverse=True)
+        # Captions that many clips share are class names: each is true of all clips of its class.
+        by_class = 1 < len(names) <= len(texts) / 2 and self.relevance is own_video
+        if by_class:
+            relevant = classes[:, None] == classes[None]
         found = metrics.retrieval(scores, relevant & ~unreadable[None])
         back = metrics.retrieval(np.where(np.isfinite(scores.T), scores.T, -1e9), relevant.T & ~unreadable[:, None])
         ranks = metrics.ranks(scores, relevant & ~unreadable[None])
         first = np.argsort(-scores, axis=1, kind="stable")[:, :10]
         videos = [p.example.video for p in predictions]
-        texts = [caption_of(p.example, None) for p in predictions]
         columns: dict[str, list[Any]] = {
             "text": texts,
             "rank": ranks.tolist(),
@@ -164,10 +169,18 @@ class Retrieval(VideoTextTask):
             "pairwise": "every pair fused",
             "re-rank": f"dual encoder, first {self.config.rerank_top_k} re-ranked by fusion",
         }[self.config.protocol]
+        found |= {f"v2t_{name}": value for name, value in back.items()}
+        chance = metrics.chance_retrieval(relevant)
+        rule += f"; {len(predictions)} texts x {len(predictions)} videos; ties at chance"
+        if by_class:
+            of_class = scores[np.unique(texts, return_index=True)[1]].T  # (videos, classes)
+            found["class_accuracy"], found["balanced_accuracy"] = metrics.class_accuracy(of_class, classes)
+            chance |= dict.fromkeys(("class_accuracy", "balanced_accuracy"), 100 / len(names))
+            rule += f"; {len(names)} captions are class names: each is true of every clip that has it"
         return Metrics(
-            metrics=found | {f"v2t_{name}": value for name, value in back.items()},
-            chance=metrics.chance_retrieval(relevant),
-            rule=f"{rule}; {len(predictions)} texts x {len(predictions)} videos; ties at chance",
+            metrics=found,
+            chance=chance,
+            rule=rule,
             rows=scored_rows(predictions, metrics.hits(scores, relevant & ~unreadable[None], 1).tolist(), columns),
         )
 

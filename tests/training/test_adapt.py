@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,14 +15,13 @@ import evilm
 from evilm import cli
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
+from evilm.inference.loading import bundled_folder
+from evilm.training import adapt as adapting
 from evilm.training import checkpoint, evaluate
-from evilm.training.adapt import adapting
-from evilm.training.adapt import start as starts
-from evilm.training.adapt.adapting import Request, adapt, pace
+from evilm.training.adapt import Request, adapt, divide_time, open_start, schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 QUICK = (
     "optim.epochs=2",
@@ -69,12 +69,12 @@ def test_numbers_before_and_after_stand_beside_chance(adapted: tuple[Path, Any, 
     out, found, said = adapted
     assert found == json.loads((out / "adapt.json").read_text()) | {"request": found["request"]}
     assert found["clips"] == {
-        "train": 31, "held out": 8, "unreadable": 1, "without words": 0, "captions": "mine.csv",
+        "train": 31, "held out": 8, "unreadable": 1, "uncaptioned": 0, "captions": "mine.csv",
     }  # fmt: skip
     assert found["chance"]["MdR"] == 4.5
     assert found["chance"]["R@1"] == 12.5
     for when in ("before", "after"):
-        assert set(adapting.SHOWN) <= set(found[when])
+        assert {"R@1", "R@5", "R@10", "MdR"} <= set(found[when])
     assert "1 of 40 clips cannot be read and are left out" in said
     assert "video7.mp4: " in said
     [bad] = [json.loads(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
@@ -104,9 +104,9 @@ def test_a_run_is_not_begun_twice_and_goes_on_as_it_was_begun(
     adapted: tuple[Path, Any, str], mine: Path, trained: Callable[[str], Path]
 ) -> None:
     out, found, _ = adapted
-    with pytest.raises(OutputError, match="holds a run already; go on with --resume"):
+    with pytest.raises(OutputError, match="holds a run already; continue it with --resume"):
         adapt(request(mine, trained("retrieval")), out)
-    with pytest.raises(ConfigError, match="was begun with seed 0: go on with the same"):
+    with pytest.raises(ConfigError, match="was begun with seed 0: use the same"):
         adapt(request(mine, trained("retrieval"), seed=1), out, resume=True)
     assert adapt(request(mine, trained("retrieval")), out, resume=True)["after"] == found["after"]
 
@@ -148,12 +148,12 @@ def test_what_cannot_be_adapted_is_refused_and_leaves_nothing(
     with pytest.raises(
         CheckpointError, match=r"world-tiny: is an export, which cannot be trained: name the run .*runs/"
     ):
-        adapt(request(mine, "world-tiny"), out)
+        adapt(request(mine, bundled_folder("world-tiny")), out)
     with pytest.raises(CheckpointError, match="this question_answering model has no embedding head to adapt"):
         adapt(request(mine, trained("question_answering")), out)
     with pytest.raises(CheckpointError, match="is a video tokenizer"):
         adapt(request(mine, tokenizer_run), out)
-    with pytest.raises(CheckpointError, match="no such model"):
+    with pytest.raises(CheckpointError, match="no such"):
         adapt(request(mine, tmp_path / "none"), out)
     few = tmp_path / "few.csv"
     few.write_text("path,caption\n" + "".join(f"{mine.parent}/videos/video{i}.mp4,a disc\n" for i in range(7)))
@@ -173,7 +173,7 @@ def test_features_are_kept_where_they_can_be(adapted: tuple[Path, Any, str], min
     out, found, _ = adapted
     assert found["recipe"]["data"]["features"]
     assert list((out / "cache").glob("*/features-*.f16"))
-    begun = starts.trainable(found["request"]["model"])
+    begun = open_start(Path(found["request"]["model"]))
 
     def kept(*changes: str, clips: int = 31) -> bool:
         asked = request(mine, found["request"]["model"], *changes)
@@ -188,9 +188,42 @@ def test_features_are_kept_where_they_can_be(adapted: tuple[Path, Any, str], min
     assert not kept(clips=100_000)
 
 
-def test_the_pace_follows_the_clips() -> None:
-    steps = {clips: pace(clips).epochs * (clips // pace(clips).batch) for clips in (8, 100, 300, 1000, 20_000)}
-    assert pace(8).batch == 8
+def test_the_schedule_follows_the_number_of_clips() -> None:
+    steps = {clips: schedule(clips)[1] * (clips // schedule(clips)[0]) for clips in (8, 100, 300, 1000, 20_000)}
+    assert schedule(8)[0] == 8
     assert steps[8] == 40
     assert 60 <= steps[300] <= steps[1000] <= 150
     assert steps[20_000] == pytest.approx(6 * 312)
+
+
+def test_the_time_limit_is_divided_by_hand() -> None:
+    """10 minutes, 60 s of them over; an evaluation of 50 s follows (60 with reserve), and 55 s of features, and 5 s."""
+    assert divide_time(10, 60, 50, 55) == (pytest.approx(10 - 1 - 2), pytest.approx(2))
+    assert divide_time(10, 900, 50, 0)[0] == 1, "training gets a tenth of the limit at least"
+
+
+def test_few_held_out_clips_are_reported_as_meaningless(adapted: tuple[Path, Any, str]) -> None:
+    _, found, said = adapted
+    assert "only 8 clips are held out: the metrics will mean nothing (at least 20 are needed)" in said
+    assert "training takes at most" in said
+    assert "expected end: " in said
+    assert 0 < found["recipe"]["optim"]["max_minutes"] < 10
+
+
+def test_class_names_give_class_accuracy(
+    small_world: Path, trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(path.name for path in (small_world / "videos").glob("*.mp4"))[:24]
+    rows = [f"{small_world}/videos/{name},{'a red disc' if i % 3 else 'a blue star'}" for i, name in enumerate(names)]
+    table = tmp_path / "classes.csv"
+    table.write_text("path,caption\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "run"
+    line = ["adapt", str(table), "--model", str(trained("retrieval")), "--out", str(out), "--val-ratio", "0.5"]
+    assert cli.run([*line, *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "balanced accuracy" in printed
+    assert "These numbers mean nothing: 12 clips are held out" in printed
+    state = json.loads((out / "adapt.json").read_text())
+    assert state["chance"]["class_accuracy"] == 50
+    assert "2 captions are class names" in state["rule"]
+    assert 0 <= state["after"]["balanced_accuracy"] <= 100
