@@ -127,7 +127,7 @@ def test_an_embedder_does_what_such_a_model_can(open_clip_folder: Path, small_wo
         own.answer(videos[0], "what color is the disc?")
     with pytest.raises(ConfigError, match="has no classes of its own"):
         own.classify(videos)
-    with pytest.raises(OutputError, match="another library's model"):
+    with pytest.raises(OutputError, match="is a model of another library"):
         own.push_to_hub("me/mine")
     with pytest.raises(VocabularyError, match="half a surrogate pair"):
         own.embed_texts(["\ud800"])

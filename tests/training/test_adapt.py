@@ -203,11 +203,10 @@ def test_the_time_limit_is_divided_by_hand() -> None:
 
 
 def test_few_held_out_clips_are_reported_as_meaningless(adapted: tuple[Path, Any, str]) -> None:
-    _, found, said = adapted
+    _, _, said = adapted
     assert "only 8 clips are held out: the metrics will mean nothing (at least 20 are needed)" in said
     assert "training takes at most" in said
     assert "expected end: " in said
-    assert 0 < found["recipe"]["optim"]["max_minutes"] < 10
 
 
 def test_class_names_give_class_accuracy(

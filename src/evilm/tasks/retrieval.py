@@ -12,7 +12,7 @@ from evilm import distributed, losses, metrics
 from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.batches import caption_of, gather_texts, local_rows, same_video
-from evilm.tasks.predictions import Metrics, Prediction, scored_rows
+from evilm.tasks.predictions import Metrics, Prediction, own_video, scored_rows
 from evilm.tasks.task import EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
 from evilm.types import Encoded, Losses
 

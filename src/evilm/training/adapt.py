@@ -20,10 +20,10 @@ from evilm import config, files
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
 from evilm.model.presets import ModelConfig
-from evilm.tasks import TOKENIZERS
+from evilm.tasks import TASKS
 from evilm.training import checkpoint, evaluate, trainer
 from evilm.training.adapt_data import cache_frames, check_videos, count_words, extend, read_clips, split
-from evilm.training.recipe import Recipe
+from evilm.training.recipe import Recipe, of_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -234,17 +234,18 @@ def open_start(path: Path) -> Start:
         )
     folder = checkpoint.find(path)
     table = checkpoint.read_json(folder / "config.json")
-    if table.get("task") in TOKENIZERS:
+    task = table.get("task")
+    if task in TASKS and TASKS[task].is_tokenizer:
         raise CheckpointError(f"{folder}: is a video tokenizer: name the run of a retrieval model")
     if "recipe" not in table or "model" not in table:
         raise CheckpointError(f"{folder / 'config.json'}: has no recipe, so this is not a checkpoint of evilm")
     weight = checkpoint.read_tensors(folder / "model.safetensors").get("embed.video_out.weight")
     if weight is None:
         raise CheckpointError(
-            f"{folder}: this {table.get('task')} model has no embedding head to adapt: use a retrieval model, or one "
+            f"{folder}: this {task} model has no embedding head to adapt: use a retrieval model, or one "
             "pre-trained with task.contrastive_weight > 0"
         )
-    recipe = config.check(Recipe, table["recipe"], f"{folder / 'config.json'}: recipe")
+    recipe = of_checkpoint(folder, table)
     return Start(
         folder=folder,
         recipe=recipe,
