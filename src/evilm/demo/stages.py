@@ -15,7 +15,7 @@ from rich.console import Console
 
 from evilm import files
 from evilm.data import synthetic, vocabulary_build
-from evilm.demo.plan import BUDGET, PIECES, SEED, TEST, TRAIN, VALIDATION, Demo, Results
+from evilm.demo.plan import BUDGET, PIECES, RUNS, SEED, TEST, VALIDATION, Demo, OutOfTimeError, Results
 from evilm.demo.results import gather
 from evilm.errors import OutputError
 from evilm.progress import Meter, clock
@@ -52,8 +52,8 @@ def run_demo(out: Path, minutes: float = BUDGET) -> Path:
     if plan.is_file() and checkpoint.read_json(plan)["minutes"] != minutes:
         old = checkpoint.read_json(plan)["minutes"]
         raise OutputError(f"{out}: holds a demo with --minutes {old:g}; use the same value or another folder")
-    _write(plan, {"minutes": minutes, "seed": SEED})
     run = Demo(out, minutes)
+    run.store()
     console = Meter("", 1).console
     for number, (name, (title, stage)) in enumerate(STAGES.items(), 1):
         file = out / f"{name}.json"
@@ -61,11 +61,14 @@ def run_demo(out: Path, minutes: float = BUDGET) -> Path:
             run.found[name] = checkpoint.read_json(file)
             continue
         console.print(f"[{number}/{len(STAGES)}] {title}", markup=False, highlight=False)
-        start = time.monotonic()
-        # Seconds of training until the last checkpoint of an interrupted stage.
-        newest, _ = checkpoint.newest(out / name)
-        before = 0.0 if newest is None else float(checkpoint.read_json(newest / "training" / "state.json")["seconds"])
-        run.found[name] = {**stage(run), "seconds": round(time.monotonic() - start + before, 1)}
+        before = sum(run.trained_seconds(each) for each in RUNS.get(name, ()))  # of an interrupted stage
+        run.began = time.monotonic() - before
+        try:
+            found = stage(run)
+        except OutOfTimeError as error:
+            console.print(f"left out, as the time limit is used up: {error}", markup=False, highlight=False)
+            continue
+        run.found[name] = {**found, "seconds": round(time.monotonic() - run.began, 1)}
         _write(file, run.found[name])
     results = gather(run)
     _write(out / "results.json", results)
@@ -82,7 +85,7 @@ def _write(path: Path, value: Results) -> None:
 
 
 def _world(run: Demo) -> Results:
-    clips = round(TRAIN * run.growth) + VALIDATION + TEST
+    clips = run.choose_clips()
     with Meter("rendering", clips, "clips") as meter:
         made = synthetic.build(
             run.world, clips, SEED, val=VALIDATION, test=TEST, progress=lambda done, _: meter.update(done)
@@ -130,15 +133,22 @@ def _retrieval(run: Demo) -> Results:
     }
 
 
+def _from_retrieval(run: Demo) -> str:
+    """The override that starts from the retrieval model; without one, there is no time for what follows it."""
+    if "retrieval" not in run.found:
+        raise OutOfTimeError("there is no retrieval model to start from")
+    return run.start("retrieval")
+
+
 def _question_answering(run: Demo) -> Results:
-    start = run.start("retrieval")
+    start = _from_retrieval(run)
     run.train("question-answering", "question_answering", start)
     run.train("question-answering", "question_only", start, *run.blind("question-answering"))
     return _answers(run, "question_answering", "question_only")
 
 
 def _multiple_choice(run: Demo) -> Results:
-    start = run.start("retrieval")
+    start = _from_retrieval(run)
     run.train("multiple-choice", "multiple_choice", start)
     run.train("multiple-choice", "text_only", start, 'task.head="match"', *run.blind("multiple-choice"))
     return _answers(run, "multiple_choice", "text_only")
@@ -168,6 +178,8 @@ def _export(run: Demo) -> Results:
     from evilm.demo.quickstart import index_test_split
     from evilm.export import writer
 
+    if "retrieval" not in run.found:
+        raise OutOfTimeError("export: there is no model to export")
     console = Meter("", 1).console
     made = writer.export(
         run.out / "retrieval", run.out / "export", int8=True,
