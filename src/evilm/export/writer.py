@@ -253,11 +253,11 @@ def _write_draft(
     def fill(to: Path) -> None:
         kinds: dict[str, str] = {}
         for name in (*export_format.GRAPHS, *metadata.heads):
-            kind: Precision
+            kind: Precision = "fp32"
             if name in export_format.GRAPHS:
                 kind = plan.precision(name)
-            else:
-                kind = "int8" if precision == "int8" and name not in _FP32_HEADS else "fp32"
+            elif precision == "int8" and name not in _FP32_HEADS and plan.precision("fusion") != "fp32":
+                kind = "int8"
             layers = quantize.quantize(plain / f"{name}.onnx", to / f"{name}.onnx", kind, feeds.get(name, []))
             plan.fp32_layers[name] = len(layers)
             kinds[name] = "bf16" if precision == "bf16" and name in export_format.GRAPHS else kind
