@@ -96,7 +96,7 @@ def test_every_task_starts_from_it_and_is_evaluated(
     about = checkpoint.read_json(checkpoint.find(run) / "config.json")
     parts = about["start"]["parts"]
     assert "model.video_encoder" in parts.split(";")[0]
-    assert "region_head" in parts.rpartition("left out: ")[2]
+    assert "patch_head" in parts.rpartition("left out: ")[2]
     if task["name"] in ("retrieval", "multiple_choice"):
         assert "match" in parts.split(";")[0]
     result = evaluate.of_checkpoint(run, "test")

@@ -195,3 +195,22 @@ def test_an_override_through_a_value() -> None:
 
 def test_an_override_with_a_typo_is_found_like_any_other(tmp_path: Path) -> None:
     assert "did you mean 'width'" in complaint(tmp_path, '[task]\nname = "paint"', "shape.widht=3")
+
+
+def test_there_are_at_most_130_settings() -> None:
+    """A setting counts once, in the class that defines it."""
+    from evilm.training.recipe import Recipe
+
+    settings: set[tuple[str, str]] = set()
+
+    def collect(kind: type[Config]) -> None:
+        for name, field in kind.model_fields.items():
+            members = config._members(field.annotation)
+            for member in members:
+                collect(member)
+            if not members:
+                owner = [base for base in kind.__mro__ if name in vars(base).get("__annotations__", {})][-1]
+                settings.add((owner.__name__, name))
+
+    collect(Recipe)
+    assert len(settings) <= 130

@@ -127,18 +127,6 @@ def test_hidden_pixels_do_not_leak(
     assert losses_of(task, one).total.item() == losses_of(task, two).total.item()
 
 
-def test_zero_before_normalisation_is_another_grey(
-    model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
-) -> None:
-    found = {
-        when: losses_of(Pretrain(model, vocabulary, PretrainConfig(mask_when=when), FACTS, tokenizer), batch).parts[
-            "mvm"
-        ]
-        for when in ("after", "before")
-    }
-    assert found["after"] != found["before"]
-
-
 def test_the_tokenizer_is_no_part_of_the_task(
     model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
 ) -> None:

@@ -112,25 +112,6 @@ def test_a_frozen_backbone_keeps_every_weight(model: nn.Module) -> None:
         assert (".backbone." in name) == torch.equal(parameter, before[name])
 
 
-def test_layers_far_from_the_output_learn_slower(tiny: ModelConfig) -> None:
-    from evilm.model.evilm import EViLM
-
-    task = nn.Module()
-    task.model, task.head = EViLM(tiny, 50), nn.Linear(2, 2)
-    config = OptimConfig(layer_decay=0.5, backbone_lr_scale=0.1)
-    rates = {
-        id(p): group["lr_scale"]
-        for group in optim.make_optimizer(task, config, frozenset()).param_groups
-        for p in group["params"]
-    }
-    factor = {name: rates[id(parameter)] for name, parameter in task.named_parameters()}
-    assert factor["head.weight"] == 1
-    assert factor["model.fusion.blocks.1.norm1.weight"] == 0.5
-    assert factor["model.fusion.blocks.0.norm1.weight"] == 0.25
-    assert factor["model.text_encoder.project.weight"] == 0.125
-    assert {rate for name, rate in factor.items() if ".backbone." in name} == {0.0125}
-
-
 def test_a_preset_is_changed_by_the_keys_beside_it() -> None:
     config = OptimConfig.model_validate({"preset": "all-in-one", "epochs": 3})
     assert (config.lr, config.head_lr_scale, config.schedule, config.batch_size) == (1e-4, 10.0, "linear", 512)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evilm.model.tokenizer import TokenizerConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
-PEERS = ("all-in-one", "violet", "paper")
+PEERS = ("all-in-one", "violet", "paper", "hmdb51", "kinetics400")
 SHAPE = ("encoder", "encoder_options", "encoder_weights", "stride", "image_size", "codebook_size", "code_dim",
          "embed_dim", "depth", "num_heads", "mlp_dim", "mean", "std")  # fmt: skip
 READERS = {"question_answering": "msrvtt_qa", "multiple_choice": "msrvtt_mc", "linear_probe": "hmdb51"}
@@ -88,11 +88,11 @@ def test_a_recipe_takes_a_step(
 # What benchmarks of the peers were run with, as they publish it.
 FIELD = {
     "all-in-one-msrvtt-qa": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 1e-4, "schedule": "linear", "warmup_ratio": 0.1,
+        "weight_decay": 0.01, "lr": 1e-4, "schedule": "linear", "warmup_ratio": 0.1,
         "head_lr_scale": 10, "batch_size": 512, "epochs": 20,
     },
     "all-in-one-msrvtt-retrieval": {
-        "betas": (0.9, 0.98), "weight_decay": 0.01, "lr": 3e-4, "schedule": "linear", "warmup_ratio": 0.1,
+        "weight_decay": 0.01, "lr": 3e-4, "schedule": "linear", "warmup_ratio": 0.1,
         "head_lr_scale": 10, "epochs": 200,
     },
     "violet-msrvtt-qa": {"lr": 2e-5, "weight_decay": 1e-3, "epochs": 20, "grad_clip": 1.0},

@@ -10,7 +10,28 @@ from evilm.errors import ConfigError
 Options = dict[str, int | float | bool | str | list[int]]
 
 
-class ModelConfig(Config):
+class ShapeConfig(Config):
+    """Frames and transformer blocks, of an ``EViLM`` and of a ``Tokenizer``."""
+
+    stride: int = Field(default=32, gt=0, description="pixels of a patch's side")
+    image_size: int = Field(default=256, gt=0, description="pixels of a frame's side")
+    mean: tuple[float, float, float] | None = Field(default=None, description="pixel mean; none takes the backbone's")
+    std: tuple[float, float, float] | None = Field(default=None, description="pixel standard deviation, likewise")
+    embed_dim: int = Field(default=384, gt=0, description="D, width of the blocks")
+    depth: int = Field(default=4, gt=0, description="number of blocks: fusion blocks, or those of the word decoder")
+    num_heads: int = Field(default=6, gt=0, description="attention heads of a block")
+    mlp_dim: int = Field(default=1536, gt=0, description="width of a block's feed-forward layer")
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> ShapeConfig:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}")
+        if self.image_size % self.stride:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of the stride {self.stride}")
+        return self
+
+
+class ModelConfig(ShapeConfig):
     """The shape of an ``EViLM``; the defaults are the paper's model (sections 3.1, 4.1)."""
 
     backbone: str = Field(default="edgenext_small", description="any timm model that has feature maps")
@@ -19,10 +40,6 @@ class ModelConfig(Config):
     backbone_conv_head: bool = Field(
         default=False, description="include the last 1x1 convolution (conv_head) of a MobileNet or EfficientNet"
     )
-    stride: int = Field(default=32, gt=0, description="pixels of a patch's side")
-    mean: tuple[float, float, float] | None = Field(default=None, description="pixel mean; none takes the backbone's")
-    std: tuple[float, float, float] | None = Field(default=None, description="pixel standard deviation, likewise")
-    image_size: int = Field(default=256, gt=0, description="pixels of a frame's side")
     num_frames: int = Field(default=4, gt=0, description="T, frames of a clip")
     motion: bool = Field(
         default=False, description="beyond the paper: add projected frame differences to the patches (TDN)"
@@ -38,21 +55,15 @@ class ModelConfig(Config):
     text_num_heads: int = Field(default=4, gt=0)
     text_mlp_dim: int = Field(default=512, gt=0)
     max_text_len: int = Field(default=512, gt=0, description="word pieces of the longest text")
-    embed_dim: int = Field(default=384, gt=0, description="D, width of the fusion blocks")
-    depth: int = Field(default=4, gt=0, description="number of fusion blocks")
-    num_heads: int = Field(default=6, gt=0)
-    mlp_dim: int = Field(default=1536, gt=0)
     dropout: float = Field(default=0.1, ge=0, lt=1, description="of BERT and of the fusion blocks")
     pooled_skip: bool = Field(
         default=False, description="beyond the paper: embeddings also use pooled features that skip fusion"
     )
 
     @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
-        if self.embed_dim % self.num_heads or self.text_embed_dim % self.text_num_heads:
-            raise ValueError("num_heads must divide embed_dim, and text_num_heads must divide text_embed_dim")
-        if self.image_size % self.stride:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of the stride {self.stride}")
+    def _check_text(self) -> ModelConfig:
+        if self.text_embed_dim % self.text_num_heads:
+            raise ValueError("text_num_heads must divide text_embed_dim")
         return self
 
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from evilm import metrics
-from evilm.config import Config
 from evilm.errors import CodebookError, ConfigError, GridError
 from evilm.model.layers import Block, Normalise, init_weights
-from evilm.model.presets import Options
+from evilm.model.presets import Options, ShapeConfig
 from evilm.model.quantizer import Codebook, GumbelQuantizer, Quantizer
 from evilm.model.video_encoder import backbone_features, build_backbone, freeze_batch_norm, pixel_statistics
 from evilm.model.video_swin import SWIN_MEAN, SWIN_STD, VideoSwinEncoder
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 COLLAPSED = 2.0  # perplexity below which nearly all patches have the same code
 
 
-class TokenizerConfig(Config):
+class TokenizerConfig(ShapeConfig):
     """The shape of a ``Tokenizer``; the defaults are the paper's (sections 3.3, 4.1)."""
 
     encoder: str = Field(
@@ -42,10 +41,6 @@ class TokenizerConfig(Config):
     )
     encoder_options: Options = {}
     encoder_weights: str = Field(default="none", description="none, hub, or a safetensors file")
-    stride: int = Field(default=32, gt=0)
-    image_size: int = Field(default=256, gt=0)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
     codebook_size: int = Field(default=9420, gt=1, description="M")
     code_dim: int = Field(default=32, gt=0, description="d")
     codebook: Codebook = Field(default="gradient", description="how codes are trained, see Quantizer")
@@ -55,21 +50,10 @@ class TokenizerConfig(Config):
     )
     kmeans: bool = Field(default=False, description="initialise codes by k-means of the first batch")
     centre: bool = Field(default=True, description="batch-normalise encodings before the codebook; the paper does not")
-    embed_dim: int = Field(default=384, gt=0, description="of the word decoder")
-    depth: int = Field(default=8, gt=0)
-    num_heads: int = Field(default=6, gt=0)
-    mlp_dim: int = Field(default=1536, gt=0)
+    depth: int = Field(default=8, gt=0, description="number of blocks of the word decoder")
     swin_frames: Literal["repeat", "share"] = Field(
         default="repeat", description="Video Swin halves time: show each frame twice, or let two frames share a label"
     )
-
-    @model_validator(mode="after")
-    def _fits(self) -> TokenizerConfig:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}")
-        if self.image_size % self.stride:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of the stride {self.stride}")
-        return self
 
 
 class FrameEncoder(nn.Module):

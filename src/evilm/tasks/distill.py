@@ -21,12 +21,12 @@ from pydantic import Field
 
 from evilm import distributed, losses, metrics
 from evilm.data.teacher_targets import TeacherTargets
-from evilm.errors import CheckpointError, ConfigError, DependencyError
+from evilm.errors import CheckpointError, DependencyError
 from evilm.model.heads import EmbeddingHead
 from evilm.progress import Meter
 from evilm.tasks.batches import caption_of
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, Parts, TaskConfig, Teacher, VideoTextTask
+from evilm.tasks.task import Facts, Parts, TaskConfig, Teacher, TextTaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -41,16 +41,15 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class DistillConfig(TaskConfig):
+TEMPERATURE = 0.05  # of the similarities within a batch
+
+
+class DistillConfig(TextTaskConfig):
     """Settings of the teacher and of the distillation losses."""
 
     name: Literal["distill"] = "distill"
     teacher: str = Field(description="run or checkpoint with embeddings, or a name such as open_clip:ViT-B-32:openai")
-    cosine_weight: float = Field(default=1.0, ge=0, description="weight of the distance to the teacher's embeddings")
-    relation_weight: float = Field(default=1.0, ge=0, description="weight of the similarities within a batch")
     text_weight: float = Field(default=1.0, ge=0, description="factor on the loss of texts; 0 ignores captions")
-    temperature: float = Field(default=0.05, gt=0, description="temperature of the similarities")
-    max_text_len: int = Field(default=30, gt=2, description="longest text in word pieces")
 
     def scoring_head(self) -> Literal["match", "embed"]:
         return "embed"
@@ -75,8 +74,6 @@ class Distill(VideoTextTask):
         self, model: EViLM, vocabulary: Vocabulary, config: DistillConfig, facts: Facts, teacher: Teacher | None
     ) -> None:
         super().__init__(model, vocabulary, facts, config.max_text_len)
-        if not config.cosine_weight and not config.relation_weight:
-            raise ConfigError("task.cosine_weight and task.relation_weight are both 0: nothing would be learned")
         self.config, self.texts = config, bool(facts["texts"])
         self.embed = EmbeddingHead.for_model(model, int(facts["embed_dim"]), float(facts["temperature"]))
         self.embed.log_temperature.requires_grad_(False)  # the temperature of the teacher's space
@@ -128,13 +125,11 @@ class Distill(VideoTextTask):
                 meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
 
     def losses(self, batch: Batch) -> Losses:
-        config = self.config
         targets, known = self._video_targets(batch)
         video, targets, known = (distributed.all_gather(each) for each in (self._video(batch), targets, known))
         parts = {"cosine": losses.following(video, targets, known)}
         if not self.texts:
-            parts["relation"] = losses.relation(video, targets, None, config.temperature, known)
-            weights = {"cosine": config.cosine_weight, "relation": config.relation_weight}
+            parts["relation"] = losses.relation(video, targets, None, TEMPERATURE, known)
         else:
             captions = self.captions(batch)
             has_text = torch.tensor([bool(text) for text in captions], device=batch.frames.device)
@@ -143,15 +138,9 @@ class Distill(VideoTextTask):
                 for each in (self._text(captions, batch), self._targets_of_texts(captions, batch), has_text)
             )
             parts["text"] = losses.following(text, text_targets, has_text)
-            parts["relation"] = losses.relation(
-                video, targets, (text, text_targets), config.temperature, known & has_text
-            )
-            weights = {
-                "cosine": config.cosine_weight,
-                "text": config.text_weight * config.cosine_weight,
-                "relation": config.relation_weight,
-            }
-        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
+            parts["relation"] = losses.relation(video, targets, (text, text_targets), TEMPERATURE, known & has_text)
+        weights = {"text": self.config.text_weight}
+        total = torch.stack([weights.get(name, 1.0) * loss for name, loss in parts.items()]).sum()
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
     def _video(self, batch: Batch) -> Tensor:

@@ -33,9 +33,6 @@ class LinearProbeConfig(TaskConfig):
     protocol: Literal["strict", "all-in-one"] = Field(
         default="strict", description="one linear layer; or a tanh pooler and two layers, as in all-in-one"
     )
-    cache_encodings: bool = Field(
-        default=True, description="compute the [CLS] of each clip once, on fixed frames without augmentation"
-    )
 
 
 class LinearProbe(VideoTextTask):
@@ -76,7 +73,7 @@ class LinearProbe(VideoTextTask):
 
     @property
     def fixed_frames(self) -> bool:
-        return self.config.cache_encodings
+        return True  # the [CLS] of each clip is computed once
 
     def train(self, mode: bool = True) -> LinearProbe:
         """Set training mode of the classifier; the frozen model stays in evaluation mode."""
@@ -93,8 +90,6 @@ class LinearProbe(VideoTextTask):
     def _features(self, batch: Batch) -> Tensor:
         """(B, D) frozen h^CLS."""
         keys = [example.clip.id for example in batch.examples]
-        if not self.config.cache_encodings:
-            return self.model.fuse_cls(video=self.encode(batch)).float()
         for key, clip in zip(keys, batch.pieces(len(batch)), strict=True):
             if key not in self._encodings:
                 # One clip at a time, so that its state does not depend on the batch to the last bit.

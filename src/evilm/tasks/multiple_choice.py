@@ -17,7 +17,7 @@ from evilm import losses
 from evilm.errors import ConfigError, DataError
 from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.predictions import Metrics, Prediction, cannot_tell, rows_by_kind, scored_rows
-from evilm.tasks.task import EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
+from evilm.tasks.task import AnswerTaskConfig, EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class MultipleChoiceConfig(EmbeddingTaskConfig):
+class MultipleChoiceConfig(EmbeddingTaskConfig, AnswerTaskConfig):
     """Settings of how options are scored."""
 
     name: Literal["multiple_choice"] = "multiple_choice"
@@ -38,7 +38,6 @@ class MultipleChoiceConfig(EmbeddingTaskConfig):
         default="trained", description="training that the scores come from; evaluate --task sets it"
     )
     head: Literal["match", "embed"] = Field(default="match", description="score by fusion, or by cosine of embeddings")
-    text_only: bool = Field(default=False, description="text-only baseline: options without the video")
     max_text_len: int = Field(default=40, gt=2, description="longest question with option, in word pieces")
 
 
@@ -60,7 +59,7 @@ class MultipleChoice(VideoTextTask):
         elif config.text_only:
             raise ConfigError("task.text_only needs task.head=match: embeddings compare a video with a text")
         else:
-            self.embed = EmbeddingHead.for_model(model, config.embed_dim)
+            self.embed = EmbeddingHead.for_model(model, config.embed_dim, config.temperature)
 
     @classmethod
     def zero_shot_settings(cls, source: TaskConfig, facts: Facts) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class ParaphraseConfig(EmbeddingTaskConfig):
     """Settings of contrastive learning on captions."""
 
     name: Literal["paraphrase"] = "paraphrase"
-    temperature: float = Field(default=0.07, gt=0, description="initial value of the learned temperature")
+    temperature: float = Field(default=0.07, gt=0, description="initial value of the learned temperature of cosines")
 
 
 class Paraphrase(VideoTextTask):

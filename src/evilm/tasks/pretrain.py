@@ -19,7 +19,7 @@ from evilm.model.tokenizer import FrameEncoder
 from evilm.tasks import masking
 from evilm.tasks.batches import gather_texts, local_rows, masked_prediction, same_video
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import EmbeddingTaskConfig, Facts, Parts, TaskConfig, VideoTextTask
+from evilm.tasks.task import Facts, PairTaskConfig, Parts, TaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -33,18 +33,14 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Encoded, Example, Fused, Text
 
 
-class PretrainConfig(EmbeddingTaskConfig):
+class PretrainConfig(PairTaskConfig):
     """Objectives and masking; the defaults are the paper's (sections 3.4, 4.1)."""
 
     name: Literal["pretrain"] = "pretrain"
     mvm_weight: float = Field(default=1.0, ge=0, description="weight of masked video modelling; 0 switches it off")
     mlm_weight: float = Field(default=1.0, ge=0, description="weight of masked language modelling")
     vtm_weight: float = Field(default=1.0, ge=0, description="weight of video-text matching")
-    contrastive_weight: float = Field(
-        default=0.0,
-        ge=0,
-        description="weight of a contrastive loss, which allows zero-shot retrieval; not in the paper",
-    )
+    contrastive_weight: float = Field(default=0.0, ge=0, description="weight of a contrastive loss; not in the paper")
     tokenizer: str | None = Field(default=None, description="checkpoint of the video tokenizer; MVM needs one")
     backbone: Literal["own", "tokenizer"] = Field(
         default="own", description="initialise the video backbone from the tokenizer's, if both are of one kind"
@@ -54,9 +50,6 @@ class PretrainConfig(EmbeddingTaskConfig):
     )
     mask: masking.Shape = Field(default="block", description="shape of the masked areas")
     mask_ratio: float = Field(default=0.4, gt=0, lt=1, description="fraction of patches that are masked")
-    mask_when: Literal["after", "before"] = Field(
-        default="after", description="set masked pixels to zero after pixel normalisation, or before it"
-    )
     mlm_ratio: float = Field(default=0.15, gt=0, lt=1, description="fraction of word pieces that are masked")
     matching: Literal["choice", "binary"] = Field(
         default="choice", description="VTM loss: choose among 1 + num_negatives texts, or yes / no for each"
@@ -113,7 +106,7 @@ class Pretrain(VideoTextTask):
         if config.vtm_weight:
             self.match = MatchHead(width)
         if config.contrastive_weight:
-            self.embed = EmbeddingHead.for_model(model, config.embed_dim)
+            self.embed = EmbeddingHead.for_model(model, config.embed_dim, config.temperature)
 
     @classmethod
     def create(cls, config: PretrainConfig, examples: Sequence[Example], parts: Parts) -> Self:
@@ -198,8 +191,6 @@ class Pretrain(VideoTextTask):
         grid = self.model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
         where = masking.mask_patches(grid, self.config.mask_ratio, batch.seeds, self.config.mask)
         where = where.to(batch.frames.device)
-        if self.config.mask_when == "before":
-            return where, self.model.normalise(masking.hide_patches(batch.frames, where, grid))
         return where, masking.hide_patches(self.model.normalise(batch.frames), where, grid)
 
     def _mask_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:

@@ -14,7 +14,7 @@ from evilm.losses import IGNORE
 from evilm.model.heads import AnswerHead
 from evilm.tasks.batches import masked_prediction
 from evilm.tasks.predictions import Metrics, Prediction, cannot_tell, rows_by_kind, scored_rows
-from evilm.tasks.task import Facts, TaskConfig, TextTaskConfig, VideoTextTask
+from evilm.tasks.task import AnswerTaskConfig, Facts, TaskConfig, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class QuestionAnsweringConfig(TextTaskConfig):
+class QuestionAnsweringConfig(AnswerTaskConfig):
     """Settings of the answer vocabulary and its classifier."""
 
     name: Literal["question_answering"] = "question_answering"
@@ -33,7 +33,6 @@ class QuestionAnsweringConfig(TextTaskConfig):
     oov: Literal["wrong", "drop", "upper-bound"] = Field(
         default="wrong", description="questions whose answer is not in the vocabulary: wrong, left out, or right"
     )
-    text_only: bool = Field(default=False, description="question-only baseline: no video")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout of the answer classifier")
 
 

@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 
 from evilm import distributed, losses
 from evilm.model.reconstruction import FeatureTokenizer, PixelTokenizer, TeacherConfig
-from evilm.model.tokenizer import TokenizerConfig
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, Parts, Task, TaskConfig
+from evilm.tasks.task import Facts, Parts, Task, TaskConfig, TokenizerTrainingConfig
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -23,17 +22,12 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class ReconstructionConfig(TaskConfig):
+class ReconstructionConfig(TokenizerTrainingConfig):
     """Settings of a reconstructing tokenizer."""
 
     name: Literal["reconstruction"] = "reconstruction"
     target: Literal["pixels", "features"] = Field(default="pixels", description="what the codes reconstruct")
-    tokenizer: TokenizerConfig = TokenizerConfig()
     teacher: TeacherConfig | None = Field(default=None, description="network whose features are reconstructed")
-    num_frames: int = Field(default=4, gt=0, description="frames of a clip")
-    codebook_weight: float = Field(
-        default=1.0, ge=0, description="weight of the codebook loss; of a divergence with gumbel codes: take 0.001"
-    )
     commitment_weight: float = Field(default=0.25, ge=0, description="weight of the commitment loss")
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.batches import caption_of, gather_texts, local_rows, same_video
 from evilm.tasks.predictions import Metrics, Prediction, own_video, scored_rows
-from evilm.tasks.task import EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
+from evilm.tasks.task import Facts, PairTaskConfig, TaskConfig, VideoTextTask
 from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
@@ -27,22 +27,15 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class RetrievalConfig(EmbeddingTaskConfig):
+class RetrievalConfig(PairTaskConfig):
     """Settings of retrieval training and ranking."""
 
     name: Literal["retrieval"] = "retrieval"
-    contrastive_weight: float = Field(
-        default=1.0, ge=0, description="weight of the dual encoder's loss; 0 with protocol pairwise has no dual encoder"
-    )
-    vtm_weight: float = Field(
-        default=0.0, ge=0, description="weight of matching against the hardest other text, for re-ranking"
-    )
     protocol: Literal["dual-encoder", "pairwise", "re-rank"] = Field(
         default="dual-encoder", description="rank by cosine, by fusing every pair, or by fusing the nearest by cosine"
     )
     rerank_top_k: int = Field(default=32, gt=0, description="videos per text that re-rank fuses with the text")
     captions_per_video: int = Field(default=1, gt=0, description="captions per video and step; it is encoded once")
-    temperature: float = Field(default=0.05, gt=0, description="initial value of the learned temperature")
     scoring_protocol: ClassVar[str] = "retrieval-tuned"
 
     def scoring_head(self) -> Literal["match", "embed"]:

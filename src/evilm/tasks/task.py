@@ -16,6 +16,7 @@ from torch import nn
 from evilm.config import Config
 from evilm.data.teacher_targets import FrameEncoder
 from evilm.errors import ConfigError, DataError
+from evilm.model.tokenizer import TokenizerConfig
 from evilm.tasks.batches import caption_of, captions_of
 from evilm.tasks.predictions import own_video
 
@@ -50,13 +51,45 @@ class TextTaskConfig(TaskConfig):
     """Settings of tasks that read texts."""
 
     max_text_len: int = Field(default=30, gt=2, description="longest text in word pieces")
+
+
+class FocalTaskConfig(TextTaskConfig):
+    """Settings of tasks whose loss may be focal."""
+
     focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss on easy rows; 0 is cross-entropy")
 
 
-class EmbeddingTaskConfig(TextTaskConfig):
+class AnswerTaskConfig(FocalTaskConfig):
+    """Settings of tasks that answer questions or choose options."""
+
+    text_only: bool = Field(default=False, description="text-only baseline: questions or options without the video")
+
+
+class EmbeddingTaskConfig(FocalTaskConfig):
     """Settings of tasks that embed videos and texts in one space."""
 
     embed_dim: int = Field(default=512, gt=0, description="width of the embeddings")
+    temperature: float = Field(default=0.05, gt=0, description="initial value of the learned temperature of cosines")
+
+
+class PairTaskConfig(EmbeddingTaskConfig):
+    """Settings of tasks that are trained on pairs of a video and a text."""
+
+    contrastive_weight: float = Field(
+        default=1.0, ge=0, description="weight of the contrastive loss of the embeddings; 0 trains none"
+    )
+    vtm_weight: float = Field(default=0.0, ge=0, description="weight of video-text matching by fusion; 0 trains none")
+
+
+class TokenizerTrainingConfig(TaskConfig):
+    """Settings of tasks that train a video tokenizer."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    num_frames: int = Field(default=4, gt=0, description="frames of a clip")
+    codebook_weight: float = Field(
+        default=1.0, ge=0, description="weight of the codebook loss; of a divergence with gumbel codes: take 0.001"
+    )
+    commitment_weight: float = Field(default=1.0, ge=0, description="weight of the commitment loss")
 
 
 class Teacher(FrameEncoder, Protocol):

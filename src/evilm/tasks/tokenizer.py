@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 
 from evilm import distributed, losses, metrics
-from evilm.model.tokenizer import Tokenizer, TokenizerConfig
+from evilm.model.tokenizer import Tokenizer
 from evilm.tasks.batches import caption_of
 from evilm.tasks.caption_words import CaptionWords, Kind
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, Parts, Task, TaskConfig
+from evilm.tasks.task import Facts, Parts, Task, TaskConfig, TokenizerTrainingConfig
 from evilm.types import Losses
 
 if TYPE_CHECKING:
@@ -24,16 +24,12 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Example
 
 
-class TokenizerTaskConfig(TaskConfig):
+class TokenizerTaskConfig(TokenizerTrainingConfig):
     """Settings of tokenizer training; the defaults are the paper's, with the remedy against codebook collapse."""
 
     name: Literal["tokenizer"] = "tokenizer"
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    num_frames: int = Field(default=4, gt=0, description="frames of a clip")
     word_loss: Literal["focal", "bce"] = Field(default="focal", description="Eq. 6, or binary cross-entropy")
     word_weight: float = Field(default=1.0, ge=0, description="weight of the word loss in Eq. 7")
-    codebook_weight: float = Field(default=1.0, ge=0, description="weight of the codebook loss in Eq. 7")
-    commitment_weight: float = Field(default=1.0, ge=0, description="weight of the commitment loss in Eq. 7")
     captions: Literal["drawn", "all"] = Field(
         default="drawn", description="target words: those of one caption drawn at random, or of all captions of a clip"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+BETAS = (0.9, 0.98)  # of all published recipes below
 MEAN_DECAY = 0.98  # of the running mean of the loss, which detects spikes
 
 # Published settings by name (``optim.preset``), which the other keys of a recipe may change.
@@ -30,11 +30,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-tokenizer": {"lr": 2e-4, "epochs": 10},
     # all-in-one (arXiv 2203.07303) multiplies the learning rate of new heads by 10 and decays it linearly.
     "all-in-one": {
-        "lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "linear",
+        "lr": 1e-4, "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "linear",
         "head_lr_scale": 10.0, "batch_size": 512, "epochs": 20,
     },
     "all-in-one-retrieval": {
-        "lr": 3e-4, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "linear",
+        "lr": 3e-4, "weight_decay": 0.01, "warmup_ratio": 0.1, "schedule": "linear",
         "head_lr_scale": 10.0, "epochs": 200,
     },
     # VIOLET v2 (arXiv 2209.01540).
@@ -63,11 +63,7 @@ class OptimConfig(Config):
     backbone_lr_scale: float = Field(
         default=1.0, ge=0, description="factor on the learning rate of the video backbone; 0 freezes it"
     )
-    layer_decay: float = Field(
-        default=1.0, gt=0, le=1, description="factor on the learning rate for each layer further from the output"
-    )
     weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay of matrices")
-    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay rates of AdamW's moments")
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps with a rising rate")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="learning rate after the warm-up: falls to 0, or stays"
@@ -111,7 +107,7 @@ def steps(config: OptimConfig, batches: int) -> int:
 def make_optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; no decay on biases, norms, embeddings and positions.
 
-    timm's ``param_groups_layer_decay`` does not fit: it wants one chain of layers, and it decays embeddings.
+    timm's parameter groups are not used: they decay embeddings, and know no separate rates of backbone and heads.
 
     Args:
         task: the module to train.
@@ -122,12 +118,10 @@ def make_optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) 
         for name, parameter in task.named_parameters():
             if ".backbone." in name:
                 parameter.requires_grad_(False)
-    deepest = max((int(found[1]) for name, _ in task.named_parameters() if (found := _BLOCK.search(name))), default=0)
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
             scale = config.backbone_lr_scale if ".backbone." in name else config.head_lr_scale if name in fresh else 1.0
-            scale *= config.layer_decay ** _depth(name, deepest)
             decays = parameter.ndim > 1 and not any(place in name for place in _NO_DECAY)
             groups.setdefault((decays, scale), []).append(parameter)
     return torch.optim.AdamW(
@@ -136,22 +130,12 @@ def make_optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) 
             for (decays, scale), found in sorted(groups.items(), key=lambda item: item[0])
         ],
         lr=config.lr,
-        betas=config.betas,
+        betas=BETAS,
         fused=all(parameter.device.type in ("cpu", "cuda") for parameter in task.parameters()),
     )
 
 
-_BLOCK = re.compile(r"^model\.fusion\.blocks\.(\d+)\.")
 _NO_DECAY = ("embeddings", ".space", ".time", ".positions", ".codes", ".cls", ".type_", "pos_embed")
-
-
-def _depth(name: str, deepest: int) -> int:
-    """Layers between a parameter and the output: 0 for heads, 1 for the last fusion block, most for the encoders."""
-    block = _BLOCK.search(name)
-    if block is not None:
-        return deepest + 1 - int(block[1])
-    inputs = ("model.video_encoder.", "model.text_encoder.", "model.fusion.type_", "model.fusion.cls")
-    return deepest + 2 if name.startswith(inputs) else 0
 
 
 def schedule_at(config: OptimConfig, step: int, total: int) -> float:

@@ -26,7 +26,7 @@ RENAMED: dict[str, dict[str, str | None]] = {
     "optim": {
         "head_lr": "head_lr_scale", "backbone_lr": "backbone_lr_scale", "clip": "grad_clip", "ema": "ema_decay",
         "accumulate": "grad_accum_steps", "warmup": "warmup_ratio", "explodes": "loss_spike_factor", "power": None,
-        "fused": None,
+        "fused": None, "betas": None, "layer_decay": None,
     },
     "run": {"out": "output_dir", "recompute": "grad_checkpointing", "curves": None},
     "data": {
@@ -38,14 +38,16 @@ RENAMED: dict[str, dict[str, str | None]] = {
     },
     "model": {
         **_SHAPE, "text_width": "text_embed_dim", "text_heads": "text_num_heads", "text_hidden": "text_mlp_dim",
-        "text_positions": "max_text_len", "frames": "num_frames",
+        "text_positions": "max_text_len", "frames": "num_frames", "text_layers": "text_depth", "cls_mean": None,
+        "text_position_start": None, "space_start": "position_std", "time_start": "position_std",
     },
     "task": {
         **_EMBEDDING, "word_ratio": "mlm_ratio", "mvm": "mvm_weight", "mlm": "mlm_weight", "vtm": "vtm_weight",
         "contrastive": "contrastive_weight", "negatives": "num_negatives", "top": "rerank_top_k",
-        "captions": "captions_per_video", "answers": "num_answers", "blind": "text_only", "cosine": "cosine_weight",
-        "relation": "relation_weight", "text": "text_weight", "remember": "cache_encodings", "at_least": "min_count",
+        "captions": "captions_per_video", "answers": "num_answers", "blind": "text_only", "cosine": None,
+        "relation": None, "text": "text_weight", "remember": None, "mask_when": None, "at_least": "min_count",
         "most": "max_words", "frames": "num_frames", "targets": None, "reconstruction_weight": None,
+        "cosine_weight": None, "relation_weight": None, "cache_encodings": None, "lexical": None,
     },
     "task.tokenizer": {
         **_SHAPE, "codes": "codebook_size", "code_width": "code_dim", "restart_below": "dead_code_threshold",
