@@ -119,7 +119,7 @@ def test_sizes_that_do_not_fit_are_refused_with_those_that_do(
 
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_heads .* must divide embed_dim"):
+    with pytest.raises(ValueError, match=r"num_heads .* must divide embed_dim"):
         ModelConfig(embed_dim=100, num_heads=3)
     with pytest.raises(ValueError, match="must be a multiple of the stride"):
         ModelConfig(image_size=100, stride=32)
