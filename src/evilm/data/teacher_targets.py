@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _BLOCK = 32  # clips that are decoded while the block before is encoded
 
 
-class FrameEncoder(Protocol):
+class ClipEncoder(Protocol):
     """An encoder of clips, such as the teacher of a distillation."""
 
     @property
@@ -73,7 +73,7 @@ class TeacherTargets:
         DataError: the file is damaged.
     """
 
-    def __init__(self, encoder: FrameEncoder, folder: Path | None) -> None:
+    def __init__(self, encoder: ClipEncoder, folder: Path | None) -> None:
         self.encoder = encoder
         about = (
             f"{encoder.fingerprint} {encoder.num_frames} {encoder.image_size} {encoder.resize_mode} {encoder.embed_dim}"

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from evilm.config import Config
-from evilm.data.teacher_targets import FrameEncoder
+from evilm.data.teacher_targets import ClipEncoder
 from evilm.errors import ConfigError, DataError
 from evilm.model.tokenizer import TokenizerConfig
 from evilm.tasks.batches import caption_of, captions_of
@@ -92,7 +92,7 @@ class TokenizerTrainingConfig(TaskConfig):
     commitment_weight: float = Field(default=1.0, ge=0, description="weight of the commitment loss")
 
 
-class Teacher(FrameEncoder, Protocol):
+class Teacher(ClipEncoder, Protocol):
     """A frozen dual encoder that a student learns from; see ``evilm.training.teacher``."""
 
     @property

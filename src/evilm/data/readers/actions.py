@@ -113,10 +113,10 @@ def kinetics400(annotations: Path, videos: Path | None, split: str) -> Iterator[
         return
     order: dict[str, int] | None = None
     for row in _kinetics_rows(table):
-        found = plain_split(row.first("split") or split)
-        if found != split:
+        row_split = plain_split(row.first("split") or split)
+        if row_split != split:
             if annotations.is_dir():
-                raise row.error(f"'split' is {found}, in the file of {split}")
+                raise row.error(f"'split' is {row_split}, in the file of {split}")
             continue
         kind, label = row.first("label"), None
         if kind is not None:

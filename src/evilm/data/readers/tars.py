@@ -68,8 +68,8 @@ def _still_frames(annotations: Path, videos: Path | None, split: str) -> Iterato
         return
     tars = [annotations]
     if annotations.is_dir():
-        names = [split, *(name for name, plain in SPLIT_NAMES.items() if plain == split)]
-        tars = sorted({path for name in names for end in (".tar", "-*.tar") for path in annotations.glob(name + end)})
+        splits = [split, *(name for name, plain in SPLIT_NAMES.items() if plain == split)]
+        tars = sorted({path for name in splits for end in (".tar", "-*.tar") for path in annotations.glob(name + end)})
         tars = tars or [find_file(annotations, (f"{split}.tar", f"{split}-*.tar"))]  # raises an error
     for path in tars:
         try:
@@ -78,14 +78,14 @@ def _still_frames(annotations: Path, videos: Path | None, split: str) -> Iterato
             for member in members:
                 if match := _FRAME.fullmatch(member):
                     found[match[1]].append((int(match[2]), member))
-            videos_here = sorted(found, key=lambda name: members[found[name][0][1]][0])  # in the order of the tar
-            jsons = [f"{name}.json" for name in videos_here if f"{name}.json" in members]
+            names = sorted(found, key=lambda name: members[found[name][0][1]][0])  # in the order of the tar
+            jsons = [f"{name}.json" for name in names if f"{name}.json" in members]
             texts = dict(zip(jsons, read_members(path, jsons), strict=True))
         except VideoError as error:
             raise AnnotationError(path, error.reason) from None
-        if not videos_here:
+        if not names:
             raise AnnotationError(path, "holds no frames named <video>.<number>.jpg")
-        for line, name in enumerate(videos_here, start=1):
+        for line, name in enumerate(names, start=1):
             row = Row(path, line, _json_object(path, f"{name}.json", texts.get(f"{name}.json", b"{}"), line))
             yield name, Clip(path, frames=tuple(member for _, member in sorted(found[name]))), row
 
