@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from evilm import losses
+from evilm.losses import feature_distillation, relational_distillation
 from evilm.tasks.masking import IGNORE
 
 
@@ -261,9 +262,9 @@ def test_following_a_teacher_by_hand() -> None:
     found = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     wanted = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
     both, first, none = (torch.tensor(each) for each in ([True, True], [True, False], [False, False]))
-    assert losses.following(found, wanted, both).item() == pytest.approx((0.4 + 0) / 2)
-    assert losses.following(found, wanted, first).item() == pytest.approx(0.4)
-    nothing = losses.following(found, wanted, none)
+    assert feature_distillation(found, wanted, both).item() == pytest.approx((0.4 + 0) / 2)
+    assert feature_distillation(found, wanted, first).item() == pytest.approx(0.4)
+    nothing = feature_distillation(found, wanted, none)
     nothing.backward()
     assert nothing.item() == 0
     assert found.grad is not None
@@ -277,15 +278,15 @@ def test_relations_among_videos_by_hand() -> None:
     every = torch.ones(3, dtype=torch.bool)
     p = math.e / (1 + math.e)
     one = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)  # rows 1 and 3; row 2 agrees
-    loss = losses.relation(student, teacher, None, 1.0, every)
+    loss = relational_distillation(student, teacher, None, 1.0, every)
     assert loss.item() == pytest.approx(2 * one / 3)
     loss.backward()
     assert student.grad is not None
     assert student.grad[0, 2] < 0  # towards the third
-    sharper = losses.relation(student, teacher, None, 0.1, every)
+    sharper = relational_distillation(student, teacher, None, 0.1, every)
     assert sharper.item() == pytest.approx(2 * math.log(2) / 3, abs=2e-3)
     two = torch.tensor([True, True, False])
-    assert losses.relation(student, teacher, None, 1.0, two).item() == 0  # one other video: nothing to compare
+    assert relational_distillation(student, teacher, None, 1.0, two).item() == 0  # one other video: nothing to compare
 
 
 def test_relations_to_texts_by_hand() -> None:
@@ -294,7 +295,9 @@ def test_relations_to_texts_by_hand() -> None:
     known = torch.ones(2, dtype=torch.bool)
     p = math.e / (1 + math.e)
     wanted = math.log(0.5) - 0.5 * (math.log(p) + math.log(1 - p))
-    assert losses.relation(student, teacher, (student, teacher), 1.0, known).item() == pytest.approx(wanted)
-    assert losses.relation(student, student, (student, student), 0.3, known).item() == pytest.approx(0, abs=1e-7)
-    turned = losses.relation(student, student, (student.flip(0), student.flip(0)), 1.0, known)
+    assert relational_distillation(student, teacher, (student, teacher), 1.0, known).item() == pytest.approx(wanted)
+    assert relational_distillation(student, student, (student, student), 0.3, known).item() == pytest.approx(
+        0, abs=1e-7
+    )
+    turned = relational_distillation(student, student, (student.flip(0), student.flip(0)), 1.0, known)
     assert turned.item() == pytest.approx(0, abs=1e-7)

@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub: fetched where it can be reached, otherwise refused at once in one sentence."""
+"""Downloads from the Hugging Face hub; without a network an error at once, not after minutes of attempts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from evilm.errors import CheckpointError, DependencyError
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-SECONDS = 3.0  # to answer, before a place counts as out of reach
+CONNECT_TIMEOUT = 3.0  # seconds
 
 
 def reachable(url: str) -> bool:
-    """Whether the host of ``url`` takes a connection."""
+    """Whether the host of ``url`` accepts a connection."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy knows; a connection of ours would go past it
+        return True  # a direct connection would bypass the proxy and prove nothing
     address = urlsplit(url)
     try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=SECONDS).close()
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=CONNECT_TIMEOUT).close()
     except OSError:
         return False
     return True
 
 
 def hub_reachable() -> bool:
-    """Whether the Hugging Face hub answers; False as well where ``HF_HUB_OFFLINE`` says not to ask, or nobody can."""
+    """Whether the Hugging Face hub can be reached; False if ``HF_HUB_OFFLINE`` is set or huggingface_hub is missing."""
     try:
         from huggingface_hub import constants
     except ImportError:
@@ -40,14 +40,14 @@ def hub_reachable() -> bool:
 
 @contextmanager
 def hub_or_cache() -> Generator[None]:
-    """Inside, a hub out of reach is not asked: what was fetched before is found, and the rest fails at once."""
+    """Context in which an unreachable hub is not contacted: cached files are found, other downloads fail at once."""
     try:
         from huggingface_hub import constants
     except ImportError:
         yield
         return
     before: bool = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not hub_reachable()  # the library reads it at every request
+    constants.HF_HUB_OFFLINE = before or not hub_reachable()  # huggingface_hub reads it at every request
     try:
         yield
     finally:
@@ -55,7 +55,7 @@ def hub_or_cache() -> Generator[None]:
 
 
 def library(name: str) -> Any:
-    """huggingface_hub, for the model ``name``.
+    """Import huggingface_hub; ``name`` is the model that needs it, for the error message.
 
     Raises:
         DependencyError: it is not installed.
@@ -68,39 +68,39 @@ def library(name: str) -> Any:
 
 
 def fetch(name: str, files: Sequence[str]) -> Path:
-    """A folder with the files of ``owner/name`` that fit one of the patterns, from the hub or its copy here.
+    """The folder with those files of ``owner/name`` that match a pattern, downloaded or from the cache.
 
     Raises:
         DependencyError: huggingface_hub is missing.
-        CheckpointError: no such name, or no network and no copy.
+        CheckpointError: no such name, or no network and no copy in the cache.
     """
     hub = library(name)
-    near = hub_reachable()
+    online = hub_reachable()
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=list(files), local_files_only=not near))
+        return Path(hub.snapshot_download(name, allow_patterns=list(files), local_files_only=not online))
     except Exception as error:
-        raise CheckpointError(f"{name}: {_why(error, near)}") from error
+        raise CheckpointError(f"{name}: {_reason(error, online)}") from error
 
 
 def fetch_first(name: str, files: Sequence[str]) -> Path:
-    """The first of these files that ``owner/name`` has, from the hub or its copy here.
+    """The first of these files that ``owner/name`` has, downloaded or from the cache.
 
     Raises:
         DependencyError: huggingface_hub is missing.
-        CheckpointError: it has none of them, or no network and no copy.
+        CheckpointError: it has none of them, or there is no network and no copy in the cache.
     """
     hub = library(name)
-    near = hub_reachable()
+    online = hub_reachable()
     failed: Exception | None = None
     for file in files:
         try:
-            return Path(hub.hf_hub_download(name, file, local_files_only=not near))
-        except Exception as error:  # noqa: BLE001 - the hub's own tree of errors changes; the last is told
+            return Path(hub.hf_hub_download(name, file, local_files_only=not online))
+        except Exception as error:  # noqa: BLE001 - its error classes change between versions
             failed = error
-    raise CheckpointError(f"{name}: {_why(failed, near)}") from failed
+    raise CheckpointError(f"{name}: {_reason(failed, online)}") from failed
 
 
-def _why(error: Exception | None, near: bool) -> str:
-    if near:
-        return f"not to be had from the hub: {' '.join(str(error).split())[:160]}"
-    return "no network, and no copy of it here: name a folder or a file instead"
+def _reason(error: Exception | None, online: bool) -> str:
+    if online:
+        return f"cannot be downloaded from the hub: {' '.join(str(error).split())[:160]}"
+    return "no network, and no copy in the cache: name a folder or a file instead"

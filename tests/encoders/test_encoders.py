@@ -292,7 +292,7 @@ def test_what_the_hub_has_is_fetched_safe_files_first(monkeypatch: pytest.Monkey
     monkeypatch.setattr(hub, "hub_reachable", lambda: True)
     assert hub.fetch_first("a/b", ("w.safetensors", "w.bin")) == tmp_path / "w.bin"
     assert asked == ["a/b/w.safetensors", "a/b/w.bin"]
-    with pytest.raises(CheckpointError, match=r"a/b: not to be had from the hub: w\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"a/b: cannot be downloaded from the hub: w\.safetensors"):
         hub.fetch_first("a/b", ("w.safetensors",))
 
 

@@ -213,7 +213,7 @@ def test_wrong_arguments_of_ask_end_in_one_line(
         ([str(tmp_path / "none.mp4"), "what?", "--model", run], "not_a_file"),
         ([str(clips[0]), "what?", "--model", str(tmp_path)], "holds no checkpoint"),
         ([str(clips[0]), "what?", "stray", "--model", run], "put the question in quotes"),
-        ([str(clips[0]), "what?", "--model", "owner/no-such-model"], "no network, and no copy of it here"),
+        ([str(clips[0]), "what?", "--model", "owner/no-such-model"], "no network, and no copy in the cache"),
     ):
         assert cli.run(["ask", *arguments]) == 2
         said = capsys.readouterr().err.splitlines()

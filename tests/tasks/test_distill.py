@@ -97,7 +97,7 @@ def test_losses_are_those_of_the_functions(
     known = torch.tensor([row.clip.id != "2.mp4" for row in captioned])
     cosine = (1 - (video * wanted).sum(1))[known].mean()
     texts = (1 - (text * said).sum(1)).mean()
-    relation = losses.relation(video, wanted, (text, said), TEMPERATURE, known)
+    relation = losses.relational_distillation(video, wanted, (text, said), TEMPERATURE, known)
     assert {name: part.item() for name, part in found.parts.items()} == pytest.approx(
         {"cosine": cosine.item(), "text": texts.item(), "relation": relation.item()}, abs=1e-5
     )

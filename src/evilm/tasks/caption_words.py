@@ -1,4 +1,4 @@
-"""The words that the video tokenizer learns to predict: targets of Eq. 5 and 6, apart from word pieces."""
+"""Words of captions: the targets of the video tokenizer (Eq. 5, 6), and the rarity of word pieces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Kind = Literal["all", "nouns-adjectives"]
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 _COUNTED, _LONGEST = 200_000, 64  # captions, and word pieces of a caption, that ``piece_weights`` reads
-# Closed classes of English: what is neither a noun, an adjective nor a number that one can see.
+# Closed word classes of English: no nouns, adjectives or numbers.
 FUNCTION_WORDS = frozenset(
     "a an the this that these those some any each every no and or but nor so yet if while as than of in on at by for "
     "with from to into onto over under up down out off about between through across around after before behind is are "
@@ -31,16 +31,15 @@ FUNCTION_WORDS = frozenset(
     "he she they them his her their him we you your i me my our us who whom whose which what where when how why there "
     "here very just then first also too again".split()
 )
-# Inflections that are next to always verbs or adverbs in captions. A tagger would do better; none works offline
-# without a model, and this mode is an ablation.
+# Endings of verbs and adverbs. A tagger would be more exact, but none works without a model, and this is an ablation.
 VERB_OR_ADVERB = re.compile(r"(?:[^aeiou]ly|[a-z]{2}ing|[a-z]{2}[^e]ed)$")
 NOUNS_IN_ING = frozenset("building ceiling king morning evening painting ring string thing wedding wing".split())
 
 
 def words_of(caption: str, kind: Kind = "all") -> list[str]:
     """The lower-case words of a caption, in order; ``nouns-adjectives`` leaves out function words, verbs, adverbs."""
-    found = [word.lower() for word in WORD.findall(caption)]
-    return found if kind == "all" else [word for word in found if _is_content(word)]
+    words = [word.lower() for word in WORD.findall(caption)]
+    return words if kind == "all" else [word for word in words if _is_content(word)]
 
 
 def _is_content(word: str) -> bool:
@@ -79,27 +78,27 @@ class CaptionWords:
         self.kind: Kind = kind
         self._index = {word: k for k, word in enumerate(self.words)}
         if len(self._index) != len(self.words):
-            raise VocabularyError("the list of caption words names a word twice")
+            raise VocabularyError("the list of caption words has a word twice")
 
     def __len__(self) -> int:
         return len(self.words)
 
     @classmethod
     def count(
-        cls, captions: Iterable[str], *, at_least: int, most: int | None = None, kind: Kind = "all"
+        cls, captions: Iterable[str], *, min_count: int, max_words: int | None = None, kind: Kind = "all"
     ) -> CaptionWords:
-        """The words that occur in at least ``at_least`` captions, most frequent first.
+        """The words that occur in at least ``min_count`` captions, most frequent first.
 
         Raises:
             VocabularyError: no word is that frequent.
         """
         counts = Counter(word for caption in captions for word in set(words_of(caption, kind)))
-        kept = sorted((word for word, n in counts.items() if n >= at_least), key=lambda word: (-counts[word], word))
-        if not kept:
+        words = sorted((word for word, n in counts.items() if n >= min_count), key=lambda word: (-counts[word], word))
+        if not words:
             raise VocabularyError(
-                f"no word occurs in {at_least} captions or more (of {len(counts)} distinct words): lower task.min_count"
+                f"none of {len(counts)} distinct words occurs in {min_count} captions or more: lower task.min_count"
             )
-        return cls(kept[:most], kind)
+        return cls(words[:max_words], kind)
 
     def targets(self, captions: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """(B, K): 1 where any of a clip's captions has the word."""
@@ -112,5 +111,5 @@ class CaptionWords:
         return found
 
     def fingerprint(self) -> str:
-        """sha256 of the list: a tokenizer's outputs mean nothing without it."""
+        """sha256 of the list, which a tokenizer's outputs refer to."""
         return hashlib.sha256("\n".join((self.kind, *self.words)).encode()).hexdigest()

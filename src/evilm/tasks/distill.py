@@ -127,9 +127,9 @@ class Distill(VideoTextTask):
     def losses(self, batch: Batch) -> Losses:
         targets, known = self._video_targets(batch)
         video, targets, known = (distributed.all_gather(each) for each in (self._video(batch), targets, known))
-        parts = {"cosine": losses.following(video, targets, known)}
+        parts = {"cosine": losses.feature_distillation(video, targets, known)}
         if not self.texts:
-            parts["relation"] = losses.relation(video, targets, None, TEMPERATURE, known)
+            parts["relation"] = losses.relational_distillation(video, targets, None, TEMPERATURE, known)
         else:
             captions = self.captions(batch)
             has_text = torch.tensor([bool(text) for text in captions], device=batch.frames.device)
@@ -137,8 +137,8 @@ class Distill(VideoTextTask):
                 distributed.all_gather(each)
                 for each in (self._text(captions, batch), self._targets_of_texts(captions, batch), has_text)
             )
-            parts["text"] = losses.following(text, text_targets, has_text)
-            parts["relation"] = losses.relation(video, targets, (text, text_targets), TEMPERATURE, known & has_text)
+            parts["text"] = losses.feature_distillation(text, text_targets, has_text)
+            parts["relation"] = losses.relational_distillation(video, targets, (text, text_targets), TEMPERATURE, known & has_text)
         weights = {"text": self.config.text_weight}
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in parts.items()]).sum()
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})

@@ -1,8 +1,8 @@
-"""The text side from captions alone: two captions of one video or picture find each other (beyond the paper).
+"""Contrastive learning on pairs of captions of the same video or picture, without frames (beyond the paper).
 
-Captions without their videos are far easier to come by than videos, and they teach which words mean the same and which
-say nothing. What is trained is what retrieval goes on with: the text encoder, the decoder's way with words, and the
-text half of the embedding head. It is the contrastive learning of sentence encoders, with in-batch negatives.
+Captions are easier to obtain than videos, and they teach which words have similar meanings and which carry little. The
+text encoder, the fusion of texts and the text half of the embedding head are trained, from which retrieval then starts.
+It is the usual training of sentence encoders, with in-batch negatives.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Paraphrase(VideoTextTask):
         return Losses(loss, {"paraphrase": loss.detach()})
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, 512) each, l2-normalised: two captions of every row."""
+        """(B, embed_dim) each, l2-normalised: the embeddings of two captions of every row."""
         text = self.model.encode_text(self.text(self.several_captions(batch, 2), batch))
         embedded = self.embed.text(self.model, text)
         return embedded[0::2], embedded[1::2]
@@ -85,13 +85,13 @@ class Paraphrase(VideoTextTask):
         ]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """How well the first caption of each row finds the second among those of all rows."""
+        """Retrieval of the second caption of each row by the first, among those of all rows."""
         first, second = (np.stack([p.values[name] for p in predictions]) for name in ("first", "second"))
         scores, relevant = (first @ second.T).astype(np.float64), own_video(predictions)
         ranks = metrics.ranks(scores, relevant).tolist()
         return Metrics(
             metrics=metrics.retrieval(scores, relevant),
             chance=metrics.chance_retrieval(relevant),
-            rule=f"the first caption looks for the second; {len(predictions)} rows; ties at chance",
+            rule=f"the first caption retrieves the second; {len(predictions)} rows; ties at chance",
             rows=scored_rows(predictions, metrics.hits(scores, relevant, 1).tolist(), {"rank": ranks}),
         )

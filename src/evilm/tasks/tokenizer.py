@@ -73,7 +73,7 @@ class TokenizerTask(Task):
     @classmethod
     def learn_facts(cls, config: TokenizerTaskConfig, examples: Sequence[Example]) -> Facts:
         captions = (caption for example in examples for caption in example.captions)
-        found = CaptionWords.count(captions, at_least=config.min_count, most=config.max_words, kind=config.kinds)
+        found = CaptionWords.count(captions, min_count=config.min_count, max_words=config.max_words, kind=config.kinds)
         return {"words": list(found.words), "words_sha256": found.fingerprint()}
 
     def losses(self, batch: Batch) -> Losses:

@@ -174,8 +174,7 @@ def _prepare(request: Request, out: Path, say: Callable[[str], None]) -> dict[st
     minutes, rest = divide_time(request.minutes, now - began, seconds, features)
     end = dt.datetime.now().astimezone() + dt.timedelta(minutes=minutes + rest)
     say(f"training takes at most {minutes:.1f} minutes; expected end: {end:%H:%M}")
-    if "max_minutes" in type(recipe.optim).model_fields:
-        recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"max_minutes": minutes})})
+    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"max_minutes": minutes})})
     state = {
         "request": asdict(request),
         "clips": {"train": len(train), "held out": len(held), "unreadable": len(unreadable),
