@@ -138,7 +138,9 @@ class Distill(VideoTextTask):
                 for each in (self._text(captions, batch), self._targets_of_texts(captions, batch), has_text)
             )
             parts["text"] = losses.feature_distillation(text, text_targets, has_text)
-            parts["relation"] = losses.relational_distillation(video, targets, (text, text_targets), TEMPERATURE, known & has_text)
+            parts["relation"] = losses.relational_distillation(
+                video, targets, (text, text_targets), TEMPERATURE, known & has_text
+            )
         weights = {"text": self.config.text_weight}
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in parts.items()]).sum()
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
