@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("training",),
     ("inference", "export", "search", "report", "demo"),
+    ("server",),
     ("cli", "commands", "__init__", "__main__"),
 )  # fmt: skip
 

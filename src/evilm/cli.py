@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import data, export, report, search, train
+from evilm.commands import data, export, report, search, serve, train
 from evilm.commands.console import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -44,6 +44,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
         "quickstart": search.quickstart,
         "index": search.index,
         "search": search.search,
+        "serve": serve.serve,
         "ask": export.ask,
         "adapt": train.adapt,
     },

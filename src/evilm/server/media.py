@@ -1,0 +1,335 @@
+"""Stills, playable versions and exported clips. All decoding happens in processes that can be killed.
+
+Stills are cached in memory. Playable versions and exports are files in a temporary folder of the server, bounded in
+number and size; the oldest go first.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+import zipfile
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
+
+from evilm.data.video import LIMITS, DecoderPool
+from evilm.errors import EvilmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from evilm.data.video.clips import VideoFacts
+
+Play = Literal["direct", "remux", "transcode", "none"]
+State = Literal["queued", "running", "done", "failed"]
+
+STILLS = 3000  # that are kept in memory
+PROXY_HEIGHT = 480
+MAX_JOBS, MAX_BYTES = 64, 4 << 30  # queued or running jobs; bytes of all files
+JOB_SECONDS = 600.0
+_DIRECT = {("mp4", "h264"), ("mov", "h264"), ("matroska", "vp8"), ("matroska", "vp9"), ("webm", "vp8"), ("webm", "vp9"),
+           ("mp4", "av1"), ("webm", "av1"), ("matroska", "av1"), ("mp4", "vp9"), ("ogg", "theora")}  # fmt: skip
+_DIRECT_SUFFIXES = (".mp4", ".m4v", ".webm", ".mov", ".ogv")
+_PLAIN = ("yuv420p", "yuvj420p")
+TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska",
+         ".ogv": "video/ogg", ".gif": "image/gif", ".avi": "video/x-msvideo"}  # fmt: skip
+
+
+class FullError(Exception):
+    """More jobs wait than the server takes."""
+
+
+@dataclass
+class Job:
+    """Work that makes a file.
+
+    Attributes:
+        job: its id.
+        kind: ``proxy`` or ``clips``.
+        state: ``queued``, ``running``, ``done`` or ``failed``.
+        progress: 0 to 1.
+        message: why it failed.
+        download: whether there is a file.
+    """
+
+    job: str
+    kind: str
+    state: State = "queued"
+    progress: float = 0.0
+    message: str = ""
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a video for an export: its file, start and end in seconds, and the fields of its row."""
+
+    path: Path
+    start: float
+    end: float
+    row: dict[str, Any]
+
+
+def playable(facts: VideoFacts, path: Path) -> Play:
+    """How a browser can play a file: as it is, in another container, or encoded again."""
+    plain = facts.pixel_format in _PLAIN
+    sound = facts.audio_codec in (None, "aac", "mp3", "opus", "vorbis")
+    container = facts.container.partition(",")[0]
+    if plain and sound and path.suffix.lower() in _DIRECT_SUFFIXES and (container, facts.codec) in _DIRECT:
+        return "direct"
+    return "remux" if plain and facts.codec == "h264" else "transcode"
+
+
+class Media:
+    """Makes stills and files.
+
+    Args:
+        processes: of decoding.
+        notify: called with each job that changes, from a thread.
+    """
+
+    def __init__(self, processes: int = 2, notify: Callable[[Job], None] = lambda _: None) -> None:
+        self.pool = DecoderPool(processes, LIMITS)
+        self.notify = notify
+        self.folder = Path(tempfile.mkdtemp(prefix="evilm-serve-"))
+        self._stills: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
+        self._facts: dict[tuple[str, int], VideoFacts] = {}
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._files: OrderedDict[str, Path] = OrderedDict()
+        self._lock = threading.Lock()
+        self._work = ThreadPoolExecutor(1, thread_name_prefix="evilm-media")
+
+    def close(self) -> None:
+        """Stop all work and remove the files."""
+        self._work.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # Stills
+
+    def still(self, path: Path, seconds: float, height: int) -> bytes:
+        """The frame at a time as JPEG.
+
+        Raises:
+            VideoError: there is none.
+        """
+        return self.stills(path, (seconds,), height)[0]
+
+    def stills(self, path: Path, times: Sequence[float], height: int) -> list[bytes]:
+        """Frames at some times as JPEG; missing ones are decoded in one request."""
+        changed = path.stat().st_mtime_ns if path.exists() else 0
+        keys = [(str(path), changed, round(seconds, 2), height) for seconds in times]
+        with self._lock:
+            known = {key: self._stills[key] for key in keys if key in self._stills}
+        missing = [key for key in keys if key not in known]
+        if missing:
+            pictures = self.pool.thumbnails(path, [key[2] for key in missing], height)
+            known.update(zip(missing, pictures, strict=True))
+            with self._lock:
+                self._stills.update(zip(missing, pictures, strict=True))
+                while len(self._stills) > STILLS:
+                    self._stills.popitem(last=False)
+        return [known[key] for key in keys]
+
+    def facts(self, path: Path) -> VideoFacts:
+        """Size, codec and container of a video.
+
+        Raises:
+            VideoError: it cannot be opened.
+        """
+        key = (str(path), path.stat().st_mtime_ns if path.exists() else 0)
+        if key not in self._facts:
+            if len(self._facts) > STILLS:
+                self._facts.clear()
+            self._facts[key] = self.pool.describe(path)
+        return self._facts[key]
+
+    # Files
+
+    def proxy(self, path: Path) -> Job:
+        """The job that makes a playable version of a video; the same job for the same file.
+
+        Raises:
+            FullError: too many jobs wait.
+        """
+        name = f"proxy-{abs(hash((str(path), path.stat().st_mtime_ns))):x}"
+        return self._start(
+            name, "proxy", lambda _, out: self.pool.cut(path, out, 0.0, None, PROXY_HEIGHT, timeout=JOB_SECONDS)
+        )
+
+    def clips(self, parts: Sequence[Part], *, exact: bool) -> Job:
+        """The job that cuts parts of videos into a zip file.
+
+        Raises:
+            FullError: too many jobs wait.
+        """
+
+        def make(job: Job, out: Path) -> None:
+            with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as bundle:
+                for number, part in enumerate(parts, 1):
+                    piece = out.with_suffix(f".{number}.mp4")
+                    try:
+                        self.pool.cut(part.path, piece, part.start, part.end, None, timeout=JOB_SECONDS, exact=exact)
+                        stem = "".join(c if c.isalnum() or c in "-_. " else "_" for c in part.path.stem)[:80]
+                        bundle.write(piece, f"{number:03d} {stem} {part.start:.1f}-{part.end:.1f}.mp4")
+                    finally:
+                        piece.unlink(missing_ok=True)
+                    job.progress = number / len(parts)
+                    self.notify(job)
+
+        return self._start(secrets.token_hex(8), "clips", make)
+
+    def job(self, name: str) -> Job | None:
+        """A job by its id."""
+        return self._jobs.get(name)
+
+    def file(self, name: str) -> Path | None:
+        """The file of a job that is done."""
+        with self._lock:
+            path = self._files.get(name)
+            if path is not None:
+                self._files.move_to_end(name)
+            return path if path is not None and path.is_file() else None
+
+    def _start(self, name: str, kind: str, make: Callable[[Job, Path], object]) -> Job:
+        with self._lock:
+            job = self._jobs.get(name)
+            if job is not None and (
+                job.state in ("queued", "running") or (job.state == "done" and name in self._files)
+            ):
+                return job
+            if sum(each.state in ("queued", "running") for each in self._jobs.values()) >= MAX_JOBS:
+                raise FullError
+            job = self._jobs[name] = Job(name, kind)
+            while len(self._jobs) > 20 * MAX_JOBS:
+                self._jobs.popitem(last=False)
+        self._work.submit(self._make, job, make)
+        return job
+
+    def _make(self, job: Job, make: Callable[[Job, Path], object]) -> None:
+        job.state = "running"
+        self.notify(job)
+        out = self.folder / f"{job.job}.{'zip' if job.kind == 'clips' else 'mp4'}"
+        try:
+            make(job, out)
+        except EvilmError as error:
+            job.state, job.message = "failed", getattr(error, "reason", "") or "this video cannot be converted"
+            out.unlink(missing_ok=True)
+        except OSError as error:
+            job.state, job.message = "failed", f"the file cannot be written: {error.strerror or 'no space'}"
+            out.unlink(missing_ok=True)
+        else:
+            with self._lock:
+                self._files[job.job] = out
+                self._drop_old()
+            job.state, job.progress, job.download = "done", 1.0, True
+        self.notify(job)
+
+    def _drop_old(self) -> None:
+        """Remove the oldest files while all of them together are too large."""
+        sizes = {name: path.stat().st_size for name, path in self._files.items() if path.is_file()}
+        total = sum(sizes.values())
+        for name in list(self._files)[:-1]:
+            if total <= MAX_BYTES:
+                return
+            self._files.pop(name).unlink(missing_ok=True)
+            total -= sizes.get(name, 0)
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    """The job for the interface."""
+    return asdict(job)
+
+
+# Lists of segments for other programs
+
+
+def to_csv(parts: Sequence[Part]) -> bytes:
+    """One row a segment: file, folder, start, end, date, score."""
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, ["name", "folder", "start", "end", "date", "score"], extrasaction="ignore")
+    writer.writeheader()
+    # A leading quote keeps spreadsheets from taking a file name for a formula.
+    for part in parts:
+        row = {
+            name: f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
+            for name, value in part.row.items()
+        }
+        writer.writerow(row | {"start": f"{part.start:.3f}", "end": f"{part.end:.3f}"})
+    return out.getvalue().encode()
+
+
+def to_json(parts: Sequence[Part]) -> bytes:
+    """All fields of each segment."""
+    rows = [part.row | {"start": round(part.start, 3), "end": round(part.end, 3)} for part in parts]
+    return (json.dumps({"segments": rows}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def timecode(seconds: float, rate: int = 25) -> str:
+    """``hh:mm:ss:ff`` at a whole frame rate."""
+    frames = round(seconds * rate)
+    whole, rest = divmod(frames, rate)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}:{rest:02d}"
+
+
+def to_edl(parts: Sequence[Part], rate: int = 25) -> bytes:
+    """A CMX 3600 edit decision list: segments one after the other, at 25 frames a second."""
+    lines = ["TITLE: E-ViLM segments", "FCM: NON-DROP FRAME", ""]
+    at = 0.0
+    for number, part in enumerate(parts, 1):
+        length = part.end - part.start
+        times = " ".join(timecode(value, rate) for value in (part.start, part.end, at, at + length))
+        lines += [f"{number:03d}  AX       V     C        {times}", f"* FROM CLIP NAME: {part.path.name}", ""]
+        at += length
+    return "\n".join(lines).encode()
+
+
+def to_fcpxml(parts: Sequence[Part], rate: int = 25) -> bytes:
+    """An FCPXML 1.9 timeline: segments one after the other."""
+
+    def span(seconds: float) -> str:
+        return f"{round(seconds * rate)}/{rate}s"
+
+    root = ElementTree.Element("fcpxml", version="1.9")
+    resources = ElementTree.SubElement(root, "resources")
+    ElementTree.SubElement(resources, "format", id="r0", frameDuration=f"1/{rate}s", width="1920", height="1080")
+    event = ElementTree.SubElement(ElementTree.SubElement(root, "library"), "event", name="E-ViLM")
+    project = ElementTree.SubElement(event, "project", name="Segments")
+    total = sum(part.end - part.start for part in parts)
+    sequence = ElementTree.SubElement(project, "sequence", format="r0", duration=span(total))
+    spine = ElementTree.SubElement(sequence, "spine")
+    assets: dict[Path, str] = {}
+    at = 0.0
+    for part in parts:
+        if part.path not in assets:
+            assets[part.path] = name = f"r{len(assets) + 1}"
+            asset = ElementTree.SubElement(
+                resources, "asset", id=name, name=part.path.name, hasVideo="1", format="r0", start="0s"
+            )
+            ElementTree.SubElement(asset, "media-rep", kind="original-media", src=part.path.name)
+        clip = {"name": part.path.name, "ref": assets[part.path], "offset": span(at), "start": span(part.start),
+                "duration": span(part.end - part.start)}  # fmt: skip
+        ElementTree.SubElement(spine, "asset-clip", clip)
+        at += part.end - part.start
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE fcpxml>\n' + ElementTree.tostring(root)
+
+
+WRITERS: dict[str, tuple[Callable[[Sequence[Part]], bytes], str]] = {
+    "csv": (to_csv, "text/csv; charset=utf-8"), "json": (to_json, "application/json"),
+    "edl": (to_edl, "text/plain; charset=utf-8"), "fcpxml": (to_fcpxml, "application/xml"),
+}  # fmt: skip
+
+
+def now() -> float:
+    """Seconds since 1970."""
+    return time.time()

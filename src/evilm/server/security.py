@@ -1,0 +1,175 @@
+"""Checks of every request before a route sees it, and headers of every response.
+
+The server answers only requests whose ``Host`` it was started for and whose ``Origin``, if any, is that host (against
+DNS rebinding and requests of other sites). On an address other than loopback each request needs a token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+COOKIE = "evilm_token"
+MAX_BODY = 1 << 20  # bytes of a JSON body
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; script-src 'self'; style-src 'self'; "
+        "connect-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+@dataclass
+class Access:
+    """Who may send requests.
+
+    Attributes:
+        hosts: names and addresses that a ``Host`` header may have, without port, in small letters.
+        token: that each request must carry; None on loopback.
+        max_requests: number of requests to the interface in work at the same time; more are answered with 503.
+        max_body: bytes of a request body, except uploads, which have a limit of their own.
+    """
+
+    hosts: frozenset[str] = LOOPBACK
+    token: str | None = None
+    max_requests: int = 256
+    max_body: int = MAX_BODY
+    upload_path: str = "/api/uploads"
+    in_work: int = field(default=0, init=False)
+
+
+def error_body(code: str, message: str) -> bytes:
+    """The JSON body of an error."""
+    return json.dumps({"error": {"code": code, "message": message}}).encode()
+
+
+class Guard:
+    """ASGI middleware that refuses requests by ``Access`` and adds the security headers."""
+
+    def __init__(self, app: App, access: Access) -> None:
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _answer(send, *refusal)
+            return
+        if self.access.token is not None and (moved := self._with_cookie(scope)) is not None:
+            await _answer(send, 303, b"", moved)
+            return
+        counted = scope["path"].startswith("/api/") and scope["path"] != "/api/events"
+        if counted and self.access.in_work >= self.access.max_requests:
+            busy = error_body("busy", "The server has too many requests in work; try again in a second.")
+            await _answer(send, 503, busy, {"retry-after": "1"})
+            return
+        self.access.in_work += counted
+        try:
+            await self.app(scope, self._limited(scope, receive), _with_headers(send))
+        finally:
+            self.access.in_work -= counted
+
+    def _refusal(self, scope: Message, headers: dict[str, str]) -> tuple[int, bytes] | None:
+        """Status and body of a refused request, or None."""
+        names = [name for name, _ in scope["headers"] if name.lower() == b"host"]
+        host = headers.get("host", "")
+        if len(names) != 1 or _hostname(host) not in self.access.hosts:
+            return 421, error_body(
+                "wrong_host", "This server does not answer under that name; see `evilm serve --help`."
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return 403, error_body("wrong_origin", "Requests of other sites are refused.")
+        if self.access.token is not None and not self._has_token(scope, headers):
+            return 401, error_body("no_token", "Open the address that `evilm serve` printed, with its token.")
+        length = headers.get("content-length", "0")
+        if scope["path"] != self.access.upload_path and (not length.isdigit() or int(length) > self.access.max_body):
+            return 413, error_body("too_large", f"A request body may have {self.access.max_body:,} bytes at most.")
+        return None
+
+    def _has_token(self, scope: Message, headers: dict[str, str]) -> bool:
+        given = [headers.get("authorization", "").removeprefix("Bearer ")]
+        given += parse_qs(scope["query_string"].decode("latin-1")).get("token", []) if scope["path"] == "/" else []
+        try:
+            cookie = SimpleCookie(headers.get("cookie", ""))
+            given += [cookie[COOKIE].value] if COOKIE in cookie else []
+        except CookieError:
+            pass
+        expected = (self.access.token or "").encode()
+        return any(hmac.compare_digest(each.encode(), expected) for each in given)
+
+    def _with_cookie(self, scope: Message) -> dict[str, str] | None:
+        """Headers that move ``/?token=...`` to ``/`` and keep the token in a cookie."""
+        if scope["path"] != "/" or b"token=" not in scope["query_string"]:
+            return None
+        cookie = f"{COOKIE}={self.access.token}; HttpOnly; SameSite=Strict; Path=/; Max-Age=2592000"
+        return {"location": "/", "set-cookie": cookie}
+
+    def _limited(self, scope: Message, receive: Receive) -> Receive:
+        """``receive`` that counts the bytes that really arrive, whatever Content-Length states."""
+        if scope["path"] == self.access.upload_path:
+            return receive
+        total = 0
+
+        async def limited() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > self.access.max_body:
+                return {"type": "http.disconnect"}
+            return message
+
+        return limited
+
+
+def _hostname(host: str) -> str:
+    """The name of a ``Host`` header without its port."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name.lower() for name, _ in message["headers"]}
+            extra = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in present]
+            message["headers"] = [*message["headers"], *extra]
+        await send(message)
+
+    return sending
+
+
+async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    sent = {"content-type": "application/json", "content-length": str(len(body)), **HEADERS, **(headers or {})}
+    start = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [(k.encode(), v.encode()) for k, v in sent.items()],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,67 @@
+// The index: scans, what it holds, what could not be read.
+import { bytes, clock, count, day, html, plural, useEffect, useState } from "./lib.js";
+import { api } from "./api.js";
+import { go } from "./route.js";
+
+export function Library({ index, say, first }) {
+  const scan = index.scan;
+  const running = scan && (scan.state === "running" || scan.state === "stopping");
+  const start = (request) => api.scan(request).then(() => go({ view: "" }), (error) => say(error.message, "error"));
+  if (first)
+    return html`<section class="welcome"><h1>Find moments in your videos</h1>
+      <p>Choose a folder of videos on this computer. They are indexed here; nothing leaves the machine. You can search while the scan runs.</p>
+      <${Folders} start=${start} />
+      ${index.samples ? html`<p>No videos at hand? <button onClick=${() => start({ samples: true })}>Try the sample clips</button></p>` : null}</section>`;
+  return html`<div class="library">
+    <h1>Index</h1>
+    <section class="panel"><h2>Scan</h2>
+      ${running ? html`<${Progress} scan=${scan} say=${say} />` : html`
+        ${scan && scan.state !== "running" ? html`<p role="status">${summary(scan)}</p>` : null}
+        <div class="actions"><button class="primary" onClick=${() => start({})}>Scan ${index.name ? `“${index.name}”` : "the folder"} again</button></div>
+        <details><summary>Scan another folder</summary><${Folders} start=${start} /></details>`}
+    </section>
+    <section class="panel"><h2>Contents</h2>
+      <dl class="tiles">${[["Videos", count(index.files)], ["Segments", count(index.segments)], ["Hours", index.hours.toFixed(1)], ["On disk", bytes(index.bytes)], ["Updated", index.updated ? day(index.updated) : "never"]].map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
+      <dl class="facts">${Object.entries(index.statuses || {}).sort((a, b) => b[1] - a[1]).map(([status, n]) => html`<div><dt>${status.replaceAll("_", " ")}</dt><dd>${count(n)}</dd></div>`)}</dl>
+    </section>
+    <section class="panel"><h2>Model</h2><p><strong>${index.model?.name || "none"}</strong>${index.model?.about ? `: ${index.model.about}` : ""}</p>
+      <p>${index.model?.asks ? "It answers questions." : "It cannot answer questions."}</p></section>
+    <${Unreadable} say=${say} total=${Object.entries(index.statuses || {}).reduce((sum, [status, n]) => sum + (status === "ok" ? 0 : n), 0)} />
+  </div>`;
+}
+
+const summary = (scan) => scan.state === "failed" ? `The last scan failed: ${scan.message}` : `The last scan ${scan.state === "stopped" ? "was stopped" : "is done"}: ${plural(scan.added, "video")} added, ${count(scan.changed)} changed, ${count(scan.removed)} removed, ${count(scan.unreadable)} unreadable.`;
+
+function Progress({ scan, say }) {
+  const left = scan.seconds_left === null || scan.seconds_left === undefined ? "" : `, about ${clock(scan.seconds_left)} left`;
+  return html`<div class="scan" role="status"><progress max=${Math.max(1, scan.total)} value=${scan.done}></progress>
+    <p>${count(scan.done)} of ${plural(scan.total, "file")}${scan.rate ? `, ${scan.rate.toFixed(1)} a second` : ""}${left}. ${scan.unreadable ? `${count(scan.unreadable)} unreadable.` : ""}</p>
+    <div class="actions"><button disabled=${scan.state === "stopping"} onClick=${() => api.stopScan().catch((error) => say(error.message, "error"))}>${scan.state === "stopping" ? "Stopping…" : "Stop"}</button><button class="quiet" onClick=${() => go({ view: "" })}>Search meanwhile</button></div></div>`;
+}
+
+function Folders({ start }) {
+  const [trail, setTrail] = useState([]);
+  const [list, setList] = useState(null);
+  const [failure, setFailure] = useState("");
+  const here = trail.at(-1);
+  useEffect(() => {
+    setList(null);
+    api.folders(here?.folder).then((answer) => setList(answer.folders), (error) => setFailure(error.message));
+  }, [here?.folder]);
+  return html`<div class="folders">
+    <nav aria-label="Folder" class="trail"><button class="quiet" onClick=${() => setTrail([])}>Computer</button>${trail.map((one, i) => html`<span>/</span><button class="quiet" onClick=${() => setTrail(trail.slice(0, i + 1))}>${one.name}</button>`)}</nav>
+    ${failure ? html`<p role="alert">${failure}</p>` : null}
+    <ul>${(list || []).map((one) => html`<li><button class="folder" onClick=${() => setTrail([...trail, one])}><span aria-hidden="true">▸</span> ${one.name}</button></li>`)}${list && !list.length ? html`<li class="none">No folders inside.</li>` : null}</ul>
+    <div class="actions"><button class="primary" disabled=${!here} onClick=${() => start({ folder: here.folder })}>${here ? `Index “${here.name}”` : "Choose a folder"}</button></div>
+  </div>`;
+}
+
+function Unreadable({ total, say }) {
+  const [files, setFiles] = useState([]);
+  const [next, setNext] = useState(undefined);
+  const load = (cursor) => api.unreadable(cursor).then((answer) => (setFiles((before) => (cursor ? [...before, ...answer.files] : answer.files)), setNext(answer.next)), (error) => say(error.message, "error"));
+  useEffect(() => void load(), [total]);
+  return html`<section class="panel"><h2>Unreadable files</h2>
+    ${files.length ? html`<div class="table"><table><thead><tr><th>File</th><th>Status</th><th>Reason</th></tr></thead><tbody>${files.map((file) => html`<tr><td title=${file.folder}>${[file.folder, file.name].filter(Boolean).join("/")}</td><td>${file.status.replaceAll("_", " ")}</td><td>${file.reason}</td></tr>`)}</tbody></table></div>` : html`<p>Every file could be read.</p>`}
+    ${next ? html`<div class="actions"><button onClick=${() => load(next)}>Show more</button></div>` : null}</section>`;
+}

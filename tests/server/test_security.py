@@ -1,0 +1,107 @@
+"""The guard in front of the routes: hosts, origins, token, real bytes, headers, bounded requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from evilm.server.security import Access, Guard
+
+
+def ask(
+    access: Access, path: str = "/api/index", method: str = "GET", body: bytes = b"", query: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """One request through the guard to an application that answers ``ok``."""
+    sent: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            if not message.get("more_body"):
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    chunks = [body[i : i + 1000] for i in range(0, len(body), 1000)] or [b""]
+
+    async def receive() -> dict[str, Any]:
+        chunk = chunks.pop(0)
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    pairs = {"host": "127.0.0.1:8000", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    scope = {"type": "http", "path": path, "method": method, "query_string": query,
+             "headers": [(name.encode(), value.encode("latin-1")) for name, value in pairs.items() if value]}  # fmt: skip
+    asyncio.run(Guard(app, access)(scope, receive, send))
+    if not sent:
+        return 0, {}, b""
+    return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}, sent[-1]["body"]
+
+
+def test_loopback_names_are_answered() -> None:
+    for host in ("127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000"):
+        assert ask(Access(), host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "", "169.254.169.254", "[::2]:8000", "localhost@evil.example"]
+)
+def test_other_hosts_are_refused(host: str) -> None:
+    status, _, body = ask(Access(), host=host)
+    assert status == 421
+    assert json.loads(body)["error"]["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
+def test_other_origins_are_refused_on_every_method(method: str) -> None:
+    assert ask(Access(), method=method, origin="http://evil.example")[0] == 403
+    assert ask(Access(), method=method, origin="http://127.0.0.1:9999")[0] == 403
+    assert ask(Access(), method=method, origin="null")[0] == 403
+    assert ask(Access(), method=method, origin="http://127.0.0.1:8000")[0] == 200
+
+
+def test_a_token_is_needed_where_one_is_set() -> None:
+    access = Access(frozenset({"nas"}), token="secret-token")
+    assert ask(access, host="nas:8000")[0] == 401
+    assert ask(access, host="nas:8000", authorization="Bearer wrong")[0] == 401
+    assert ask(access, host="nas:8000", authorization="Bearer secret-token")[0] == 200
+    assert ask(access, host="nas:8000", cookie="evilm_token=secret-token")[0] == 200
+    assert ask(access, host="nas:8000", query=b"token=secret-token")[0] == 401, (
+        "only the page takes it from the address"
+    )
+    status, headers, _ = ask(access, path="/", host="nas:8000", query=b"token=secret-token")
+    assert (status, headers["location"]) == (303, "/")
+    assert "HttpOnly" in headers["set-cookie"]
+    assert "SameSite=Strict" in headers["set-cookie"]
+
+
+def test_bodies_are_limited_by_the_bytes_that_arrive() -> None:
+    access = Access(max_body=5000)
+    assert ask(access, method="POST", body=b"x" * 4000)[0] == 200
+    assert ask(access, method="POST", body=b"x" * 9000, content_length="9000")[0] == 413
+    assert ask(access, method="POST", body=b"x" * 9000, content_length="10")[0] == 0, (
+        "the application sees a closed connection"
+    )
+    assert ask(access, method="POST", body=b"", content_length="many")[0] == 413
+
+
+def test_every_answer_has_the_headers() -> None:
+    for answer in (ask(Access()), ask(Access(), host="evil.example")):
+        assert "default-src 'self'" in answer[1]["content-security-policy"]
+        assert "unsafe" not in answer[1]["content-security-policy"]
+        assert answer[1]["x-content-type-options"] == "nosniff"
+
+
+def test_more_requests_than_the_limit_get_503() -> None:
+    access = Access(max_requests=1)
+    access.in_work = 1
+    status, headers, _ = ask(access)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert ask(access, path="/app.css")[0] == 200, "the page itself is always answered"
