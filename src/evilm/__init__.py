@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from evilm.errors import EvilmError
     from evilm.inference import Embedder, load
     from evilm.search.index import VideoIndex
+    from evilm.server.client import Client
 
 __version__ = "0.1.0"
 
-__all__ = ["Embedder", "EvilmError", "VideoIndex", "__version__", "load"]
+__all__ = ["Client", "Embedder", "EvilmError", "VideoIndex", "__version__", "load"]
 
 # Where each public name lives.
 _HOMES = {
+    "Client": "evilm.server.client",
     "Embedder": "evilm.inference",
     "EvilmError": "evilm.errors",
     "VideoIndex": "evilm.search.index",

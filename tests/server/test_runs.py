@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evilm.server.runs import Runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def make_run(folder: Path, steps: int) -> None:

@@ -17,7 +17,7 @@ def ask(
     """One request through the guard to an application that answers ``ok``."""
     sent: list[dict[str, Any]] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(_: Any, receive: Any, send: Any) -> None:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -37,8 +37,8 @@ def ask(
         sent.append(message)
 
     pairs = {"host": "127.0.0.1:8000", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    scope = {"type": "http", "path": path, "method": method, "query_string": query,
-             "headers": [(name.encode(), value.encode("latin-1")) for name, value in pairs.items() if value]}  # fmt: skip
+    sent_headers = [(name.encode(), value.encode("latin-1")) for name, value in pairs.items() if value]
+    scope = {"type": "http", "path": path, "method": method, "query_string": query, "headers": sent_headers}
     asyncio.run(Guard(app, access)(scope, receive, send))
     if not sent:
         return 0, {}, b""
@@ -68,7 +68,7 @@ def test_other_origins_are_refused_on_every_method(method: str) -> None:
 
 
 def test_a_token_is_needed_where_one_is_set() -> None:
-    access = Access(frozenset({"nas"}), token="secret-token")
+    access = Access(frozenset({"nas"}), token="secret-token")  # noqa: S106
     assert ask(access, host="nas:8000")[0] == 401
     assert ask(access, host="nas:8000", authorization="Bearer wrong")[0] == 401
     assert ask(access, host="nas:8000", authorization="Bearer secret-token")[0] == 200
@@ -86,9 +86,7 @@ def test_bodies_are_limited_by_the_bytes_that_arrive() -> None:
     access = Access(max_body=5000)
     assert ask(access, method="POST", body=b"x" * 4000)[0] == 200
     assert ask(access, method="POST", body=b"x" * 9000, content_length="9000")[0] == 413
-    assert ask(access, method="POST", body=b"x" * 9000, content_length="10")[0] == 0, (
-        "the application sees a closed connection"
-    )
+    assert ask(access, method="POST", body=b"x" * 9000, content_length="10")[0] == 413
     assert ask(access, method="POST", body=b"", content_length="many")[0] == 413
 
 

@@ -6,6 +6,7 @@ Typer reads the annotations at run time, so they are evaluated here and not post
 import secrets
 import socket
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -70,8 +71,17 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
     say(f"E-ViLM answers at {address}  (Ctrl-C stops it)")
+    app = create_app(config)
     settings = uvicorn.Config(
-        create_app(config), log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=15,
+        app, log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=15,
         server_header=False, limit_concurrency=1000,
     )  # fmt: skip
-    uvicorn.Server(settings).run(sockets=[listener])
+    server = uvicorn.Server(settings)
+    handle_exit = server.handle_exit
+
+    def stop(sig: int, frame: FrameType | None) -> None:
+        app.state.services.events.close()  # open event streams would hold up the end
+        handle_exit(sig, frame)
+
+    server.handle_exit = stop
+    server.run(sockets=[listener])

@@ -100,6 +100,13 @@ class Calibration:
             scores = np.where(scores > GOOD, GOOD + (1 - GOOD) * (scores - GOOD) / (highest - GOOD), scores)
         return np.where(values[:-1] >= _IDENTICAL, 1.0, np.minimum(scores, 1.0))
 
+    def good_cosine(self, query: NDArray[np.float32], sample: NDArray[np.float32]) -> float:
+        """The lowest cosine that scores 0.5; arguments are those of ``score``."""
+        if self.lift_centre is None or self.lift_slope is None or not len(sample):
+            return self.centre
+        own = (sample @ query).astype(np.float64)
+        return min(self.centre, float(own.mean() + self.lift_centre * max(float(own.std()), 1e-6)))
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 

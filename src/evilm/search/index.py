@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from evilm.errors import QueryError, VideoIndexError
-from evilm.progress import say
 from evilm.search import calibration, vectors
-from evilm.search.calibration import Calibration
 from evilm.search.database import UNFINISHED, Database
 from evilm.search.model import check_model, stored_config, unit_rows
-from evilm.search.nearest import check_backend, open_backend, resolve_backend
+from evilm.search.nearest import check_backend
 from evilm.search.pipeline import LIMITS
-from evilm.search.query import Filter, Hit, Hits, Video, check_text, embed_example, rerank_hits
+from evilm.search.query import (
+    Filter,
+    Hit,
+    Hits,
+    QueryVector,
+    Video,
+    embed_example,
+    embed_segment,
+    embed_texts,
+    rerank_hits,
+)
+from evilm.search.searcher import Searcher
 from evilm.search.update import update_index, writing
 from evilm.types import Clip
 
@@ -34,30 +43,14 @@ if TYPE_CHECKING:
 
     from evilm.data.video import Limits
     from evilm.inference import Embedder
+    from evilm.search.calibration import Calibration
     from evilm.search.database import Segment
     from evilm.search.model import IndexConfig
-    from evilm.search.nearest import Backend, BackendName
+    from evilm.search.nearest import BackendName
     from evilm.search.query import Query
     from evilm.search.update import Report
 
 DEFAULT_FOLDER = ".evilm-index"  # of an index, within the folder of videos; scans leave out hidden folders
-
-
-class _Embedded(NamedTuple):
-    """A query: its vector (D,), its text or label, and the calibration of its scores."""
-
-    vector: NDArray[np.float32]
-    label: str
-    calibration: Calibration
-
-
-@dataclass
-class _Loaded:
-    """The vectors of one generation, a sample of them for lifts, and the backend once it is open."""
-
-    vectors: vectors.Vectors
-    sample: NDArray[np.float32]
-    backend: Backend | None = None
 
 
 class VideoIndex:
@@ -83,11 +76,10 @@ class VideoIndex:
         self.backend: BackendName = check_backend(backend)
         self.report: Report | None = None
         self._database = Database(folder)
+        self._searcher = Searcher(self._database, backend)
         self._given_model = model
         self._model: Embedder | None = None
         self._lock = threading.RLock()
-        self._loaded: _Loaded | None = None
-        self._announced = False
 
     def __enter__(self) -> Self:
         return self
@@ -204,7 +196,7 @@ class VideoIndex:
             key = os.fsencode(os.path.join(os.path.realpath(absolute.parent), absolute.name))  # noqa: PTH118
             if key in ids:
                 described.setdefault(text, set()).add(ids[key])
-        loaded = self._load()
+        loaded = self._searcher.load()
         if len(described) < 2 or len(np.unique(loaded.vectors.file_ids)) < 2:
             raise VideoIndexError(f"{self.folder}: calibration needs at least two texts that describe indexed videos")
         queries = unit_rows(self.model.embed_texts(list(described)), "text")
@@ -240,16 +232,45 @@ class VideoIndex:
         if rerank and not (isinstance(query, str) and "match" in self.model.metadata.heads):
             what = "this model has no fusion decoder" if isinstance(query, str) else "only a text can be re-ranked"
             raise QueryError(f"{what}: search without --rerank")
-        embedded = self._embed(query)
-        hits, complete = self._nearest(embedded, max(offset + k, rerank), where)
-        for _ in range(2):
-            if not complete:  # an update removed some of them meanwhile
-                hits, complete = self._nearest(embedded, max(offset + k, rerank), where)
-        is_good = bool(hits) and hits[0].score >= calibration.GOOD
-        if rerank:
-            hits = rerank_hits(hits, embedded.label, self.model, rerank)
-        label = str(query) if isinstance(query, str) else embedded.label
-        return Hits(label, tuple(hits[offset : offset + k]), not is_good, embedded.calibration)
+        embedded = self.embed(query)
+        result = self._searcher.search([embedded], [max(offset + k, rerank)], [where])[0]
+        hits = rerank_hits([*result.hits], embedded.label, self.model, rerank) if rerank else result.hits
+        label = query if isinstance(query, str) else embedded.label
+        return replace(result, query=label, hits=tuple(hits[offset : offset + k]))
+
+    def search_many(
+        self, queries: Sequence[Query], k: int | Sequence[int] = 10, where: Sequence[Filter | None] | None = None
+    ) -> list[Hits]:
+        """Answer several searches together: texts in one pass of the encoder, cosines by one matrix product.
+
+        Args:
+            queries: see ``search``.
+            k: number of hits, of all queries or of each.
+            where: for each query, only files that meet these conditions.
+
+        Raises:
+            QueryError, VideoError, VideoIndexError: as ``search``, if one of the queries is wrong.
+        """
+        counts = [k] * len(queries) if isinstance(k, int) else list(k)
+        texts = [query for query in queries if isinstance(query, str)]
+        by_text = dict(zip(texts, self.embed_texts(texts), strict=True))
+        embedded = [by_text[query] if isinstance(query, str) else self.embed(query) for query in queries]
+        return self._searcher.search(embedded, counts, where or [None] * len(queries))
+
+    def embed(self, query: Query) -> QueryVector:
+        """The vector of a query, which can be searched for; arguments and errors are those of ``search``."""
+        if isinstance(query, QueryVector):
+            return query
+        if isinstance(query, str):
+            return self.embed_texts([query])[0]
+        if isinstance(query, int):
+            return embed_segment(query, self._searcher.load().vectors)
+        label = query.id if isinstance(query, Clip) else str(query)
+        return QueryVector(embed_example(query, self.model, stored_config(self._database).mode), False, label)
+
+    def embed_texts(self, texts: Sequence[str]) -> list[QueryVector]:
+        """The vectors of texts by one pass of the encoder; see ``embed``."""
+        return embed_texts(texts, self.model)
 
     def scores_of(self, video_id: int, query: Query) -> list[Hit]:
         """Score every segment of one video, in order of time; the query is as in ``search``.
@@ -257,72 +278,12 @@ class VideoIndex:
         Raises:
             QueryError: the video has no segments; and others as in ``search``.
         """
-        embedded, loaded = self._embed(query), self._load()
+        embedded, loaded = self.embed(query), self._searcher.load()
         rows = np.flatnonzero(loaded.vectors.file_ids == video_id)
         if not len(rows):
             raise QueryError(f"video {video_id}: the index has no segments of such a video")
-        hits, _ = self._hits(loaded, rows, loaded.vectors.matrix[rows] @ embedded.vector, embedded)
+        hits, _ = self._searcher.hits(loaded, rows, loaded.vectors.matrix[rows] @ embedded.vector, embedded)
         return sorted(hits, key=lambda hit: (hit.start, hit.segment_id))
-
-    def _embed(self, query: Query) -> _Embedded:
-        if isinstance(query, str):
-            text, name = check_text(query, self.model), "text_calibration"
-            vector, label = unit_rows(self.model.embed_texts([text]), "query")[0], text
-        elif isinstance(query, int):
-            name, label, known = "example_calibration", f"segment {query}", self._load().vectors
-            row = int(np.searchsorted(known.segment_ids, query))
-            if row == len(known) or known.segment_ids[row] != query:
-                raise QueryError(f"{label}: the index has no such segment")
-            vector = np.array(known.matrix[row])
-        else:
-            name, label = "example_calibration", query.id if isinstance(query, Clip) else str(query)
-            vector = embed_example(query, self.model, stored_config(self._database).mode)
-        value = self._database.metadata(name)
-        return _Embedded(vector, label, calibration.UNKNOWN if value is None else Calibration.from_json(value))
-
-    def _nearest(self, query: _Embedded, k: int, where: Filter | None) -> tuple[list[Hit], bool]:
-        """The nearest segments, and whether all of them were still in the database."""
-        loaded = self._load()
-        rows, width = loaded.vectors.matrix.shape
-        if rows and width != len(query.vector):
-            raise VideoIndexError(f"{self.folder}: has vectors of {width} numbers, not {len(query.vector)}")
-        allowed = None
-        if where:
-            allowed = np.isin(loaded.vectors.file_ids, self._database.file_ids(*where.condition(self._database)))
-        with self._lock:
-            if loaded.backend is None:
-                chosen = resolve_backend(self.backend, rows, width)
-                if chosen not in {self.backend, "exact"} and not self._announced:
-                    self._announced = True
-                    say(f"{self.folder}: {rows:,} segments, so {chosen} searches; --backend exact is slower")
-                identity = self._database.metadata("identity")
-                loaded.backend = open_backend(chosen, loaded.vectors, self.folder, identity)
-        return self._hits(loaded, *loaded.backend.nearest(query.vector, k, allowed), query)
-
-    def _hits(
-        self, loaded: _Loaded, rows: NDArray[np.int64], cosines: NDArray[np.float32], query: _Embedded
-    ) -> tuple[list[Hit], bool]:
-        """Rows of the vectors as hits, without segments that are no longer there; and whether all are there."""
-        ids = loaded.vectors.segment_ids[rows].tolist()
-        segments = {segment.id: segment for segment in self._database.segments(ids)}
-        scores = query.calibration.score(cosines, query.vector, loaded.sample)
-        hits = [
-            Hit(found.path, found.start, found.end, float(score), float(cosine), found.id, found.video_id)
-            for number, cosine, score in zip(ids, cosines, scores, strict=True)
-            if (found := segments.get(number)) is not None
-        ]
-        return hits, len(hits) == len(rows)
-
-    def _load(self) -> _Loaded:
-        """The vectors of the last commit."""
-        with self._lock:
-            width, previous = self._database.metadata("width"), self._loaded
-            if width is None:
-                raise VideoIndexError(f"{self.folder}: {UNFINISHED}")
-            current = vectors.load(self._database, width, None if previous is None else previous.vectors)
-            if previous is None or current is not previous.vectors:
-                self._loaded = previous = _Loaded(current, calibration.sample_rows(current.matrix))
-            return previous
 
     # Content
 
@@ -330,6 +291,41 @@ class VideoIndex:
         """Files of the index in order of paths, unreadable ones included."""
         condition, values = (where or Filter()).condition(self._database)
         return [Video.of(record) for record in self._database.files(condition, values, limit, offset)]
+
+    def video(self, video_id: int) -> Video | None:
+        """A file of the index; None if there is no such file."""
+        records = self._database.files("id = ?", [video_id])
+        return Video.of(records[0]) if records else None
+
+    def segment(self, segment_id: int) -> Segment | None:
+        """A segment of the index; None if there is no such segment."""
+        segments = self._database.segments([segment_id])
+        return segments[0] if segments else None
+
+    def lifts(self, segment_ids: Sequence[int], queries: Sequence[QueryVector]) -> NDArray[np.float64]:
+        """How much segments (n,) fit queries (m,): (n, m) standard deviations above the mean cosine of the query.
+
+        Zero for a segment that does not exist.
+        """
+        loaded, result = self._searcher.load(), np.zeros((len(segment_ids), len(queries)))
+        present = np.isin(np.asarray(segment_ids, np.int64), loaded.vectors.segment_ids)
+        if not (present.any() and queries):
+            return result
+        rows = np.searchsorted(loaded.vectors.segment_ids, np.asarray(segment_ids, np.int64)[present])
+        matrix = np.stack([query.vector for query in queries])
+        result[present] = calibration.lifts(loaded.vectors.matrix[rows] @ matrix.T, matrix, loaded.sample)
+        return result
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with every change of the index."""
+        return self._database.generation
+
+    @property
+    def scanned_folder(self) -> Path | None:
+        """The folder that was scanned last; None for an index of an earlier version."""
+        folder = self._database.metadata("folder")
+        return None if folder is None else Path(folder)
 
     def segments_of(self, video_id: int) -> list[Segment]:
         """Segments of a video in order of time; none if there is no such video or it is unreadable."""

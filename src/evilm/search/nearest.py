@@ -35,6 +35,7 @@ BackendName = Literal["auto", "exact", "faiss", "lance"]
 BACKENDS: tuple[BackendName, ...] = ("auto", "exact", "faiss", "lance")
 EXACT_LIMIT = 800_000_000  # rows x width above which ``auto`` uses FAISS: 1.5 million vectors of 512 numbers
 
+_PRODUCT = 32_000_000  # cosines of several queries that are in memory together
 _TOP_BLOCK = 64  # scores of which only the highest is looked at first
 _FAISS_FILE = "faiss.cache"
 _IVF_ROWS = 2_000_000  # from here on FAISS searches only some clusters of the vectors
@@ -116,12 +117,24 @@ class Exact:
         self, query: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[Rows, Cosines]:
         """See ``Backend.nearest``."""
-        scores = np.asarray(self.matrix @ query)
+        scores = next(self.cosines(query[None]))
         if allowed is not None:
             scores[~allowed] = -np.inf
-        rows = top_k(scores, k)
-        rows = rows[np.isfinite(scores[rows])]
-        return rows, scores[rows]
+        return select(scores, k)
+
+    def cosines(self, queries: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """(n,) cosines of each of several queries (m, D), by one product for as many queries as fit into memory."""
+        block = max(1, _PRODUCT // max(1, len(self.matrix)))
+        for start in range(0, len(queries), block):
+            some = queries[start : start + block]
+            yield from [self.matrix @ some[0]] if len(some) == 1 else some @ self.matrix.T
+
+
+def select(scores: NDArray[np.float32], k: int) -> tuple[Rows, Cosines]:
+    """Rows of the ``k`` highest finite scores, and these scores."""
+    rows = top_k(scores, k)
+    rows = rows[np.isfinite(scores[rows])]
+    return rows, scores[rows]
 
 
 def top_k(scores: NDArray[np.float32], k: int) -> Rows:

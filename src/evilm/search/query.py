@@ -7,7 +7,7 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 
@@ -15,11 +15,12 @@ from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError
 from evilm.files import PICTURE_SUFFIXES
 from evilm.search.database import under
+from evilm.search.model import unit_rows
 from evilm.search.pipeline import LIMITS, PooledFile, decode_segments, embed_segments
 from evilm.types import Clip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from evilm.inference import Embedder
     from evilm.search.calibration import Calibration
     from evilm.search.database import Database, FileRecord
+    from evilm.search.vectors import Vectors
 
-    Query = str | Path | Clip | int
+    Query: TypeAlias = "str | Path | Clip | int | QueryVector"
 
 MAX_WORDS = 200  # of a text; models read about thirty word pieces
 _SHOWN = 60  # characters of a text that a message repeats
@@ -64,12 +66,16 @@ class Hits:
         hits: the segments.
         no_good_match: whether even the best score is below 0.5.
         calibration: by which the scores were computed; its ``origin`` tells how reliable they are.
+        total: number of segments that were compared.
+        good: number of them that score at least 0.5 (with FAISS and LanceDB, of those among the hits).
     """
 
     query: str
     hits: tuple[Hit, ...]
     no_good_match: bool
     calibration: Calibration
+    total: int = 0
+    good: int = 0
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -101,6 +107,8 @@ class Video:
         status: ``ok``, ``partial`` (some segments could not be decoded), or why there are no segments.
         reason: explains a status other than ``ok``.
         num_segments: number of segments.
+        size: in bytes.
+        modified: time of the last change.
     """
 
     id: int
@@ -109,12 +117,32 @@ class Video:
     status: str
     reason: str
     num_segments: int
+    size: int
+    modified: dt.datetime
 
     @classmethod
     def of(cls, record: FileRecord) -> Self:
         """The public form of a record of the database."""
         path = Path(os.fsdecode(record.path))
-        return cls(record.id, path, record.duration, record.status, record.reason, record.num_segments)
+        modified = dt.datetime.fromtimestamp(record.mtime_ns // 10**9, dt.UTC)
+        return cls(
+            record.id, path, record.duration, record.status, record.reason, record.num_segments, record.size, modified
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QueryVector:
+    """A query as a vector, such as the sum of several queries.
+
+    Attributes:
+        vector: (D,) unit vector.
+        by_text: whether its scores are calibrated as those of texts; otherwise as those of examples.
+        label: for messages.
+    """
+
+    vector: NDArray[np.float32]
+    by_text: bool
+    label: str = "vector"
 
 
 @dataclass(frozen=True)
@@ -202,6 +230,31 @@ def check_text(text: str, model: Embedder) -> str:
             f"the model does not know the words of {shown!r}: search in the language of its training captions"
         )
     return plain
+
+
+def embed_texts(texts: Sequence[str], model: Embedder) -> list[QueryVector]:
+    """Texts as queries, by one pass of the text encoder.
+
+    Raises:
+        QueryError: see ``check_text``.
+    """
+    plain = [check_text(text, model) for text in texts]
+    if not plain:
+        return []
+    rows = unit_rows(model.embed_texts(plain), "query")
+    return [QueryVector(row, True, text) for row, text in zip(rows, plain, strict=True)]
+
+
+def embed_segment(number: int, vectors: Vectors) -> QueryVector:
+    """A segment of the index as a query.
+
+    Raises:
+        QueryError: there is no such segment.
+    """
+    row = int(np.searchsorted(vectors.segment_ids, number))
+    if row == len(vectors) or vectors.segment_ids[row] != number:
+        raise QueryError(f"segment {number}: the index has no such segment")
+    return QueryVector(np.array(vectors.matrix[row]), False, f"segment {number}")
 
 
 def embed_example(example: Path | Clip, model: Embedder, mode: Mode) -> NDArray[np.float32]:

@@ -165,6 +165,7 @@ class _Update:
                 "scores on other videos mean nothing: name a model of real videos with --model"
             )
         with self.database.transaction():  # what needs no decoding
+            self.database.set_metadata("folder", os.fsdecode(root))
             self.database.delete_files([record.path for record in changes.deleted])
             for record, found in [*changes.moved, *changes.touched]:
                 self.database.move_file(record.id, *found)

@@ -127,10 +127,10 @@ class Client:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             try:
-                told = json.loads(error.read())["error"]
+                values = json.loads(error.read())["error"]
             except (ValueError, KeyError, TypeError):
-                told = {"code": "error", "message": str(error)}
-            raise ServerError(error.code, str(told["code"]), str(told["message"])) from None
+                values = {"code": "error", "message": str(error)}
+            raise ServerError(error.code, str(values["code"]), str(values["message"])) from None
         except OSError as error:
             raise ServerError(
                 0, "offline", f"{self.address}: no server answers ({error}); start one: evilm serve INDEX"

@@ -6,38 +6,34 @@ as one batch, so 64 clients cost one pass of the text encoder and one matrix pro
 
 from __future__ import annotations
 
-import datetime as dt
 import queue
 import re
 import threading
-import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evilm.errors import EvilmError, QueryError
-from evilm.search import VideoIndex
-from evilm.search.query import Filter
+from evilm.search.index import VideoIndex
+from evilm.search.query import QueryVector
 from evilm.types import Clip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from evilm.inference import Embedder
-    from evilm.search.query import Hits, Video
-
-    Vector = NDArray[np.float32]
+    from evilm.search.query import Filter, Hit, Hits
 
 MAX_BATCH, MAX_WAITING = 64, 256
-MAX_HITS = 5000  # that a search can be paged through in an order other than by score
+MAX_QUESTIONS = 4  # that are answered or wait at the same time
 SUBTRACT = 0.6  # weight of a subtracted text
-VECTORS = 4096  # text vectors that are kept
+VECTORS = 8192  # text vectors that are kept
+WORD_LIFT = 1.5  # standard deviations from which a word of the query is shown as one that a segment matches
+_STOP_WORDS = frozenset("a an and are at by for from in into is it of off on or over that the then to with".split())
 _TERM = re.compile(r'(?:(?<=\s)|^)([-+])("[^"]*"|\S+)')
 
 
@@ -52,7 +48,7 @@ class Request:
     Attributes:
         plus, minus: texts to add and to subtract.
         segment: id of a segment to search by.
-        vector: of an uploaded picture or clip.
+        example: an uploaded picture or clip.
         where: condition on files.
         count: number of hits.
     """
@@ -60,7 +56,7 @@ class Request:
     plus: tuple[str, ...] = ()
     minus: tuple[str, ...] = ()
     segment: int | None = None
-    vector: Vector | None = None
+    example: QueryVector | None = None
     where: Filter | None = None
     count: int = 48
 
@@ -78,7 +74,7 @@ def parse_text(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 @dataclass
 class _Waiting:
     request: Request
-    future: Future[Hits] = field(default_factory=Future)
+    future: Future[Hits] = field(default_factory=Future[Any])
 
 
 class Library:
@@ -94,8 +90,9 @@ class Library:
         self._index: VideoIndex | None = None
         self._lock = threading.Lock()
         self._waiting: queue.Queue[_Waiting | None] = queue.Queue(MAX_WAITING)
-        self._vectors: OrderedDict[str, Vector] = OrderedDict()
-        self._model_lock = threading.Lock()
+        self._vectors: OrderedDict[str, QueryVector] = OrderedDict()
+        self._vectors_lock = threading.Lock()
+        self._questions = threading.BoundedSemaphore(MAX_QUESTIONS)
         self.searches = 0
         self.batches = 0
         threading.Thread(target=self._work, name="evilm-search", daemon=True).start()
@@ -132,8 +129,7 @@ class Library:
     @property
     def model(self) -> Embedder:
         """The model of the index."""
-        with self._model_lock:
-            return self.need().model
+        return self.need().model
 
     # Searching
 
@@ -151,12 +147,6 @@ class Library:
             raise BusyError from None
         return waiting.future.result(timeout)
 
-    def run(self, work: Callable[[Embedder], Any]) -> Any:
-        """Run ``work`` with the model while no search uses it."""
-        model = self.model
-        with self._model_lock:
-            return work(model)
-
     def _work(self) -> None:
         while (first := self._waiting.get()) is not None:
             batch = [first]
@@ -173,108 +163,95 @@ class Library:
             self._answer(batch)
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
-        ready: list[tuple[_Waiting, Vector]] = []
+        """Answer a batch; if one of its searches fails, answer each of them alone."""
         try:
             index = self.need()
-            self._embed(index, {text for each in batch for text in (*each.request.plus, *each.request.minus)})
-        except Exception as error:  # noqa: BLE001, each waiting request gets it
+            vectors = self._embed(index, {text for each in batch for text in (*each.request.plus, *each.request.minus)})
+            results = index.search_many(
+                [_combine(index, each.request, vectors) for each in batch],
+                [each.request.count for each in batch], [each.request.where for each in batch],
+            )  # fmt: skip
+        except Exception as error:  # noqa: BLE001, the request that caused it gets it
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
-                return
-            for each in batch:  # one bad text must not fail the others
-                self._answer([each])
-            return
-        for each in batch:
-            try:
-                ready.append((each, self._combined(index, each.request)))
-            except Exception as error:  # noqa: BLE001
-                each.future.set_exception(error)
-        if not ready:
-            return
-        try:
-            results = index.search_many(
-                [vector for _, vector in ready], max(each.request.count for each, _ in ready),
-                [each.request.where for each, _ in ready],
-            )  # fmt: skip
-        except Exception as error:  # noqa: BLE001
-            if len(ready) == 1:
-                ready[0][0].future.set_exception(error)
             else:
-                for each, _ in ready:
+                for each in batch:
                     self._answer([each])
             return
-        for (each, _), hits in zip(ready, results, strict=True):
+        for each, hits in zip(batch, results, strict=True):
             each.future.set_result(hits)
 
-    def _embed(self, index: VideoIndex, texts: set[str]) -> None:
-        """Keep the vectors of these texts."""
-        missing = sorted(texts - self._vectors.keys())
-        if missing:
-            with self._model_lock:
-                vectors = (
-                    [index.embed(text) for text in missing] if len(missing) == 1 else list(index.embed_texts(missing))
-                )
-            self._vectors.update(zip(missing, vectors, strict=True))
-        for text in texts:
-            self._vectors.move_to_end(text)
-        while len(self._vectors) > VECTORS:
-            self._vectors.popitem(last=False)
+    def _embed(self, index: VideoIndex, texts: set[str]) -> dict[str, QueryVector]:
+        """The vectors of texts; those that are not kept are embedded together."""
+        with self._vectors_lock:
+            missing = sorted(texts - self._vectors.keys())
+            self._vectors.update(zip(missing, index.embed_texts(missing), strict=True))
+            for text in texts:
+                self._vectors.move_to_end(text)
+            found = {text: self._vectors[text] for text in texts}
+            while len(self._vectors) > VECTORS:
+                self._vectors.popitem(last=False)
+            return found
 
-    def _combined(self, index: VideoIndex, request: Request) -> Vector:
-        """The unit vector of a search: what is added less what is subtracted."""
-        parts = [self._vectors[text] for text in request.plus]
-        if request.segment is not None:
-            parts.append(index.embed(request.segment))
-        if request.vector is not None:
-            parts.append(request.vector)
-        if not parts:
-            raise QueryError("describe what to look for; a minus alone is not enough")
-        vector = np.sum(parts, axis=0) / len(parts)
-        for text in request.minus:
-            vector = vector - SUBTRACT * self._vectors[text]
-        return (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
+    def vector(self, request: Request) -> QueryVector:
+        """The vector of a search.
 
-    def vector(self, request: Request) -> Vector:
-        """The unit vector of a search."""
+        Raises:
+            QueryError: there is nothing to search for, or it cannot be searched for.
+        """
         index = self.need()
-        self._embed(index, {*request.plus, *request.minus})
-        return self._combined(index, request)
+        return _combine(index, request, self._embed(index, {*request.plus, *request.minus}))
 
-    # Content
-
-    def video(self, number: int) -> Video | None:
-        """A file of the index."""
-        return self.need().video(number)
-
-    def embed_file(self, path: Path) -> Vector:
-        """The vector of an uploaded picture or clip."""
-        return self.need().embed(path)
+    def matching_words(self, request: Request, hits: Sequence[Hit]) -> list[list[str]]:
+        """For each hit, the words of the query that its segment matches, the best first; none for a single word."""
+        words = [word.strip(".,;:!?'\"").lower() for text in request.plus for word in text.split()]
+        words = list(dict.fromkeys(word for word in words if len(word) > 2 and word not in _STOP_WORDS))[:8]
+        index = self.need()
+        words = [word for word in words if index.model.unknown_share([word]) == 0] if len(words) > 1 else []
+        if not words or not hits:
+            return [[] for _ in hits]
+        vectors = self._embed(index, set(words))
+        lifts = index.lifts([hit.segment_id for hit in hits], [vectors[word] for word in words])
+        best = np.argsort(-lifts, 1)
+        return [[words[i] for i in order if row[i] >= WORD_LIFT][:4] for order, row in zip(best, lifts, strict=True)]
 
     def ask(self, path: Path, start: float, end: float, question: str, choices: Sequence[str]) -> dict[str, Any]:
-        """The answer to a question about a part of a video."""
-        answer = self.run(lambda model: model.ask(Clip(path, start, end), question, tuple(choices)))
+        """The answer to a question about a part of a video.
+
+        Raises:
+            BusyError: too many questions wait.
+            EvilmError: the model cannot answer, or the video cannot be read.
+        """
+        if not self._questions.acquire(blocking=False):
+            raise BusyError
+        try:
+            answer = self.model.ask(Clip(path, start, end), question, tuple(choices))
+        finally:
+            self._questions.release()
         return {
-            "answer": answer.answer, "probability": float(answer.probability), "certain": not answer.cannot_tell,
-            "answers": [{"answer": text, "probability": float(share)} for text, share in answer.top],
-            "frames": [{"time": float(seconds), "weight": float(weight)} for seconds, weight in answer.frames],
+            "answer": answer.answer, "probability": answer.probability, "certain": answer.confident,
+            "answers": [{"answer": text, "probability": share} for text, share in answer.candidates],
+            "frames": [{"time": time, "weight": weight} for time, weight, _ in answer.attended_frames()],
         }  # fmt: skip
 
 
-def day_of(text: str | None) -> dt.date | None:
-    """A day from ISO 8601; None for none.
+def _combine(index: VideoIndex, request: Request, vectors: dict[str, QueryVector]) -> QueryVector:
+    """The unit vector of a search: the mean of what is added less what is subtracted.
 
     Raises:
-        QueryError: it is no day.
+        QueryError: nothing is added, or there is no such segment.
     """
-    if not text:
-        return None
-    try:
-        return dt.date.fromisoformat(text)
-    except ValueError:
-        raise QueryError(f"{text!r} is no day: write it as 2026-06-01") from None
-
-
-def timed() -> Callable[[], float]:
-    """Seconds since this call."""
-    began = time.perf_counter()
-    return lambda: time.perf_counter() - began
+    parts = [vectors[text] for text in request.plus]
+    if request.segment is not None:
+        parts.append(index.embed(request.segment))
+    if request.example is not None:
+        parts.append(request.example)
+    if not parts:
+        raise QueryError("describe what to look for; a minus alone is not enough")
+    if len(parts) == 1 and not request.minus:
+        return parts[0]
+    vector = np.mean([part.vector for part in parts], axis=0)
+    for text in request.minus:
+        vector = vector - SUBTRACT * vectors[text].vector
+    unit = (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
+    return QueryVector(unit, all(part.by_text for part in parts))

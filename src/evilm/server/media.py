@@ -6,21 +6,18 @@ number and size; the oldest go first.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import hashlib
+import os
 import secrets
 import shutil
 import tempfile
 import threading
-import time
 import zipfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from xml.etree import ElementTree
 
 from evilm.data.video import LIMITS, DecoderPool
 from evilm.errors import EvilmError
@@ -41,8 +38,10 @@ _DIRECT = {("mp4", "h264"), ("mov", "h264"), ("matroska", "vp8"), ("matroska", "
            ("mp4", "av1"), ("webm", "av1"), ("matroska", "av1"), ("mp4", "vp9"), ("ogg", "theora")}  # fmt: skip
 _DIRECT_SUFFIXES = (".mp4", ".m4v", ".webm", ".mov", ".ogv")
 _PLAIN = ("yuv420p", "yuvj420p")
-TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska",
-         ".ogv": "video/ogg", ".gif": "image/gif", ".avi": "video/x-msvideo"}  # fmt: skip
+TYPES = {
+    ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/x-matroska",
+    ".ogv": "video/ogg", ".gif": "image/gif", ".avi": "video/x-msvideo",
+}  # fmt: skip
 
 
 class FullError(Exception):
@@ -100,6 +99,7 @@ class Media:
 
     def __init__(self, processes: int = 2, notify: Callable[[Job], None] = lambda _: None) -> None:
         self.pool = DecoderPool(processes, LIMITS)
+        self.cutter = DecoderPool(1, LIMITS)
         self.notify = notify
         self.folder = Path(tempfile.mkdtemp(prefix="evilm-serve-"))
         self._stills: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
@@ -107,38 +107,37 @@ class Media:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._files: OrderedDict[str, Path] = OrderedDict()
         self._lock = threading.Lock()
+        self._turns = [threading.Lock() for _ in range(64)]  # so that equal requests decode once
         self._work = ThreadPoolExecutor(1, thread_name_prefix="evilm-media")
 
     def close(self) -> None:
         """Stop all work and remove the files."""
         self._work.shutdown(wait=False, cancel_futures=True)
         self.pool.close()
+        self.cutter.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # Stills
 
-    def still(self, path: Path, seconds: float, height: int) -> bytes:
-        """The frame at a time as JPEG.
+    def stills(self, path: Path, times: Sequence[float], height: int) -> list[bytes]:
+        """Frames at some times as JPEG; missing ones are decoded in one request.
 
         Raises:
-            VideoError: there is none.
+            VideoError: the video cannot be read.
         """
-        return self.stills(path, (seconds,), height)[0]
-
-    def stills(self, path: Path, times: Sequence[float], height: int) -> list[bytes]:
-        """Frames at some times as JPEG; missing ones are decoded in one request."""
-        changed = path.stat().st_mtime_ns if path.exists() else 0
+        changed = path.stat().st_mtime_ns
         keys = [(str(path), changed, round(seconds, 2), height) for seconds in times]
-        with self._lock:
-            known = {key: self._stills[key] for key in keys if key in self._stills}
-        missing = [key for key in keys if key not in known]
-        if missing:
-            pictures = self.pool.thumbnails(path, [key[2] for key in missing], height)
-            known.update(zip(missing, pictures, strict=True))
+        with self._turns[hash((path, height)) % len(self._turns)]:
             with self._lock:
-                self._stills.update(zip(missing, pictures, strict=True))
-                while len(self._stills) > STILLS:
-                    self._stills.popitem(last=False)
+                known = {key: self._stills[key] for key in keys if key in self._stills}
+            missing = [key for key in keys if key not in known]
+            if missing:
+                pictures = self.pool.thumbnails(path, [key[2] for key in missing], height)
+                known.update(zip(missing, pictures, strict=True))
+                with self._lock:
+                    self._stills.update(zip(missing, pictures, strict=True))
+                    while len(self._stills) > STILLS:
+                        self._stills.popitem(last=False)
         return [known[key] for key in keys]
 
     def facts(self, path: Path) -> VideoFacts:
@@ -147,7 +146,7 @@ class Media:
         Raises:
             VideoError: it cannot be opened.
         """
-        key = (str(path), path.stat().st_mtime_ns if path.exists() else 0)
+        key = (str(path), path.stat().st_mtime_ns)
         if key not in self._facts:
             if len(self._facts) > STILLS:
                 self._facts.clear()
@@ -162,10 +161,14 @@ class Media:
         Raises:
             FullError: too many jobs wait.
         """
-        name = f"proxy-{abs(hash((str(path), path.stat().st_mtime_ns))):x}"
-        return self._start(
-            name, "proxy", lambda _, out: self.pool.cut(path, out, 0.0, None, PROXY_HEIGHT, timeout=JOB_SECONDS)
-        )
+        status = path.stat()
+        key = os.fsencode(path) + b"\0%d %d" % (status.st_mtime_ns, status.st_size)
+        plain = playable(self.facts(path), path) == "remux"  # copied whatever its height
+
+        def make(_: Job, out: Path) -> None:
+            self.cutter.cut(path, out, 0.0, None, None if plain else PROXY_HEIGHT, timeout=JOB_SECONDS)
+
+        return self._start(hashlib.sha256(key).hexdigest()[:32], "proxy", make)
 
     def clips(self, parts: Sequence[Part], *, exact: bool) -> Job:
         """The job that cuts parts of videos into a zip file.
@@ -179,7 +182,7 @@ class Media:
                 for number, part in enumerate(parts, 1):
                     piece = out.with_suffix(f".{number}.mp4")
                     try:
-                        self.pool.cut(part.path, piece, part.start, part.end, None, timeout=JOB_SECONDS, exact=exact)
+                        self.cutter.cut(part.path, piece, part.start, part.end, None, timeout=JOB_SECONDS, exact=exact)
                         stem = "".join(c if c.isalnum() or c in "-_. " else "_" for c in part.path.stem)[:80]
                         bundle.write(piece, f"{number:03d} {stem} {part.start:.1f}-{part.end:.1f}.mp4")
                     finally:
@@ -249,87 +252,3 @@ class Media:
 def as_json(job: Job) -> dict[str, Any]:
     """The job for the interface."""
     return asdict(job)
-
-
-# Lists of segments for other programs
-
-
-def to_csv(parts: Sequence[Part]) -> bytes:
-    """One row a segment: file, folder, start, end, date, score."""
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, ["name", "folder", "start", "end", "date", "score"], extrasaction="ignore")
-    writer.writeheader()
-    # A leading quote keeps spreadsheets from taking a file name for a formula.
-    for part in parts:
-        row = {
-            name: f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" else value
-            for name, value in part.row.items()
-        }
-        writer.writerow(row | {"start": f"{part.start:.3f}", "end": f"{part.end:.3f}"})
-    return out.getvalue().encode()
-
-
-def to_json(parts: Sequence[Part]) -> bytes:
-    """All fields of each segment."""
-    rows = [part.row | {"start": round(part.start, 3), "end": round(part.end, 3)} for part in parts]
-    return (json.dumps({"segments": rows}, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def timecode(seconds: float, rate: int = 25) -> str:
-    """``hh:mm:ss:ff`` at a whole frame rate."""
-    frames = round(seconds * rate)
-    whole, rest = divmod(frames, rate)
-    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}:{rest:02d}"
-
-
-def to_edl(parts: Sequence[Part], rate: int = 25) -> bytes:
-    """A CMX 3600 edit decision list: segments one after the other, at 25 frames a second."""
-    lines = ["TITLE: E-ViLM segments", "FCM: NON-DROP FRAME", ""]
-    at = 0.0
-    for number, part in enumerate(parts, 1):
-        length = part.end - part.start
-        times = " ".join(timecode(value, rate) for value in (part.start, part.end, at, at + length))
-        lines += [f"{number:03d}  AX       V     C        {times}", f"* FROM CLIP NAME: {part.path.name}", ""]
-        at += length
-    return "\n".join(lines).encode()
-
-
-def to_fcpxml(parts: Sequence[Part], rate: int = 25) -> bytes:
-    """An FCPXML 1.9 timeline: segments one after the other."""
-
-    def span(seconds: float) -> str:
-        return f"{round(seconds * rate)}/{rate}s"
-
-    root = ElementTree.Element("fcpxml", version="1.9")
-    resources = ElementTree.SubElement(root, "resources")
-    ElementTree.SubElement(resources, "format", id="r0", frameDuration=f"1/{rate}s", width="1920", height="1080")
-    event = ElementTree.SubElement(ElementTree.SubElement(root, "library"), "event", name="E-ViLM")
-    project = ElementTree.SubElement(event, "project", name="Segments")
-    total = sum(part.end - part.start for part in parts)
-    sequence = ElementTree.SubElement(project, "sequence", format="r0", duration=span(total))
-    spine = ElementTree.SubElement(sequence, "spine")
-    assets: dict[Path, str] = {}
-    at = 0.0
-    for part in parts:
-        if part.path not in assets:
-            assets[part.path] = name = f"r{len(assets) + 1}"
-            asset = ElementTree.SubElement(
-                resources, "asset", id=name, name=part.path.name, hasVideo="1", format="r0", start="0s"
-            )
-            ElementTree.SubElement(asset, "media-rep", kind="original-media", src=part.path.name)
-        clip = {"name": part.path.name, "ref": assets[part.path], "offset": span(at), "start": span(part.start),
-                "duration": span(part.end - part.start)}  # fmt: skip
-        ElementTree.SubElement(spine, "asset-clip", clip)
-        at += part.end - part.start
-    return b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE fcpxml>\n' + ElementTree.tostring(root)
-
-
-WRITERS: dict[str, tuple[Callable[[Sequence[Part]], bytes], str]] = {
-    "csv": (to_csv, "text/csv; charset=utf-8"), "json": (to_json, "application/json"),
-    "edl": (to_edl, "text/plain; charset=utf-8"), "fcpxml": (to_fcpxml, "application/xml"),
-}  # fmt: skip
-
-
-def now() -> float:
-    """Seconds since 1970."""
-    return time.time()

@@ -6,8 +6,10 @@ import base64
 import datetime as dt
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_RUNS, MAX_DEPTH, MAX_BYTES = 500, 4, 32 << 20
 MAX_POINTS = 2000  # of a curve; longer ones are thinned
@@ -162,7 +164,8 @@ def _masked(path: Path) -> list[dict[str, str]] | None:
 def _codes(evaluations: list[dict[str, Any]]) -> list[int] | None:
     """How often each code of a tokenizer was used, in falling order."""
     for evaluation in evaluations:
-        counts: Any = (evaluation.get("details") or {}).get("usage") or (evaluation.get("details") or {}).get("counts")
+        details = cast("dict[str, Any]", evaluation.get("details") or {})
+        counts: Any = details.get("usage") or details.get("counts")
         if isinstance(counts, list):
             return sorted((int(n) for n in cast("list[Any]", counts)), reverse=True)
     return None

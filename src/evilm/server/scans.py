@@ -1,6 +1,7 @@
 """Scans of folders, in a process of their own: stopping or killing it leaves the index whole.
 
-``python -m evilm.server.scans`` is that process: it brings an index up to date and prints a line of JSON at each commit.
+``python -m evilm.server.scans`` is that process: it brings an index up to date and prints a line of JSON for each
+commit.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evilm.errors import EvilmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 State = Literal["running", "stopping", "done", "stopped", "failed"]
 
@@ -71,22 +72,14 @@ class Scans:
     def running(self) -> bool:
         return self.current is not None and self.current.state in ("running", "stopping")
 
-    def start(self, folder: Path, model: str | None, *, pictures: bool = False) -> Scan | None:
+    def start(self, folder: Path, model: str | None) -> Scan | None:
         """Start a scan; None if one is running."""
         with self._lock:
             if self.running:
                 return None
             self._count += 1
             self.current = scan = Scan(str(self._count), folder.name or str(folder))
-            words = [
-                sys.executable,
-                "-m",
-                "evilm.server.scans",
-                str(self.index),
-                str(folder),
-                model or "",
-                str(int(pictures)),
-            ]
+            words = [sys.executable, "-m", "evilm.server.scans", str(self.index), str(folder), model or ""]
             self._process = subprocess.Popen(  # noqa: S603, our own program; the folder is one argument
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 start_new_session=True,
@@ -142,35 +135,31 @@ def as_json(scan: Scan | None) -> dict[str, object] | None:
     return None if scan is None else asdict(scan)
 
 
-def main(index: str, folder: str, model: str, pictures: str) -> int:
+def main(index: str, folder: str, model: str) -> int:
     """Bring an index up to date and print progress as lines of JSON; the exit code."""
-    from evilm.search import VideoIndex
+    from evilm.search.index import VideoIndex
 
     def show(values: dict[str, object]) -> None:
         sys.stdout.write(json.dumps(values) + "\n")
         sys.stdout.flush()
 
-    del pictures
     try:
         with VideoIndex.build(
             folder, model or None, index, on_commit=lambda _, done, total: show({"done": done, "total": total})
         ) as built:
             report = built.report
+        if report is not None:
+            show({
+                "added": report.new, "changed": report.changed, "removed": report.deleted,
+                "unreadable": len(report.unreadable),
+            })  # fmt: skip
     except EvilmError as error:
         show({"message": " ".join(str(error).split())})
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # stopped, or the server is gone
         return 130
-    if report is not None:
-        show(
-            {
-                name: getattr(report, name)
-                for name in ("added", "changed", "removed", "unreadable")
-                if hasattr(report, name)
-            }
-        )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    sys.exit(main(*sys.argv[1:4]))

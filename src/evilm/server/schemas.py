@@ -66,7 +66,6 @@ class ScanBody(Body):
 
     folder: str | None = Field(default=None, max_length=40)
     samples: bool = False
-    pictures: bool = False
 
 
 class SavedSearch(Body):
@@ -146,6 +145,23 @@ class JobOut(BaseModel):
     progress: float
     message: str
     download: bool
+
+
+class ScanOut(BaseModel):
+    """A scan of a folder."""
+
+    id: str
+    folder: str
+    state: Literal["running", "stopping", "done", "stopped", "failed"]
+    done: int
+    total: int
+    rate: float
+    seconds_left: float | None
+    added: int
+    changed: int
+    removed: int
+    unreadable: int
+    message: str
 
 
 class ErrorOut(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ HEADERS = {
         "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; script-src 'self'; style-src 'self'; "
         "connect-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     ),
+    "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -45,6 +47,7 @@ class Access:
         token: that each request must carry; None on loopback.
         max_requests: number of requests to the interface in work at the same time; more are answered with 503.
         max_body: bytes of a request body, except uploads, which have a limit of their own.
+        in_work, requests, refused, errors: numbers of requests in work, of all, of refused ones, of server errors.
     """
 
     hosts: frozenset[str] = LOOPBACK
@@ -53,6 +56,9 @@ class Access:
     max_body: int = MAX_BODY
     upload_path: str = "/api/uploads"
     in_work: int = field(default=0, init=False)
+    requests: int = field(default=0, init=False)
+    refused: int = field(default=0, init=False)
+    errors: int = field(default=0, init=False)
 
 
 def error_body(code: str, message: str) -> bytes:
@@ -73,9 +79,11 @@ class Guard:
                 return
             await self.app(scope, receive, send)
             return
+        self.access.requests += 1
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
+            self.access.refused += 1
             await _answer(send, *refusal)
             return
         if self.access.token is not None and (moved := self._with_cookie(scope)) is not None:
@@ -83,14 +91,43 @@ class Guard:
             return
         counted = scope["path"].startswith("/api/") and scope["path"] != "/api/events"
         if counted and self.access.in_work >= self.access.max_requests:
+            self.access.refused += 1
             busy = error_body("busy", "The server has too many requests in work; try again in a second.")
             await _answer(send, 503, busy, {"retry-after": "1"})
             return
         self.access.in_work += counted
+        body = _Body(receive, None if scope["path"] == self.access.upload_path else self.access.max_body)
         try:
-            await self.app(scope, self._limited(scope, receive), _with_headers(send))
+            await self.app(scope, body.receive, self._sending(send, body))
+            if body.too_large and not body.answered:
+                await self._sending(send, body)({"type": "http.response.start"})
+        except Exception as error:
+            logging.getLogger("uvicorn.error").exception("%s %s failed", scope["method"], scope["path"])
+            self.access.errors += 1
+            if not body.answered:
+                fault = error_body("fault", f"The server failed ({type(error).__name__}); its log has the details.")
+                await _answer(send, 500, fault)
         finally:
             self.access.in_work -= counted
+
+    def _sending(self, send: Send, body: _Body) -> Send:
+        """``send`` that adds the headers, counts errors, and answers 413 if the body was too large."""
+
+        async def sending(message: Message) -> None:
+            if body.too_large:
+                if not body.answered:
+                    body.answered = True
+                    await _answer(send, 413, _too_large(self.access.max_body))
+                return
+            if message["type"] == "http.response.start":
+                body.answered = True
+                self.access.errors += message["status"] >= 500
+                present = {name.lower() for name, _ in message["headers"]}
+                extra = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in present]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        return sending
 
     def _refusal(self, scope: Message, headers: dict[str, str]) -> tuple[int, bytes] | None:
         """Status and body of a refused request, or None."""
@@ -107,7 +144,7 @@ class Guard:
             return 401, error_body("no_token", "Open the address that `evilm serve` printed, with its token.")
         length = headers.get("content-length", "0")
         if scope["path"] != self.access.upload_path and (not length.isdigit() or int(length) > self.access.max_body):
-            return 413, error_body("too_large", f"A request body may have {self.access.max_body:,} bytes at most.")
+            return 413, _too_large(self.access.max_body)
         return None
 
     def _has_token(self, scope: Message, headers: dict[str, str]) -> bool:
@@ -128,21 +165,31 @@ class Guard:
         cookie = f"{COOKIE}={self.access.token}; HttpOnly; SameSite=Strict; Path=/; Max-Age=2592000"
         return {"location": "/", "set-cookie": cookie}
 
-    def _limited(self, scope: Message, receive: Receive) -> Receive:
-        """``receive`` that counts the bytes that really arrive, whatever Content-Length states."""
-        if scope["path"] == self.access.upload_path:
-            return receive
-        total = 0
 
-        async def limited() -> Message:
-            nonlocal total
-            message = await receive()
-            total += len(message.get("body", b""))
-            if total > self.access.max_body:
-                return {"type": "http.disconnect"}
-            return message
+class _Body:
+    """A request body whose bytes are counted as they arrive, whatever Content-Length states.
 
-        return limited
+    Args:
+        receive: of the request.
+        limit: bytes; None for any number.
+    """
+
+    def __init__(self, receive: Receive, limit: int | None) -> None:
+        self._receive, self._limit, self._size = receive, limit, 0
+        self.too_large = False
+        self.answered = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._limit is not None and self._size > self._limit:
+            self.too_large = True
+            return {"type": "http.disconnect"}
+        return message
+
+
+def _too_large(limit: int) -> bytes:
+    return error_body("too_large", f"A request body may have {limit:,} bytes at most.")
 
 
 def _hostname(host: str) -> str:
@@ -151,17 +198,6 @@ def _hostname(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.rpartition(":")[0] if host.count(":") == 1 else host
-
-
-def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            present = {name.lower() for name, _ in message["headers"]}
-            extra = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in present]
-            message["headers"] = [*message["headers"], *extra]
-        await send(message)
-
-    return sending
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

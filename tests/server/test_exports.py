@@ -6,9 +6,10 @@ import csv
 import io
 import json
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
-from evilm.server.media import Part, timecode, to_csv, to_edl, to_fcpxml, to_json
+from evilm.server.exports import timecode, to_csv, to_edl, to_fcpxml, to_json
+from evilm.server.media import Part
 
 PARTS = [
     Part(
@@ -46,7 +47,7 @@ def test_edl_lines_follow_one_another() -> None:
 
 def test_fcpxml_holds_no_folders() -> None:
     text = to_fcpxml(PARTS)
-    root = ElementTree.fromstring(text.split(b"?>\n<!DOCTYPE fcpxml>\n")[1])  # noqa: S314, our own text
+    root = ET.fromstring(text.split(b"?>\n<!DOCTYPE fcpxml>\n")[1])  # noqa: S314, our own text
     clips = root.findall(".//asset-clip")
     assert [clip.get("name") for clip in clips] == ["boat.mp4", "=cmd.mp4"]
     assert b"/films" not in text

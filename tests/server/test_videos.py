@@ -1,0 +1,179 @@
+"""Stills, files with Range, and versions that browsers play."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import av
+import pytest
+
+from evilm.server.media import FullError, Media
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_stills_of_a_segment_and_of_a_time(site: Any) -> None:
+    hit = site.hit("long.mp4")
+    pictures = {site.ask("GET", f"/api/thumbnails/{hit['segment']}?n={n}&height=90").body for n in range(8)}
+    assert len(pictures) > 4
+    reply = site.ask("GET", f"/api/thumbnails/{hit['segment']}")
+    assert reply.headers["content-type"] == "image/jpeg"
+    assert "immutable" in reply.headers["cache-control"]
+    still = site.ask("GET", f"/api/videos/{hit['video']}/still?time=12&height=90")
+    with av.open(io.BytesIO(still.body)) as container:
+        assert next(container.decode(video=0)).height == 90
+    assert site.ask("GET", f"/api/thumbnails/{hit['segment']}?n=8").status == 422
+    assert site.ask("GET", f"/api/videos/{hit['video']}/still?time=nan").status == 422
+
+
+def oracle(value: str, size: int) -> list[tuple[int, int]] | str | None:
+    """RFC 9110, section 14: the (first, last) bytes to send, None for the whole file, or ``unsatisfiable``."""
+    matched = re.fullmatch(r"bytes=(.*)", value.strip(), re.IGNORECASE)
+    if matched is None:
+        return None
+    spans: list[tuple[int, int]] = []
+    for part in matched[1].split(","):
+        one = re.fullmatch(r"\s*(\d*)-(\d*)\s*", part, re.ASCII)
+        if one is None or one[0].strip() == "-" or (one[1] and one[2] and int(one[1]) > int(one[2])):
+            return None
+        if not one[1]:
+            if int(one[2]):
+                spans.append((max(0, size - int(one[2])), size - 1))
+        elif int(one[1]) < size:
+            spans.append((int(one[1]), min(int(one[2]) if one[2] else size - 1, size - 1)))
+    return spans or "unsatisfiable"
+
+
+RANGES = [
+    "bytes=0-9", "bytes=0-0", "bytes=5-", "bytes=-7", "bytes=-0", "bytes=-999999999", "bytes=0-999999999",
+    "bytes=999999999-", "bytes=999999999-9999999999", "bytes=9-5", "bytes=a-b", "bytes=", "bytes", "bytes=-", "0-9",
+    "bytes=1-2-3", "pages=1-2", "items=0-5", "bytes=0-1,5-6", "bytes=0-1, -2", "bytes=0-9,999999999-",
+    "bytes=1-2,x", "BYTES=0-3", "bytes=--5", "bytes=+1-2", "bytes=1.5-3", "bytes=0x0-0x9", "bytes= 0-4",
+    f"bytes=0-{10**30}", "bytes=\xd9\xa0-\xd9\xa9",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", RANGES)
+def test_ranges_follow_the_standard(site: Any, value: str) -> None:
+    path = site.videos / "long.mp4"
+    data, address = path.read_bytes(), f"/api/videos/{site.hit('long.mp4')['video']}/file"
+    reply, expected = site.ask("GET", address, Range=value), oracle(value, path.stat().st_size)
+    if expected is None:
+        assert (reply.status, reply.body, reply.headers["accept-ranges"]) == (200, data, "bytes")
+    elif expected == "unsatisfiable":
+        assert (reply.status, reply.headers["content-range"]) == (416, f"bytes */{len(data)}")
+    elif len(expected) == 1:
+        first, last = expected[0]
+        assert reply.status == 206
+        assert reply.headers["content-range"] == f"bytes {first}-{last}/{len(data)}"
+        assert reply.body == data[first : last + 1]
+    else:
+        assert reply.status == 206
+        assert reply.headers["content-type"].startswith("multipart/byteranges")
+        for first, last in expected:
+            assert data[first : last + 1] in reply.body
+
+
+def test_if_range_sends_the_part_only_of_the_same_file(site: Any) -> None:
+    address = f"/api/videos/{site.hit('long.mp4')['video']}/file"
+    first = site.ask("GET", address, Range="bytes=0-9")
+    for name in ("etag", "last-modified"):
+        same = site.ask("GET", address, Range="bytes=0-9", If_Range=first.headers[name])
+        assert (same.status, len(same.body)) == (206, 10)
+    for other in ('"other"', "Wed, 01 Jan 2020 00:00:00 GMT"):
+        assert site.ask("GET", address, Range="bytes=0-9", If_Range=other).status == 200
+    head = site.ask("HEAD", address)
+    assert (head.status, head.body, int(head.headers["content-length"])) == (
+        200,
+        b"",
+        (site.videos / "long.mp4").stat().st_size,
+    )
+    many = "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 2000, 2))
+    assert site.ask("GET", address, Range=many).status == 200, "hundreds of ranges are ignored"
+
+
+@pytest.mark.parametrize(("name", "play"), [("long.mp4", "direct"), ("boat.mkv", "remux"), ("cliff.mp4", "transcode")])
+def test_every_video_can_be_played(site: Any, name: str, play: str) -> None:
+    video = site.hit(name)["video"]
+    about = site.ask("GET", f"/api/videos/{video}").json
+    assert (about["play"], about["name"], len(about["segments"]) > 0) == (play, name, True)
+    reply = site.ask("GET", f"/api/videos/{video}/proxy")
+    assert reply.status in (200, 202)
+    job = site.wait_for_job(site.ask("GET", f"/api/videos/{video}/proxy?state=1").json)
+    assert job["state"] == "done", job
+    made = site.ask("GET", f"/api/videos/{video}/proxy", Range="bytes=0-99")
+    assert (made.status, made.headers["content-type"], len(made.body)) == (206, "video/mp4", 100)
+    with av.open(io.BytesIO(site.ask("GET", f"/api/videos/{video}/proxy").body)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
+
+
+def test_playable_versions_are_bounded(tmp_path: Path, site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evilm.server.media.MAX_JOBS", 3)
+    monkeypatch.setattr("evilm.server.media.MAX_BYTES", 30_000)
+    media = Media()
+    try:
+        paths = []
+        for number in range(5):
+            paths.append(tmp_path / f"{number}.mkv")
+            paths[-1].write_bytes((site.videos / "boat.mkv").read_bytes())
+        jobs = [media.proxy(path) for path in paths[:3]]
+        full = 0
+        for path in paths[3:]:
+            try:
+                jobs.append(media.proxy(path))
+            except FullError:
+                full += 1
+        assert full or len(jobs) == 5
+        assert media.proxy(paths[0]).job == jobs[0].job, "one job for one file"
+        media._work.shutdown(wait=True)
+        kept = sum(path.stat().st_size for path in media.folder.glob("*.mp4"))
+        assert kept <= max(30000, *(path.stat().st_size for path in media.folder.glob("*.mp4")))
+    finally:
+        media.close()
+    assert not media.folder.exists()
+
+
+def test_a_file_that_a_link_replaced_is_not_served(serve: Any, world: Path, tmp_path: Path) -> None:
+    from evilm.search.index import VideoIndex
+
+    folder, secret = tmp_path / "videos", tmp_path / "secret.mp4"
+    folder.mkdir()
+    secret.write_bytes(b"secret " * 50)
+    (folder / "clip.mp4").write_bytes((world / "long.mp4").read_bytes())
+    (folder / "other.mp4").write_bytes((world / "trips" / "trip1.mp4").read_bytes())
+    VideoIndex.build(folder, "world-tiny", tmp_path / "index", workers=1).close()
+    with serve(tmp_path / "index", folder) as own:
+        video = own.hit("clip.mp4")["video"]
+        assert own.ask("GET", f"/api/videos/{video}/file").status == 200
+        (folder / "clip.mp4").unlink()
+        (folder / "clip.mp4").symlink_to(secret)
+        for part in ("file", "proxy", "still?time=0"):
+            reply = own.ask("GET", f"/api/videos/{video}/{part}")
+            assert reply.status == 404, part
+            assert b"secret " not in reply.body
+        (folder / "clip.mp4").unlink()
+        assert own.ask("GET", f"/api/videos/{video}/file").status == 404
+        assert own.search(limit=10)["total"] == 4, "it can still be found"
+
+
+def test_equal_stills_are_decoded_once(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    media = site.services.media
+    decode = media.pool.thumbnails
+
+    def counted(*arguments: Any) -> Any:
+        next(calls)
+        return decode(*arguments)
+
+    monkeypatch.setattr(media.pool, "thumbnails", counted)
+    segment = site.hit("trip3.mp4")["segment"]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda n: site.ask("GET", f"/api/thumbnails/{segment}?n={n}&height=720"), range(8)))
+    assert {reply.status for reply in replies} == {200}
+    assert next(calls) == 1
