@@ -151,3 +151,12 @@ def test_abstention_stops_where_wrong_answers_begin_to_outweigh_right_ones() -> 
     assert metrics.abstention(shares, np.ones(5, bool)) == (0.0, 100.0, 100.0)
     equal, told = np.array([0.9, 0.5, 0.5, 0.5]), np.array([False, True, True, True])
     assert metrics.abstention(equal, told) == (0.0, 100.0, 75.0), "equal shares are given or withheld together"
+
+
+def test_class_accuracy_by_hand() -> None:
+    """Three clips of class 0, two right; one of class 1, wrong: accuracy 2/4, balanced (2/3 + 0) / 2."""
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.7, 0.3]])
+    classes = np.array([0, 0, 0, 1])
+    assert metrics.class_accuracy(scores, classes) == (pytest.approx(50), pytest.approx(100 / 3))
+    assert metrics.class_accuracy(np.zeros((4, 2)), classes) == (50, 50), "ties are broken at random"
+    assert metrics.class_accuracy(np.full((4, 2), -np.inf), classes) == (0, 0), "an unreadable clip is wrong"

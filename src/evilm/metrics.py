@@ -85,7 +85,7 @@ def class_accuracy(scores: NDArray[np.floating], classes: NDArray[np.integer]) -
             expectation; a row without a finite score is wrong.
         classes: (Q,) the right class of each row.
     """
-    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf)
+    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf, neginf=-np.inf)
     highest = scores.max(axis=1, keepdims=True)
     best = (scores == highest) & np.isfinite(highest)
     right = best[np.arange(len(classes)), classes] / np.maximum(best.sum(axis=1), 1)

@@ -234,6 +234,24 @@ def test_extending_does_not_change_old_words(trained: Callable[[str], Path], tmp
     assert about["extended"] == {"from": str(run), "words": ["zorgish", "blorps"]}
 
 
+def test_new_words_are_rare_in_pooled_features(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    tensors = {
+        adapt_data.EMBEDDING: torch.randn(vocabulary.size, 4),
+        adapt_data.PIECE_WEIGHTS: torch.linspace(0, 3, vocabulary.size),
+    }
+
+    def fill(to: Path) -> None:
+        checkpoint.write_tensors(to / "model.safetensors", tensors)
+        checkpoint.write_json(to / "config.json", {})
+        vocabulary.save(to / "vocabulary.json")
+
+    checkpoint.write(tmp_path / "old", fill)
+    adapt_data.extend(tmp_path / "old", ["zorgish", "blorps"], tmp_path / "new")
+    weights = checkpoint.read_tensors(tmp_path / "new" / "model.safetensors")[adapt_data.PIECE_WEIGHTS]
+    assert torch.equal(weights[:-2], tensors[adapt_data.PIECE_WEIGHTS])
+    assert weights[-2:].tolist() == [3, 3]
+
+
 def test_a_checkpoint_without_words_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
 

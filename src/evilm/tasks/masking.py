@@ -46,7 +46,7 @@ def mask_patches(grid: Grid, ratio: float, seeds: Tensor, shape: Shape = "block"
     counts = [max(1, round(ratio * height * width))] * frames
     masks: list[np.ndarray] = []
     for seed in seeds:
-        rng = generator(int(seed), "regions")
+        rng = generator(int(seed), "regions")  # another label would change the masks of old runs
         if shape == "cuboid":
             masks.append(_draw_blocks(rng, (frames, height, width), max(1, round(ratio * grid.patches))))
         elif shape == "tube":

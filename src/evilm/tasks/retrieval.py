@@ -129,7 +129,7 @@ class Retrieval(VideoTextTask):
             assert video.grid is not None
             assert text.mask is not None
             for i, row in enumerate(values):
-                row["regions"] = video.tokens[i].half().cpu().numpy()
+                row["patches"] = video.tokens[i].half().cpu().numpy()
                 row["grid"] = np.array(video.grid)
                 row["pieces"] = text.tokens[i][text.mask[i]].half().cpu().numpy()
         rows = zip(batch.examples, batch.readable, values, strict=True)
@@ -200,8 +200,8 @@ class Retrieval(VideoTextTask):
         pieces = torch.from_numpy(predictions[row].values["pieces"]).float().to(device)
         found: list[NDArray[np.float64]] = []
         for some in np.array_split(columns, max(1, len(columns) // 64)):
-            regions: NDArray[np.float16] = np.stack([predictions[int(j)].values["regions"] for j in some])
-            video = Encoded(torch.from_numpy(regions).float().to(device))
+            patches: NDArray[np.float16] = np.stack([predictions[int(j)].values["patches"] for j in some])
+            video = Encoded(torch.from_numpy(patches).float().to(device))
             cls = self.model.fuse_cls(video, Encoded(pieces.expand(len(some), -1, -1)))
             found.append(self.match(cls).double().cpu().numpy())
         return np.concatenate(found)
