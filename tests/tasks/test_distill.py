@@ -206,7 +206,7 @@ def test_a_run_from_a_checkpoint_to_a_student(
     assert "times faster than torch" in capsys.readouterr().out
     exported = read(tmp_path / "export").measured
     assert exported["cosine"].keys() == exported["latency"]["times faster"].keys() == {"video"}
-    assert exported["not measured"].startswith("metrics: a model that was distilled from videos alone")
+    assert exported["not measured"].startswith("metrics: a distill model that does not embed both")
     light = evilm.load(tmp_path / "export", threads=1)
     clips = sorted((small_world / "videos").glob("*.mp4"))[:3]
     assert (light.embed_videos(clips).vectors * student.embed_videos(clips).vectors).sum(1).min() > 0.97

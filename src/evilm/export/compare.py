@@ -10,13 +10,11 @@ import numpy as np
 
 from evilm import config, metrics
 from evilm.errors import EvilmError
-from evilm.inference import Embedder, softmax
+from evilm.inference import Embedder
 from evilm.inference.runtime import Threshold
 from evilm.tasks import TASKS
 from evilm.tasks.batches import caption_of
-from evilm.tasks.distill import DistillConfig
 from evilm.tasks.predictions import Prediction
-from evilm.tasks.pretrain import PretrainConfig
 from evilm.tasks.retrieval import Retrieval, RetrievalConfig
 from evilm.training import build, evaluate
 
@@ -96,17 +94,19 @@ def load_eval_data(runtime: TorchRuntime) -> EvalData:
     examples = build.examples_of(source)
     if len(examples) > _MAX_ROWS:
         examples = [examples[i * len(examples) // _MAX_ROWS] for i in range(_MAX_ROWS)]
-    settings = runtime.recipe.task
-    if isinstance(settings, PretrainConfig | DistillConfig):
+    settings: Any = runtime.recipe.task
+    kind = TASKS[settings.name]
+    if not kind.measures_exports:
+        kind = Retrieval
         settings = RetrievalConfig(max_text_len=settings.max_text_len)
-    if isinstance(settings, RetrievalConfig):
+    if kind.uses_relevance:
         update = {"protocol": "dual-encoder", "embed_dim": runtime.metadata.embed_dim}
         settings = settings.model_copy(update=update)
     facts = {"answers": runtime.metadata.answers, "classes": runtime.metadata.classes}
-    constructor: Any = TASKS[settings.name]
+    constructor: Any = kind
     task: VideoTextTask = constructor(runtime.model, runtime.vocabulary, settings, facts).eval()
     truth = (source.annotations if source.annotations.is_dir() else source.annotations.parent) / "world.jsonl"
-    if isinstance(task, Retrieval) and truth.is_file():
+    if task.uses_relevance and truth.is_file():
         task.relevance = evaluate.by_truth(truth)
     loader = build.make_loader(runtime.recipe, task, examples, train=False)
     try:
@@ -123,17 +123,16 @@ def load_eval_data(runtime: TorchRuntime) -> EvalData:
 
 def why_not_measurable(runtime: TorchRuntime) -> str:
     """Why a checkpoint has no metric to compare, whatever data are here; empty where it has one."""
-    settings, heads = runtime.recipe.task, runtime.metadata.heads
-    if isinstance(settings, PretrainConfig) and "embed_video" not in heads:
-        return "a model that was pre-trained without the contrastive objective has no retrieval metric"
-    if isinstance(settings, DistillConfig) and "embed_text" not in heads:
-        return "a model that was distilled from videos alone has no retrieval metric"
+    kind = TASKS[runtime.recipe.task.name]
+    if not kind.measures_exports and not {"embed_video", "embed_text"} <= {*runtime.metadata.heads}:
+        return f"a {kind.name} model that does not embed both videos and texts has no retrieval metric"
     return "" if _source(runtime) is not None else "the checkpoint's recipe names no validation data"
 
 
 def _source(runtime: TorchRuntime) -> SourceConfig | None:
     data = runtime.recipe.data
-    return data.validation or (data.test if runtime.metadata.task == "linear_probe" else None)
+    # Data sets of action classes, for probes of a frozen model, have no validation split.
+    return data.validation or (data.test if TASKS[runtime.recipe.task.name].frozen_model else None)
 
 
 def reference(
@@ -174,29 +173,11 @@ def evaluate_rows(embedder: Embedder, data: EvalData) -> tuple[Metrics, dict[str
 
     Gated are R@1, R@5 and R@10 in both directions for retrieval, else the task's primary metric.
     """
-    name = data.task.name
-    values: list[dict[str, Any]]
-    if name == "retrieval":
-        video = embedder.embed_frames(data.frames)
-        text = embedder.embed_texts([caption_of(example, None) for example in data.examples])
-        values = [{"video": v, "text": t} for v, t in zip(video, text, strict=True)]
-    elif name == "question_answering":
-        questions = embedder.encode_texts([example.question or "" for example in data.examples])
-        logits, _ = embedder.score_fused("answer", embedder.encode_frames(data.frames), questions)
-        answers = embedder.metadata.answers
-        values = [{"answer": answers[int(p.argmax())], "probability": float(p.max())} for p in map(softmax, logits)]
-    elif name == "multiple_choice":
-        videos = embedder.encode_frames(data.frames)
-        values = [
-            {"probabilities": softmax(embedder.score_choices(videos[i : i + 1], row.choices, row.question)[0])}
-            for i, row in enumerate(data.examples)
-        ]
-    else:
-        values = [{"logits": row} for row in embedder.score_classes(data.frames)]
+    values = data.task.predict_export(embedder, data.examples, data.frames)
     readable = [bool(ok) for ok in data.readable]
     predictions = [Prediction(*row) for row in zip(data.examples, readable, values, strict=True)]
     result = data.task.compute_metrics(predictions)
-    if not isinstance(data.task, Retrieval):
+    if not data.task.uses_relevance:
         return result, {data.task.primary_metric: np.array([row["score"] for row in result.rows])}
     cosines = np.stack([row["text"] for row in values]) @ np.stack([row["video"] for row in values]).T
     cosines[:, ~data.readable] = -np.inf

@@ -15,7 +15,8 @@ from evilm.tasks.pretrain import Pretrain
 from evilm.tasks.question_answering import QuestionAnswering
 from evilm.tasks.reconstruction import ReconstructionTask
 from evilm.tasks.retrieval import Retrieval
-from evilm.tasks.task import Parts, Task, TaskConfig, VideoTextTask
+from evilm.tasks.settings import TaskConfig
+from evilm.tasks.task import Parts, Task, VideoTextTask
 from evilm.tasks.tokenizer import TokenizerTask
 
 TASKS: dict[str, type[Task]] = {

@@ -26,7 +26,8 @@ from evilm.model.heads import EmbeddingHead
 from evilm.progress import Meter
 from evilm.tasks.batches import caption_of
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, Parts, TaskConfig, Teacher, TextTaskConfig, VideoTextTask
+from evilm.tasks.settings import TaskConfig, TextTaskConfig
+from evilm.tasks.task import Facts, Parts, Teacher, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:

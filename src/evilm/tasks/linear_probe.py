@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from evilm import metrics
 from evilm.model.layers import init_weights
 from evilm.tasks.batches import masked_prediction
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, TaskConfig, VideoTextTask
+from evilm.tasks.settings import TaskConfig
+from evilm.tasks.task import Facts, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from evilm.data.vocabulary import Vocabulary
@@ -43,6 +45,7 @@ class LinearProbe(VideoTextTask):
     config_class: ClassVar[type[TaskConfig]] = LinearProbeConfig
     primary_metric: ClassVar[str] = "accuracy"
     frozen_model: ClassVar[bool] = True
+    measures_exports: ClassVar[bool] = True
     required: ClassVar[str] = "class label"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: LinearProbeConfig, facts: Facts) -> None:
@@ -104,6 +107,9 @@ class LinearProbe(VideoTextTask):
             Prediction(example, bool(ok), {"logits": logits[i]})
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
+
+    def predict_export(self, embedder: Any, examples: Sequence[Example], frames: NDArray[np.uint8]) -> list[Facts]:
+        return [{"logits": row} for row in embedder.score_classes(frames)]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Top-1 and top-5 accuracy, and the confusion of classes."""

@@ -17,12 +17,14 @@ from evilm import losses
 from evilm.errors import ConfigError, DataError
 from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.predictions import Metrics, Prediction, cannot_tell, rows_by_kind, scored_rows
-from evilm.tasks.task import AnswerTaskConfig, EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
+from evilm.tasks.settings import AnswerTaskConfig, EmbeddingTaskConfig, TaskConfig
+from evilm.tasks.task import Facts, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from evilm.data.vocabulary import Vocabulary
@@ -49,6 +51,7 @@ class MultipleChoice(VideoTextTask):
     config_class: ClassVar[type[TaskConfig]] = MultipleChoiceConfig
     primary_metric: ClassVar[str] = "accuracy"
     zero_shot: ClassVar[bool] = True
+    measures_exports: ClassVar[bool] = True
     required: ClassVar[str] = "options"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: MultipleChoiceConfig, facts: Facts) -> None:
@@ -108,6 +111,14 @@ class MultipleChoice(VideoTextTask):
             Prediction(example, bool(ok), {"probabilities": scores[i][: len(example.choices)]})
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
+
+    def predict_export(self, embedder: Any, examples: Sequence[Example], frames: NDArray[np.uint8]) -> list[Facts]:
+        videos = embedder.encode_frames(frames)
+        logits = [
+            torch.from_numpy(embedder.score_choices(videos[i : i + 1], row.choices, row.question)[0]).float()
+            for i, row in enumerate(examples)
+        ]
+        return [{"probabilities": torch.softmax(row, -1).numpy()} for row in logits]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Accuracy, also by kind; a tie for the first place counts in part, a row with NaN scores counts as wrong."""

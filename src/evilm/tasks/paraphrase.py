@@ -17,7 +17,8 @@ from evilm import distributed, losses, metrics
 from evilm.model.heads import EmbeddingHead
 from evilm.tasks.batches import same_video
 from evilm.tasks.predictions import Metrics, Prediction, own_video, scored_rows
-from evilm.tasks.task import EmbeddingTaskConfig, Facts, TaskConfig, VideoTextTask
+from evilm.tasks.settings import EmbeddingTaskConfig, TaskConfig
+from evilm.tasks.task import Facts, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from evilm.model.tokenizer import FrameEncoder
 from evilm.tasks import masking
 from evilm.tasks.batches import gather_texts, local_rows, masked_prediction, same_video
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, PairTaskConfig, Parts, TaskConfig, VideoTextTask
+from evilm.tasks.settings import PairTaskConfig, TaskConfig
+from evilm.tasks.task import Facts, Parts, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:

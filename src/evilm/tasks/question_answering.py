@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ from evilm.losses import IGNORE
 from evilm.model.heads import AnswerHead
 from evilm.tasks.batches import masked_prediction
 from evilm.tasks.predictions import Metrics, Prediction, cannot_tell, rows_by_kind, scored_rows
-from evilm.tasks.task import AnswerTaskConfig, Facts, TaskConfig, VideoTextTask
+from evilm.tasks.settings import AnswerTaskConfig, TaskConfig
+from evilm.tasks.task import Facts, VideoTextTask
 from evilm.types import Losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
@@ -43,6 +46,7 @@ class QuestionAnswering(VideoTextTask):
     title: ClassVar[str] = "Question answering"
     config_class: ClassVar[type[TaskConfig]] = QuestionAnsweringConfig
     primary_metric: ClassVar[str] = "accuracy"
+    measures_exports: ClassVar[bool] = True
     required: ClassVar[str] = "question with an answer"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: QuestionAnsweringConfig, facts: Facts) -> None:
@@ -82,6 +86,13 @@ class QuestionAnswering(VideoTextTask):
             Prediction(example, bool(ok), {"answer": self.answers[int(k)], "probability": float(p)})
             for example, ok, k, p in zip(batch.examples, batch.readable, best, probability, strict=True)
         ]
+
+    def predict_export(self, embedder: Any, examples: Sequence[Example], frames: NDArray[np.uint8]) -> list[Facts]:
+        questions = embedder.encode_texts([example.question or "" for example in examples])
+        logits, _ = embedder.score_fused("answer", embedder.encode_frames(frames), questions)
+        probability, best = torch.softmax(torch.from_numpy(logits).float(), -1).max(-1)
+        pairs = zip(best, probability, strict=True)
+        return [{"answer": self.answers[int(k)], "probability": float(p)} for k, p in pairs]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Accuracy over all questions, and by kind."""

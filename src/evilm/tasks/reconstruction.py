@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from evilm import distributed, losses
 from evilm.model.reconstruction import FeatureTokenizer, PixelTokenizer, TeacherConfig
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, Parts, Task, TaskConfig, TokenizerTrainingConfig
+from evilm.tasks.settings import TaskConfig, TokenizerTrainingConfig
+from evilm.tasks.task import Facts, Parts, Task
 from evilm.types import Losses
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead
 from evilm.tasks.batches import caption_of, gather_texts, local_rows, same_video
 from evilm.tasks.predictions import Metrics, Prediction, own_video, scored_rows
-from evilm.tasks.task import Facts, PairTaskConfig, TaskConfig, VideoTextTask
+from evilm.tasks.settings import PairTaskConfig, TaskConfig
+from evilm.tasks.task import Facts, VideoTextTask
 from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Retrieval(VideoTextTask):
     config_class: ClassVar[type[TaskConfig]] = RetrievalConfig
     primary_metric: ClassVar[str] = "R@1"
     zero_shot: ClassVar[bool] = True
+    measures_exports: ClassVar[bool] = True
     uses_relevance: ClassVar[bool] = True
     required: ClassVar[str] = "caption"
 
@@ -134,6 +136,10 @@ class Retrieval(VideoTextTask):
                 row["pieces"] = text.tokens[i][text.mask[i]].half().cpu().numpy()
         rows = zip(batch.examples, batch.readable, values, strict=True)
         return [Prediction(example, bool(ok), value) for example, ok, value in rows]
+
+    def predict_export(self, embedder: Any, examples: Sequence[Example], frames: NDArray[np.uint8]) -> list[Facts]:
+        video, text = embedder.embed_frames(frames), embedder.embed_texts([caption_of(row, None) for row in examples])
+        return [{"video": v, "text": t} for v, t in zip(video, text, strict=True)]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """R@1/5/10 and median rank, both directions."""

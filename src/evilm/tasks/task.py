@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
-from pydantic import Field
 from torch import nn
 
-from evilm.config import Config
 from evilm.data.teacher_targets import ClipEncoder
 from evilm.errors import ConfigError, DataError
-from evilm.model.tokenizer import TokenizerConfig
 from evilm.tasks.batches import caption_of, captions_of
 from evilm.tasks.predictions import own_video
 
@@ -31,65 +28,10 @@ if TYPE_CHECKING:
     from evilm.model.evilm import EViLM
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.tasks.predictions import Metrics, Prediction
+    from evilm.tasks.settings import TaskConfig
     from evilm.types import Batch, Encoded, Example, Losses, Text
 
 Facts = dict[str, Any]  # JSON-able facts of the training split that a checkpoint needs, such as the list of answers
-
-
-class TaskConfig(Config):
-    """Settings of a task; each task extends them beside its code and gives them a literal ``name``."""
-
-    name: Any  # a literal in each task
-    scoring_protocol: ClassVar[str] = "zero-shot"  # how multiple choice names scores by this task's heads
-
-    def scoring_head(self) -> Literal["match", "embed"]:
-        """The head by which a model of this task scores a video and a text."""
-        return "match"
-
-
-class TextTaskConfig(TaskConfig):
-    """Settings of tasks that read texts."""
-
-    max_text_len: int = Field(default=30, gt=2, description="longest text in word pieces")
-
-
-class FocalTaskConfig(TextTaskConfig):
-    """Settings of tasks whose loss may be focal."""
-
-    focal_gamma: float = Field(default=0.0, ge=0, description="gamma of a focal loss on easy rows; 0 is cross-entropy")
-
-
-class AnswerTaskConfig(FocalTaskConfig):
-    """Settings of tasks that answer questions or choose options."""
-
-    text_only: bool = Field(default=False, description="text-only baseline: questions or options without the video")
-
-
-class EmbeddingTaskConfig(FocalTaskConfig):
-    """Settings of tasks that embed videos and texts in one space."""
-
-    embed_dim: int = Field(default=512, gt=0, description="width of the embeddings")
-    temperature: float = Field(default=0.05, gt=0, description="initial value of the learned temperature of cosines")
-
-
-class PairTaskConfig(EmbeddingTaskConfig):
-    """Settings of tasks that are trained on pairs of a video and a text."""
-
-    contrastive_weight: float = Field(
-        default=1.0, ge=0, description="weight of the contrastive loss of the embeddings; 0 trains none"
-    )
-    vtm_weight: float = Field(default=0.0, ge=0, description="weight of video-text matching by fusion; 0 trains none")
-
-
-class TokenizerTrainingConfig(TaskConfig):
-    """Settings of tasks that train a video tokenizer."""
-
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    num_frames: int = Field(default=4, gt=0, description="frames of a clip")
-    codebook_weight: float = Field(
-        default=1.0, ge=0, description="weight of the codebook loss; of a divergence with gumbel codes: take 0.001"
-    )
-    commitment_weight: float = Field(default=1.0, ge=0, description="weight of the commitment loss")
 
 
 class Teacher(ClipEncoder, Protocol):
@@ -142,6 +84,7 @@ class Task(nn.Module, ABC):
         accepts_features: whether cached features of a frozen backbone can replace the frames.
         frozen_model: whether only the head is trained.
         zero_shot: whether a checkpoint of another task can be evaluated as this one.
+        measures_exports: whether ``predict_export`` is implemented; exports of other tasks are measured by retrieval.
         uses_relevance: whether its metrics depend on which videos are relevant for which text.
         required: what each row must have, in words; see ``lacks``.
     """
@@ -155,6 +98,7 @@ class Task(nn.Module, ABC):
     accepts_features: ClassVar[bool] = False
     frozen_model: ClassVar[bool] = False
     zero_shot: ClassVar[bool] = False
+    measures_exports: ClassVar[bool] = False
     uses_relevance: ClassVar[bool] = False
     required: ClassVar[str] = ""
 
@@ -265,6 +209,16 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Metrics of a whole split."""
+
+    def predict_export(self, embedder: Any, examples: Sequence[Example], frames: NDArray[np.uint8]) -> list[Facts]:
+        """``Prediction.values`` of rows by an exported model; for tasks with ``measures_exports``.
+
+        Args:
+            embedder: the model, an ``evilm.inference.Embedder``.
+            examples: the rows.
+            frames: (n, T, H, W, 3) of their clips.
+        """
+        raise NotImplementedError
 
     # What it holds.
 

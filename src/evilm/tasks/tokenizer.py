@@ -13,7 +13,8 @@ from evilm.model.tokenizer import Tokenizer
 from evilm.tasks.batches import caption_of
 from evilm.tasks.caption_words import CaptionWords, Kind
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
-from evilm.tasks.task import Facts, Parts, Task, TaskConfig, TokenizerTrainingConfig
+from evilm.tasks.settings import TaskConfig, TokenizerTrainingConfig
+from evilm.tasks.task import Facts, Parts, Task
 from evilm.types import Losses
 
 if TYPE_CHECKING:
