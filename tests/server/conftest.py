@@ -178,7 +178,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, offset in (("retrieval", 0.0), ("pretrain", 0.5)):
         folder = home / name
         folder.mkdir()
-        (folder / "run.json").write_text(json.dumps({"task": name, "recipe": {"run": {"seed": 0}}, "beginnings": []}))
+        (folder / "run.json").write_text(json.dumps({"task": name, "recipe": {"run": {"seed": 0}}, "starts": []}))
         rows = [{"step": step, "loss": offset + 2 / (1 + step / 20), "lr": 1e-3} for step in range(1, 81)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "validation.jsonl").write_text(

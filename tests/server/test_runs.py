@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def make_run(folder: Path, steps: int) -> None:
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"task": "retrieval", "recipe": {"seed": 0}, "beginnings": []}))
+    (folder / "run.json").write_text(json.dumps({"task": "retrieval", "recipe": {"seed": 0}, "starts": []}))
     lines = [json.dumps({"step": step, "loss": 1 / step, "lr": 0.1}) for step in range(1, steps + 1)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 99')  # a run that is writing
     (folder / "evaluation").mkdir()

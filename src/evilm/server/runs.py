@@ -56,7 +56,7 @@ class Runs:
         return {
             **self._row(name, folder),
             "recipe": json.dumps(about.get("recipe", {}), indent=2),
-            "machine": (about.get("beginnings") or [{}])[-1].get("machine", {}),
+            "machine": (about.get("starts") or [{}])[-1].get("machine", {}),
             "metrics": _thinned(_lines(folder / "metrics.jsonl")),
             "validation": _thinned(_lines(folder / "validation.jsonl")),
             "evaluation": evaluations[0] if evaluations else None,
