@@ -54,9 +54,11 @@ def test_no_sum_of_two_products_overflows_16_bits(exported: Path, form: str) -> 
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         sources = {output: node for node in graph.node for output in node.output}
         for node in graph.node:
-            source = sources.get(node.input[1]) if node.op_type in ("Conv", "MatMul", "Gemm") else None
-            if source is not None and source.op_type == "DequantizeLinear" and source.input[0] in arrays:
-                weights = arrays[source.input[0]].astype(np.int64)
-                assert 255 * 2 * np.abs(weights).max() < 2**15
+            name = node.input[1] if node.op_type == "MatMulIntegerToFloat" else ""
+            if node.op_type in ("Conv", "Gemm") and sources.get(node.input[1]) is not None:
+                name = sources[node.input[1]].input[0]
+            if name in arrays:
+                assert arrays[name].dtype == np.int8
+                assert 255 * 2 * np.abs(arrays[name].astype(np.int64)).max() < 2**15
                 count += 1
     assert count > 10

@@ -223,7 +223,7 @@ def test_a_damaged_export_is_an_error(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, copy)
     whole = (copy / "fusion.onnx").read_bytes()
     (copy / "fusion.onnx").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"fusion.onnx: damaged \(its checksum is not the manifest's\)"):
+    with pytest.raises(CheckpointError, match=r"fusion.onnx: damaged"):
         evilm.load(copy)
     (copy / "fusion.onnx").unlink()
     with pytest.raises(CheckpointError, match=r"fusion.onnx: missing"):

@@ -27,6 +27,7 @@ Precision = Literal["int8", "int8/fp32", "int8 matrices", "fp32"]
 
 _SENSITIVE_RATIO = 0.25  # of layers that "int8/fp32" leaves in fp32
 _FRAMES_PER_CALL = 4
+_DOMAIN = "com.microsoft"  # of the operators of ONNX Runtime itself
 
 
 def calibration_feeds(
@@ -111,10 +112,47 @@ def quantize(source: Path, target: Path, precision: Precision, feeds: Sequence[F
         ort.quantize_dynamic(
             str(plain), str(target), op_types_to_quantize=["Gather"], per_channel=True, weight_type=ort.QuantType.QInt8
         )
+        model = onnx.load(target)
+        fuse_products(model)
+        onnx.save(model, target)
     finally:
         logging.disable(before)
         plain.unlink(missing_ok=True)
     return spared
+
+
+def fuse_products(model: Any) -> None:
+    """Replace dequantizers, product and bias by one operator; ONNX Runtime itself leaves the bias out (8 % slower)."""
+    import onnx
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    sources = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes: list[Any] = []
+    biases: list[Any] = []  # additions that are part of a product now
+    for node in graph.node:
+        pair = [sources[name] for name in node.input if name in sources] if node.op_type == "MatMul" else []
+        if [each.op_type for each in pair] != ["DequantizeLinear"] * 2 or pair[1].input[0] not in constants:
+            nodes.append(node)
+            continue
+        inputs = [each.input[i] for i in range(3) for each in pair]  # values, scales, zero points
+        output, after = node.output[0], readers.get(node.output[0], [])
+        if len(after) == 1 and after[0].op_type == "Add":
+            (bias,) = [name for name in after[0].input if name != output]
+            if bias in constants and len(constants[bias].dims) == 1:
+                inputs.append(bias)
+                output = after[0].output[0]
+                biases.append(after[0])
+        nodes.append(onnx.helper.make_node("MatMulIntegerToFloat", inputs, [output], node.name, domain=_DOMAIN))
+    read = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    kept = [node for node in nodes if node not in biases and any(name in read for name in node.output)]
+    del graph.node[:]
+    graph.node.extend(kept)
+    model.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
 
 
 def sensitive_layers(path: Path, feeds: Sequence[Feed]) -> list[str]:
