@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import runpy
 import shutil
 import signal
@@ -160,14 +161,17 @@ assert run(["cost", "evilm-tiny"]) == 2
 
 
 def test_help_comes_at_once() -> None:
-    """The best of three, as other tests run beside this one; as a module, which is the console script's function."""
-    import time
+    """Less than half a second of processor time, the best of three, whatever else runs on the machine."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
 
     seconds: list[float] = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = used()
         done = subprocess.run([sys.executable, "-m", "evilm", "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(used() - before)
         assert "quickstart" in done.stdout
     assert min(seconds) < 0.5
 
