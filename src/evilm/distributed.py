@@ -81,8 +81,9 @@ def uses_bf16(name: Precision, where: torch.device) -> bool:
         return name == "bf16"
     if where.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    # AMX or AVX-512 BF16; other CPUs emulate bfloat16, several times slower than float32.
-    return where.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    # AMX or AVX-512 BF16; other CPUs emulate bfloat16, several times slower than float32. torch may be limited to AVX2.
+    has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return where.type == "cpu" and has_bf16 and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def launched() -> bool:
