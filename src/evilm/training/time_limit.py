@@ -45,4 +45,4 @@ class TimeLimit:
         left = (1 - RESERVE) * self.seconds - elapsed
         fitting = step + max(1, int(left / rate)) if rate > 0 else total
         # A small excess is tolerated, so that noise of the clock does not change the schedule again and again.
-        return fitting if fitting < total and rate * (total - step) > left + RESERVE * self.seconds / 2 else total
+        return fitting if fitting < total and rate * (total - step) > left + RESERVE * self.seconds else total
