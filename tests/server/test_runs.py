@@ -27,7 +27,7 @@ def test_runs_are_listed_and_shown(tmp_path: Path) -> None:
     make_run(tmp_path / "other", 5000)
     runs = Runs((tmp_path,))
     rows = runs.list()
-    assert {row["name"]: row["step"] for row in rows} == {"retrieval": 40, "other": 5000}
+    assert {row["name"]: row["step"] for row in rows} == {"demo/retrieval": 40, "other": 5000}
     long = next(row for row in rows if row["name"] == "other")
     run = runs.get(long["run"])
     assert run is not None

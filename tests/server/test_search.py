@@ -15,6 +15,7 @@ import pytest
 
 import evilm
 from evilm.search.index import VideoIndex
+from evilm.server.library import Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,13 @@ def test_a_minus_takes_away_and_a_plus_adds(site: Any) -> None:
 def test_words_of_the_query_that_a_segment_matches_are_listed(site: Any) -> None:
     rows = site.search(text="red square", filters={"name": "long"}, limit=3)["hits"]
     assert all(set(row["words"]) <= {"red", "square"} for row in rows)
-    assert any(row["words"] for row in site.search(text="green circle blue square", limit=30)["hits"])
+    like = site.search(segment=site.hit("trip1.mp4")["segment"], text="circle square", limit=30)["hits"]
+    assert not any(row["words"] for row in like if not row["good"]), "nothing is claimed of weak hits"
+    library = site.services.catalog.library
+    hits = library.search(Request(plus=("green circle and the square",), count=40))
+    words = library.matching_words(Request(plus=("green circle and the square",)), list(hits))
+    assert {word for row in words for word in row} <= {"green", "circle", "square"}
+    assert any(words)
 
 
 def test_more_like_a_segment_finds_it_first(site: Any) -> None:

@@ -173,9 +173,10 @@ class Catalog:
             ordered.sort(key=lambda hit: _order(self._video(hit.video_id), body.sort))
         page = ordered[offset : offset + body.limit]
         more = bool(page) and offset + len(page) < (hits.total if body.sort == "score" else len(ordered))
-        words = self.library.matching_words(request, page)
+        good = [hit for hit in page if hit.score >= GOOD]
+        words = dict(zip(good, self.library.matching_words(request, good), strict=True))
         return schemas.SearchOut(
-            hits=[self._of_hit(hit, root, own) for hit, own in zip(page, words, strict=True)],
+            hits=[self._of_hit(hit, root, words.get(hit, [])) for hit in page],
             next=str(offset + len(page)) if more else None, total=hits.total, good=hits.good,
             no_good_match=hits.no_good_match, seconds=time.perf_counter() - began,
             query={"plus": list(plus), "minus": list(minus)},

@@ -203,11 +203,11 @@ class Library:
         return _combine(index, request, self._embed(index, {*request.plus, *request.minus}))
 
     def matching_words(self, request: Request, hits: Sequence[Hit]) -> list[list[str]]:
-        """For each hit, the words of the query that its segment matches, the best first; none for a single word."""
+        """For each hit, the words of the query that its segment matches, the best first."""
         words = [word.strip(".,;:!?'\"").lower() for text in request.plus for word in text.split()]
         words = list(dict.fromkeys(word for word in words if len(word) > 2 and word not in _STOP_WORDS))[:8]
         index = self.need()
-        words = [word for word in words if index.model.unknown_share([word]) == 0] if len(words) > 1 else []
+        words = [word for word in words if index.model.unknown_share([word]) == 0]
         if not words or not hits:
             return [[] for _ in hits]
         vectors = self._embed(index, set(words))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import hashlib
 import json
@@ -51,7 +50,7 @@ class Runs:
         if folder is None:
             return None
         about = _json(folder / "run.json")
-        evaluations = [_json(path) for path in sorted(folder.glob("evaluation*/metrics.json"))]
+        evaluation = next((_json(path) for path in sorted(folder.glob("evaluation*/metrics.json"))), None)
         samples = [line for path in sorted(folder.glob("evaluation*/predictions.jsonl"))[:1] for line in _lines(path)]
         return {
             **self._row(name, folder),
@@ -59,13 +58,22 @@ class Runs:
             "machine": (about.get("starts") or [{}])[-1].get("machine", {}),
             "metrics": _thinned(_lines(folder / "metrics.jsonl")),
             "validation": _thinned(_lines(folder / "validation.jsonl")),
-            "evaluation": evaluations[0] if evaluations else None,
+            "evaluation": evaluation,
             "masked": _masked(folder / "masked.json"),
             "retrieved": [
-                {"text": row["text"], "rank": row["rank"]} for row in samples if "rank" in row and "text" in row
+                {"text": row["text"], "rank": row["rank"], "video": row.get("video"), "first": row.get("first", [])[:5]}
+                for row in samples
+                if "rank" in row and "text" in row
             ][:24],
-            "codes": _codes(evaluations),
+            "codes": _codes(folder / "evaluation"),
         }
+
+    def _name(self, folder: Path) -> str:
+        """The path of a run below its root."""
+        for root in self.roots:
+            if folder != root and folder.is_relative_to(root):
+                return folder.relative_to(root).as_posix()
+        return folder.name
 
     def _row(self, name: str, folder: Path) -> dict[str, Any]:
         about, lines = _json(folder / "run.json"), _lines(folder / "metrics.jsonl")
@@ -75,7 +83,7 @@ class Runs:
         total = about.get("total")
         return {
             "run": name,
-            "name": folder.name,
+            "name": self._name(folder),
             "task": task,
             "step": int(lines[-1].get("step", 0)) if lines else 0,
             "total": int(total) if isinstance(total, int | float) else None,
@@ -91,9 +99,8 @@ def _metric(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     if not isinstance(metrics, dict) or not metrics:
         return None
     values = cast("dict[str, float]", metrics)
-    name = next(iter(values))
-    for preferred in ("R@1", "accuracy", "score"):
-        name = preferred if preferred in values else name
+    name = str((evaluation or {}).get("primary_metric"))
+    name = name if name in values else next(iter(values))
     return {"name": name, "value": float(values[name]), "interval": (evaluation or {}).get("interval")}
 
 
@@ -140,32 +147,34 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*rows[:-1:step], rows[-1]] if rows else []
 
 
-def _masked(path: Path) -> list[dict[str, str]] | None:
-    """Clips with hidden patches that a pre-training run of the demo left, as data addresses."""
+def _masked(path: Path) -> list[dict[str, Any]] | None:
+    """Clips with hidden patches (see ``report.codes.masked_examples``): for each patch, whether the guess was right."""
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        rows = [_masked_row(row) for row in value[:16]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    rows: list[dict[str, str]] = []
-    for one in cast("list[Any]", value if isinstance(value, list) else []):
-        if isinstance(one, dict):
-            picture = cast("dict[str, Any]", one)
-            image = picture.get("image") or picture.get("jpeg")
-            if isinstance(image, str):
-                address = image if image.startswith("data:") else f"data:image/jpeg;base64,{image}"
-                try:
-                    base64.b64decode(address.partition(",")[2], validate=True)
-                except ValueError:
-                    continue
-                rows.append({"image": address, "text": str(picture.get("caption", ""))})
     return rows or None
 
 
-def _codes(evaluations: list[dict[str, Any]]) -> list[int] | None:
+def _masked_row(row: dict[str, Any]) -> dict[str, Any]:
+    hidden, words = [bool(one) for one in row["hidden"]], row["code_words"]
+    pairs = list(zip(row["labels"], row["guesses"], strict=True))
+    at = [i for i, one in enumerate(hidden) if one]
+
+    def named(codes: list[int]) -> list[str]:
+        return list(dict.fromkeys(str(word) for code in codes for word in words.get(str(code), [])[:2]))[:5]
+
+    return {
+        "text": str(row["caption"]), "grid": [int(side) for side in row["grid"]], "hidden": hidden,
+        "right": [label == guess for label, guess in pairs], "wanted": named([pairs[i][0] for i in at]),
+        "guessed": named([pairs[i][1] for i in at]),
+    }  # fmt: skip
+
+
+def _codes(folder: Path) -> list[int] | None:
     """How often each code of a tokenizer was used, in falling order."""
-    for evaluation in evaluations:
-        details = cast("dict[str, Any]", evaluation.get("details") or {})
-        counts: Any = details.get("usage") or details.get("counts")
-        if isinstance(counts, list):
-            return sorted((int(n) for n in cast("list[Any]", counts)), reverse=True)
-    return None
+    counts = _json(folder / "details.json").get("counts")
+    if not isinstance(counts, list):
+        return None
+    return sorted((n for n in cast("list[Any]", counts) if isinstance(n, int)), reverse=True)

@@ -19,8 +19,8 @@ async function call(method, path, body, options = {}) {
   }
   const json = (answer.headers.get("Content-Type") || "").includes("json");
   if (!answer.ok) {
-    const told = json ? (await answer.json()).error || {} : {};
-    throw new ApiError(answer.status, told.code || "error", told.message || `The server answered ${answer.status}.`, answer.headers.get("Retry-After"));
+    const problem = json ? (await answer.json()).error || {} : {};
+    throw new ApiError(answer.status, problem.code || "error", problem.message || `The server answered ${answer.status}.`, answer.headers.get("Retry-After"));
   }
   return json ? { status: answer.status, ...(await answer.json()) } : answer;
 }

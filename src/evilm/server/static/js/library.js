@@ -1,5 +1,5 @@
 // The index: scans, what it holds, what could not be read.
-import { bytes, clock, count, day, html, plural, useEffect, useState } from "./lib.js";
+import { bytes, clock, count, html, plural, useEffect, useState } from "./lib.js";
 import { api } from "./api.js";
 import { go } from "./route.js";
 
@@ -21,15 +21,17 @@ export function Library({ index, say, first }) {
         <details><summary>Scan another folder</summary><${Folders} start=${start} /></details>`}
     </section>
     <section class="panel"><h2>Contents</h2>
-      <dl class="tiles">${[["Videos", count(index.files)], ["Segments", count(index.segments)], ["Hours", index.hours.toFixed(1)], ["On disk", bytes(index.bytes)], ["Updated", index.updated ? day(index.updated) : "never"]].map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-      <dl class="facts">${Object.entries(index.statuses || {}).sort((a, b) => b[1] - a[1]).map(([status, n]) => html`<div><dt>${status.replaceAll("_", " ")}</dt><dd>${count(n)}</dd></div>`)}</dl>
+      <dl class="tiles">${[["Videos", count(index.files)], ["Segments", count(index.segments)], index.hours < 1 ? ["Minutes", count(Math.round(60 * index.hours))] : ["Hours", index.hours.toFixed(1)], ["Index size", bytes(index.bytes)]].map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
+      <ul class="statuses" aria-label="Files by status">${Object.entries(index.statuses || {}).sort((a, b) => b[1] - a[1]).map(([status, n]) => html`<li class=${status === "ok" ? "" : "bad"}>${count(n)} ${STATUS[status] || status.replaceAll("_", " ")}</li>`)}${index.updated ? html`<li class="plain">updated ${when(index.updated)}</li>` : null}</ul>
     </section>
     <section class="panel"><h2>Model</h2><p><strong>${index.model?.name || "none"}</strong>${index.model?.about ? `: ${index.model.about}` : ""}</p>
-      <p>${index.model?.asks ? "It answers questions." : "It cannot answer questions."}</p></section>
+      <p>${index.model?.asks ? "It answers questions about a video." : index.model?.chooses ? "It chooses among possible answers that you give; it has none of its own." : "It cannot answer questions."}</p></section>
     <${Unreadable} say=${say} total=${Object.entries(index.statuses || {}).reduce((sum, [status, n]) => sum + (status === "ok" ? 0 : n), 0)} />
   </div>`;
 }
 
+const STATUS = { ok: "readable", partial: "readable in part", no_video: "without video", zero_frames: "without frames", not_a_file: "not a file" };
+const when = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 const summary = (scan) => scan.state === "failed" ? `The last scan failed: ${scan.message}` : `The last scan ${scan.state === "stopped" ? "was stopped" : "is done"}: ${plural(scan.added, "video")} added, ${count(scan.changed)} changed, ${count(scan.removed)} removed, ${count(scan.unreadable)} unreadable.`;
 
 function Progress({ scan, say }) {

@@ -1,7 +1,7 @@
 // What the page shows lives in the address, so that every search and every open segment can be linked to and gone back to.
 import { useEffect, useState } from "./lib.js";
 
-const KEYS = ["view", "q", "like", "upload", "folder", "after", "before", "min", "max", "name", "sort", "segment", "run", "compare"];
+const KEYS = ["view", "q", "like", "upload", "folder", "after", "until", "min", "max", "name", "sort", "segment", "run", "compare"];
 
 export function parse(address = window.location.search) {
   const values = new URLSearchParams(address);

@@ -1,7 +1,9 @@
 // Training runs: loss curves that follow the training, metrics, what was predicted.
-import { day, html, useEffect, useRef, useState } from "./lib.js";
+import { html, useEffect, useRef, useState } from "./lib.js";
 import { api } from "./api.js";
 import { go } from "./route.js";
+
+const when = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 
 let plotter = null;
 function uplot() {
@@ -21,13 +23,13 @@ export function Runs({ route, changed, say }) {
   if (!runs.length) return html`<section class="state"><h1>No runs</h1><p>Start the server with <code>--runs FOLDER</code> to watch training runs here, or train one: <code>evilm demo</code>.</p></section>`;
   const open = [route.run, route.compare].filter(Boolean);
   return html`<div class="runs"><h1>Runs</h1>
-    <div class="table"><table><thead><tr><th>Run</th><th>Task</th><th>Steps</th><th>Result</th><th>Updated</th><th><span class="hidden">Compare</span></th></tr></thead>
+    <div class="table short" tabindex="0" role="region" aria-label="List of runs"><table><thead><tr><th>Run</th><th>Task</th><th>Steps</th><th>Result</th><th>Updated</th><th><span class="hidden">Compare</span></th></tr></thead>
       <tbody>${runs.map((run) => html`<tr class=${open.includes(run.run) ? "current" : ""}>
         <td><a href=${`?view=runs&run=${run.run}`} onClick=${(event) => (event.preventDefault(), go({ run: run.run, compare: "" }))}>${run.name}</a>${run.running ? html`<span class="pulse" title="Training"></span>` : null}</td>
         <td>${run.task.replaceAll("_", " ")}</td><td>${run.step}${run.total ? ` / ${run.total}` : ""}</td>
         <td>${run.metric ? html`${run.metric.name} <strong>${run.metric.value.toFixed(1)}</strong>${run.metric.interval ? html` <small>(${run.metric.interval.map((x) => x.toFixed(1)).join(" to ")})</small>` : null}` : "–"}</td>
-        <td>${day(run.updated)}</td>
-        <td>${route.run && route.run !== run.run ? html`<button class="quiet" onClick=${() => go({ compare: route.compare === run.run ? "" : run.run })}>${route.compare === run.run ? "Close" : "Beside"}</button>` : null}</td></tr>`)}</tbody></table></div>
+        <td>${when(run.updated)}</td>
+        <td>${route.run && route.run !== run.run ? html`<button class="quiet" onClick=${() => go({ compare: route.compare === run.run ? "" : run.run })}>${route.compare === run.run ? "Close" : "Compare"}</button>` : null}</td></tr>`)}</tbody></table></div>
     <div class=${open.length > 1 ? "two" : ""}>${open.map((id) => html`<${Run} key=${id} id=${id} version=${changed[id] || 0} say=${say} />`)}</div></div>`;
 }
 
@@ -43,11 +45,23 @@ function Run({ id, version, say }) {
     ${evaluation ? html`<dl class="tiles">${Object.entries(evaluation).filter(([name]) => !name.includes("[")).slice(0, 8).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value.toFixed(1)}</dd>${run.evaluation.chance?.[name] !== undefined ? html`<small>chance ${run.evaluation.chance[name].toFixed(1)}</small>` : null}</div>`)}</dl>` : null}
     ${run.metrics.length ? html`<h3>Training loss</h3><${Curve} rows=${run.metrics} names=${names} />` : html`<p>No steps yet.</p>`}
     ${run.validation.length > 1 ? html`<h3>Validation</h3><${Curve} rows=${run.validation} names=${checks} />` : null}
-    ${run.masked?.length ? html`<h3>Masked patches and what was predicted</h3><div class="samples">${run.masked.slice(0, 8).map((one) => html`<figure><img src=${one.image} alt="A clip with hidden patches" /><figcaption>${one.text}</figcaption></figure>`)}</div>` : null}
-    ${run.retrieved?.length ? html`<h3>Retrieved</h3><ul class="retrieved">${run.retrieved.slice(0, 12).map((one) => html`<li><span>${one.text}</span> <small>rank ${one.rank}</small></li>`)}</ul>` : null}
+    ${run.masked?.length ? html`<h3>Hidden patches and what was predicted</h3><p class="legend"><span class="cell-right"></span> right <span class="cell-wrong"></span> wrong <span class="cell-seen"></span> not hidden; one grid a frame</p><div class="samples">${run.masked.map((one) => html`<${Masked} clip=${one} />`)}</div>` : null}
+    ${run.retrieved?.length ? html`<h3>Retrieved videos</h3><div class="table short" tabindex="0" role="region" aria-label="Retrieved videos"><table><thead><tr><th>Text</th><th>Rank of the right one</th><th>First videos</th></tr></thead><tbody>${run.retrieved.map((one) => html`<tr><td>${one.text}</td><td>${one.rank}</td><td>${one.first.map((name) => html`<span class=${name === one.video ? "right" : "other"}>${name}</span> `)}</td></tr>`)}</tbody></table></div>` : null}
     ${run.codes?.length ? html`<h3>Use of codes</h3><${Bars} values=${run.codes} />` : null}
     <details><summary>Recipe</summary><pre>${run.recipe}</pre></details>
   </section>`;
+}
+
+function Masked({ clip }) {
+  const [frames, height, width] = clip.grid;
+  const hidden = clip.hidden.filter(Boolean).length;
+  const right = clip.hidden.filter((one, i) => one && clip.right[i]).length;
+  return html`<figure><svg viewBox=${`0 0 ${frames * (width + 0.6) - 0.6} ${height}`} role="img" aria-label=${`${right} of ${hidden} hidden patches predicted right`}>
+    ${clip.hidden.map((one, i) => {
+      const [frame, place] = [Math.floor(i / (height * width)), i % (height * width)];
+      return html`<rect x=${frame * (width + 0.6) + (place % width) + 0.05} y=${Math.floor(place / width) + 0.05} width="0.9" height="0.9" class=${one ? (clip.right[i] ? "cell-right" : "cell-wrong") : "cell-seen"} />`;
+    })}</svg>
+    <figcaption><strong>${clip.text}</strong><br />${right} of ${hidden} right${clip.guessed.length ? html`; predicted: ${clip.guessed.join(", ")}` : null}${clip.wanted.length ? html`; true: ${clip.wanted.join(", ")}` : null}</figcaption></figure>`;
 }
 
 const COLOURS = ["--line-1", "--line-2", "--line-3", "--line-4", "--line-5", "--line-6"];

@@ -6,11 +6,16 @@ import { Dialog, Score } from "./parts.js";
 import { Viewer } from "./viewer.js";
 
 const PAGE = 48;
+const KEYS = ["folder", "after", "until", "min", "max", "name"]; // of filters
+const NONE = Object.fromEntries(KEYS.map((key) => [key, ""]));
 const number = (text) => (text === undefined || text === "" || Number.isNaN(Number(text)) ? undefined : Number(text));
+
+// The interface leaves out the day of ``before``; people who enter a last day expect it to be included.
+const dayAfter = (iso) => new Date(Date.parse(`${iso}T00:00:00Z`) + 86400000).toISOString().slice(0, 10);
 
 export function requestOf(route) {
   const filters = {
-    folder: route.folder, after: route.after, before: route.before, name: route.name,
+    folder: route.folder, after: route.after, before: route.until && dayAfter(route.until), name: route.name,
     min_seconds: number(route.min), max_seconds: number(route.max),
   };
   const present = Object.fromEntries(Object.entries(filters).filter(([, value]) => value !== undefined && value !== ""));
@@ -18,7 +23,7 @@ export function requestOf(route) {
 }
 
 export function SearchView({ route, index, say }) {
-  const request = useMemo(() => requestOf(route), [route.q, route.like, route.upload, route.folder, route.after, route.before, route.min, route.max, route.name, route.sort]);
+  const request = useMemo(() => requestOf(route), [route.q, route.like, route.upload, route.folder, route.after, route.until, route.min, route.max, route.name, route.sort]);
   const asked = Boolean(request.text || request.segment || request.upload);
   const [found, setFound] = useState({ hits: [], next: null, state: "idle" });
   const [selected, setSelected] = useState(new Map());
@@ -95,7 +100,7 @@ export function SearchView({ route, index, say }) {
 
 function Box({ route, index, say }) {
   const [text, setText] = useState(route.q || "");
-  const [filters, setFilters] = useState(Boolean(route.folder || route.after || route.before || route.min || route.max || route.name));
+  const [filters, setFilters] = useState(KEYS.some((key) => route[key]));
   const [over, setOver] = useState(false);
   const [saved, setSaved] = useState([]);
   const [uploaded, setUploaded] = useState("");
@@ -126,7 +131,8 @@ function Box({ route, index, say }) {
     event.preventDefault();
     go({ q: text.trim(), segment: "", view: "" });
   };
-  const active = ["folder", "after", "before", "min", "max", "name"].filter((key) => route[key]).length;
+  const active = KEYS.filter((key) => route[key]).length;
+  const asked = Boolean(route.q || route.like || route.upload);
   return html`<form class=${classes("box", over && "over")} role="search" onSubmit=${submit}
       onDragOver=${(event) => (event.preventDefault(), setOver(true))} onDragLeave=${() => setOver(false)}
       onDrop=${(event) => (event.preventDefault(), setOver(false), take(event.dataTransfer.files[0]))}>
@@ -141,8 +147,8 @@ function Box({ route, index, say }) {
     </div>
     <div class="chips">
       <button type="button" class=${classes("chip", active && "on")} aria-expanded=${filters} aria-controls="filters" onClick=${() => setFilters(!filters)}>Filters${active ? ` (${active})` : ""}</button>
-      <label class="chip">Sort <select value=${route.sort || "score"} onChange=${(event) => go({ sort: event.target.value === "score" ? "" : event.target.value })}>
-        <option value="score">by score</option><option value="date">by date</option><option value="name">by name</option></select></label>
+      <label class="chip">Sort <select value=${route.sort || (asked ? "score" : "date")} onChange=${(event) => go({ sort: event.target.value === "score" ? "" : event.target.value })}>
+        ${asked ? html`<option value="score">by score</option>` : null}<option value="date">by date</option><option value="name">by name</option></select></label>
       ${route.like ? html`<button type="button" class="chip on" onClick=${() => go({ like: "" })}>Like a segment ✕</button>` : null}
       ${route.upload ? html`<button type="button" class="chip on" onClick=${() => go({ upload: "" })}>Like ${uploaded || "an upload"} ✕</button>` : null}
       ${here && (route.q || route.like) ? html`<button type="button" class="chip" aria-pressed=${isSaved} onClick=${() => keep(isSaved ? saved.filter((one) => one.query !== here) : [...saved, { name: route.q || "like a segment", query: here }])}>${isSaved ? "★ Saved" : "☆ Save"}</button>` : null}
@@ -158,11 +164,11 @@ function Filters({ route, index }) {
   return html`<fieldset id="filters" class="filters"><legend class="hidden">Filters</legend>
     <label>Folder<select value=${route.folder || ""} onChange=${set("folder")}><option value="">all folders</option>${(index.folders || []).filter(Boolean).map((folder) => html`<option value=${folder}>${folder}</option>`)}</select></label>
     <label>From<input type="date" value=${route.after || ""} onChange=${set("after")} /></label>
-    <label>To<input type="date" value=${route.before || ""} onChange=${set("before")} /></label>
+    <label>Until<input type="date" value=${route.until || ""} onChange=${set("until")} /></label>
     <label>Shortest, s<input type="number" min="0" step="0.5" inputmode="decimal" value=${route.min || ""} onChange=${set("min")} /></label>
     <label>Longest, s<input type="number" min="0" step="0.5" inputmode="decimal" value=${route.max || ""} onChange=${set("max")} /></label>
     <label>File name contains<input type="text" value=${route.name || ""} onChange=${set("name")} /></label>
-    <button type="button" class="quiet" onClick=${() => go({ folder: "", after: "", before: "", min: "", max: "", name: "" })}>Clear filters</button>
+    <button type="button" class="quiet" onClick=${() => go(NONE)}>Clear filters</button>
   </fieldset>`;
 }
 
@@ -171,12 +177,12 @@ function Heading({ found, asked, route, index }) {
     return html`<section class="state" role="alert"><h1>This search did not work</h1><p>${found.error.message}</p><button onClick=${() => go({}, { replace: true })}>Try again</button></section>`;
   if (found.state === "idle" || found.state === "loading") return html`<h1 class="results-title">${asked ? "Searching…" : ""}</h1>`;
   if (!found.hits.length) {
-    const filtered = ["folder", "after", "before", "min", "max", "name"].some((key) => route[key]);
+    const filtered = KEYS.some((key) => route[key]);
     return html`<section class="state"><h1>${index.segments ? "Nothing fits these filters" : "The index is empty"}</h1>
       <p>${filtered ? "Clear a filter, or choose a wider range." : index.segments ? "Try other words." : "Add a folder in the Index view."}</p>
-      ${filtered ? html`<button class="primary" onClick=${() => go({ folder: "", after: "", before: "", min: "", max: "", name: "" })}>Clear filters</button>` : null}</section>`;
+      ${filtered ? html`<button class="primary" onClick=${() => go(NONE)}>Clear filters</button>` : null}</section>`;
   }
-  if (!asked) return html`<h1 class="results-title">All segments <small>${plural(found.total, "segment")} of ${plural(index.files, "video")}, ${index.hours < 0.05 ? plural(Math.round(index.hours * 60), "minute") : `${index.hours.toFixed(1)} hours`}</small></h1>`;
+  if (!asked) return html`<h1 class="results-title">All segments <small>${plural(found.total, "segment")} of ${plural(index.files, "video")}, ${index.hours < 1 ? plural(Math.max(1, Math.round(index.hours * 60)), "minute") : `${index.hours.toFixed(1)} hours`}</small></h1>`;
   const took = found.seconds < 1 ? `${Math.round(1000 * found.seconds)} ms` : `${found.seconds.toFixed(1)} s`;
   if (found.no_good_match)
     return html`<section class="nomatch"><h1>No good match</h1><p>Nothing in the index seems to show this. The nearest segments are below; their scores are under 0.50.</p></section>`;

@@ -105,7 +105,7 @@ export function Viewer({ segment, hit, request, asked, step, say, index }) {
     <div class="screen">
       ${source ? html`<video ref=${player} src=${source} controls playsinline preload="metadata" onLoadedMetadata=${ready} onTimeUpdate=${(event) => setTime(event.target.currentTime)} onError=${fallback} poster=${still(segment, undefined, 360)}></video>`
         : html`<img src=${still(segment, undefined, 360)} alt=${about ? `A still of ${about.name}` : ""} />
-          ${wait ? html`<p class="wait" role="status">${wait.error || html`Preparing a version that this browser can play… <progress max="1" value=${wait.progress}></progress>`}</p>` : null}`}
+          ${wait ? html`<p class="wait" role="status">${wait.error || html`Preparing a version that this browser can play… <progress aria-label="Preparing"></progress>`}</p>` : null}`}
     </div>
     ${about && bounds ? html`
       <${Timeline} scores=${scores} segments=${video?.segments || []} duration=${duration} time=${time} bounds=${bounds} seek=${seek} asked=${asked} current=${segment} />
@@ -117,7 +117,7 @@ export function Viewer({ segment, hit, request, asked, step, say, index }) {
         <button onClick=${() => go({ like: segment, q: "", upload: "", segment: "" })}>More like this</button>
       </div>
       ${hit && asked ? html`<p class="why"><${Score} value=${hit.score} good=${hit.good} /> ${hit.words?.length ? html`<span class="words">${hit.words.map((word) => html`<span>${word}</span>`)}</span>` : null}</p>` : null}
-      ${index.model?.asks ? html`<${Ask} video=${about.video} bounds=${bounds} seek=${seek} />` : null}
+      ${index.model?.asks || index.model?.chooses ? html`<${Ask} video=${about.video} bounds=${bounds} seek=${seek} free=${index.model.asks} />` : null}
       <dl class="facts">
         <div><dt>Folder</dt><dd>${about.folder || "."}</dd></div><div><dt>Date</dt><dd>${day(about.date)}</dd></div>
         <div><dt>Length</dt><dd>${clock(duration)}</dd></div>
@@ -149,24 +149,29 @@ function Timeline({ scores, segments, duration, time, bounds, seek, asked, curre
   </div>`;
 }
 
-function Ask({ video, bounds, seek }) {
+// A question, with possible answers where the model has none of its own.
+function Ask({ video, bounds, seek, free }) {
   const [question, setQuestion] = useState("");
+  const [options, setOptions] = useState("");
   const [answer, setAnswer] = useState(null);
   const [busy, setBusy] = useState(false);
   const ask = async (event) => {
     event.preventDefault();
     if (!question.trim()) return;
+    const choices = options.split(",").map((one) => one.trim()).filter(Boolean);
+    if (!free && choices.length < 2) return setAnswer({ error: "Give at least two possible answers, separated by commas." });
     setBusy(true);
     try {
-      setAnswer({ ...(await api.ask(video, { question: question.trim(), start: bounds[0], end: bounds[1] })), question });
+      setAnswer({ ...(await api.ask(video, { question: question.trim(), start: bounds[0], end: bounds[1], choices })) });
     } catch (error) {
       setAnswer({ error: error.message });
     }
-    setBusy(false);
+    return setBusy(false);
   };
   return html`<form class="ask" onSubmit=${ask}>
     <label for="question">Ask about this segment</label>
-    <div class="box-line"><input id="question" type="text" value=${question} placeholder="What is the man doing?" onInput=${(event) => setQuestion(event.target.value)} /><button disabled=${busy}>${busy ? "…" : "Ask"}</button></div>
+    <div class="box-line"><input id="question" type="text" autocomplete="off" value=${question} placeholder=${free ? "What is the man doing?" : "What colour is it?"} onInput=${(event) => setQuestion(event.target.value)} /><button disabled=${busy}>${busy ? "…" : "Ask"}</button></div>
+    ${free ? null : html`<label class="options">Possible answers, separated by commas<input type="text" autocomplete="off" value=${options} placeholder="red, green, blue" onInput=${(event) => setOptions(event.target.value)} /></label>`}
     <div aria-live="polite">${answer ? (answer.error ? html`<p class="wait">${answer.error}</p>` : html`
       <p class="answer">${answer.certain ? html`<strong>${answer.answer}</strong>` : html`<strong>Not sure</strong>, perhaps “${answer.answer}”`} <small>${Math.round(100 * answer.probability)} % sure</small></p>
       ${answer.answers?.length > 1 ? html`<ul class="others">${answer.answers.slice(1, 4).map((one) => html`<li>${one.answer} <small>${Math.round(100 * one.probability)} %</small></li>`)}</ul>` : null}
