@@ -172,6 +172,12 @@ def _prepare(request: Request, out: Path, say: Callable[[str], None]) -> dict[st
     seconds = now - evaluating
     features = _uncached_frames(recipe, len(train)) * seconds / (len(held) * start.shape.num_frames)
     minutes, rest = divide_time(request.minutes, now - began, seconds, features)
+    if (
+        features > 30 * minutes
+    ):  # they would take longer than half of the training: encode the frames of each step instead
+        say("this machine is too slow to compute the features of all clips within the limit")
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"features": False})})
+        minutes, rest = divide_time(request.minutes, now - began, seconds, 0)
     end = dt.datetime.now().astimezone() + dt.timedelta(minutes=minutes + rest)
     say(f"training takes at most {minutes:.1f} minutes; expected end: {end:%H:%M}")
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"max_minutes": minutes})})
@@ -212,7 +218,7 @@ def divide_time(limit: float, elapsed: float, evaluation: float, features: float
 def _uncached_frames(recipe: Recipe, clips: int) -> int:
     """Frames of the training clips, in all views, whose features are computed before training."""
     crops = recipe.data.augment.crops or 0
-    views = 1 + crops * (2 if recipe.data.augment.hflip else 1)
+    views = crops * (2 if recipe.data.augment.hflip else 1)
     return clips * recipe.data.cached_frames * views if recipe.data.features else 0
 
 
