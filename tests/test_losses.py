@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from evilm import losses
-from evilm.losses import feature_distillation, relational_distillation
+from evilm.losses import feature_distillation
 from evilm.tasks.masking import IGNORE
 
 
@@ -269,35 +269,3 @@ def test_following_a_teacher_by_hand() -> None:
     assert nothing.item() == 0
     assert found.grad is not None
     assert not found.grad.any()
-
-
-def test_relations_among_videos_by_hand() -> None:
-    # The student finds nothing alike, so it gives each other video one half; the teacher finds 1 and 3 the same.
-    student = torch.eye(3, requires_grad=True)
-    teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    every = torch.ones(3, dtype=torch.bool)
-    p = math.e / (1 + math.e)
-    one = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)  # rows 1 and 3; row 2 agrees
-    loss = relational_distillation(student, teacher, None, 1.0, every)
-    assert loss.item() == pytest.approx(2 * one / 3)
-    loss.backward()
-    assert student.grad is not None
-    assert student.grad[0, 2] < 0  # towards the third
-    sharper = relational_distillation(student, teacher, None, 0.1, every)
-    assert sharper.item() == pytest.approx(2 * math.log(2) / 3, abs=2e-3)
-    two = torch.tensor([True, True, False])
-    assert relational_distillation(student, teacher, None, 1.0, two).item() == 0  # one other video: nothing to compare
-
-
-def test_relations_to_texts_by_hand() -> None:
-    student = torch.eye(2)
-    teacher = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # finds every video as like every text
-    known = torch.ones(2, dtype=torch.bool)
-    p = math.e / (1 + math.e)
-    wanted = math.log(0.5) - 0.5 * (math.log(p) + math.log(1 - p))
-    assert relational_distillation(student, teacher, (student, teacher), 1.0, known).item() == pytest.approx(wanted)
-    assert relational_distillation(student, student, (student, student), 0.3, known).item() == pytest.approx(
-        0, abs=1e-7
-    )
-    turned = relational_distillation(student, student, (student.flip(0), student.flip(0)), 1.0, known)
-    assert turned.item() == pytest.approx(0, abs=1e-7)

@@ -159,39 +159,3 @@ def feature_distillation(student: Tensor, teacher: Tensor, valid: Tensor) -> Ten
     """
     distance = 1 - (student.float() * teacher.float()).sum(-1)
     return (distance * valid).sum() / valid.sum().clamp(min=1)
-
-
-def relational_distillation(
-    student: Tensor, teacher: Tensor, partners: tuple[Tensor, Tensor] | None, temperature: float, valid: Tensor
-) -> Tensor:
-    """KL(teacher || student) of softmaxed cosines within a batch.
-
-    Between videos and texts, in both directions, it is CLIP-KD's contrastive relational distillation (Yang et al.,
-    2024). Among videos alone, each against the others, it is the loss of SEED (Fang et al., 2021) without the queue.
-
-    Args:
-        student, teacher: (B, d) embeddings, l2-normalised.
-        partners: the student's and the teacher's embeddings to compare with, in the same rows; None compares the rows
-            among themselves.
-        temperature: divides the cosines of both.
-        valid: (B,) bool, rows to use.
-
-    Returns:
-        the mean over rows; zero, with a gradient of zero, if there are fewer than two to compare with.
-    """
-    rows = valid.nonzero()[:, 0]
-    own, target = student.float()[rows], teacher.float()[rows]
-    own_partners, target_partners = (own, target) if partners is None else (each.float()[rows] for each in partners)
-    logits, wanted = own @ own_partners.T / temperature, target @ target_partners.T / temperature
-    if len(rows) < (2 if partners else 3):
-        return logits.sum() * 0
-    if partners is None:
-        others = ~torch.eye(len(rows), dtype=torch.bool, device=logits.device)
-        logits, wanted = (each[others].view(len(rows), -1) for each in (logits, wanted))
-        return _divergence(logits, wanted)
-    return (_divergence(logits, wanted) + _divergence(logits.T, wanted.T)) / 2
-
-
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of logits (B, K), mean over rows."""
-    return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)

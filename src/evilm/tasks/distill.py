@@ -1,12 +1,9 @@
 """Distillation: match a teacher's embeddings of videos, with or without captions, and of texts if there are captions.
 
 Not in the paper. The teacher is any dual encoder: an E-ViLM checkpoint with an embedding head, or a CLIP-like model
-(see ``evilm.encoders``). Two terms, after CLIP-KD (Yang et al., CVPR 2024):
-
-    cosine      distance of each embedding to the teacher's of the same video (CLIP-KD takes the squared distance of
-                unit vectors, which is two minus twice the cosine)
-    relation    divergence of the softmax over similarities within the batch (video to video, or video to text) from
-                the same softmax of the teacher
+(see ``evilm.encoders``). The loss is one minus the cosine of each embedding with the teacher's of the same video or
+text, as the feature distillation of CLIP-KD (Yang et al., CVPR 2024), which takes the squared distance of unit vectors,
+two minus twice the cosine. Its relational term made the student worse (docs/decisions.md).
 
 The teacher sees T frames from the whole clip at its own size; the student sees the frames that training samples.
 """
@@ -40,9 +37,6 @@ if TYPE_CHECKING:
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
     from evilm.types import Batch, Example
-
-
-TEMPERATURE = 0.05  # of the similarities within a batch
 
 
 class DistillConfig(TextTaskConfig):
@@ -129,9 +123,7 @@ class Distill(VideoTextTask):
         targets, known = self._video_targets(batch)
         video, targets, known = (distributed.all_gather(each) for each in (self._video(batch), targets, known))
         parts = {"cosine": losses.feature_distillation(video, targets, known)}
-        if not self.texts:
-            parts["relation"] = losses.relational_distillation(video, targets, None, TEMPERATURE, known)
-        else:
+        if self.texts:
             captions = self.captions(batch)
             has_text = torch.tensor([bool(text) for text in captions], device=batch.frames.device)
             text, text_targets, has_text = (
@@ -139,9 +131,6 @@ class Distill(VideoTextTask):
                 for each in (self._text(captions, batch), self._targets_of_texts(captions, batch), has_text)
             )
             parts["text"] = losses.feature_distillation(text, text_targets, has_text)
-            parts["relation"] = losses.relational_distillation(
-                video, targets, (text, text_targets), TEMPERATURE, known & has_text
-            )
         weights = {"text": self.config.text_weight}
         total = torch.stack([weights.get(name, 1.0) * loss for name, loss in parts.items()]).sum()
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
