@@ -39,7 +39,7 @@ class Variant:
     encode_once: bool = True
     compiled: bool = False
     recompute: bool = False
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     ema: bool = False
 
 
@@ -117,7 +117,7 @@ class Step:
         """One step; its seconds."""
         self.tasks.train()
         began = self.now()
-        pieces = batch.pieces(self.variant.accumulate)
+        pieces = batch.pieces(self.variant.grad_accum_steps)
         for piece in pieces:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.variant.bf16):
                 moved = piece.to(self.device)

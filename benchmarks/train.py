@@ -1,7 +1,7 @@
 """What a pre-training step costs, part by part, and what each way of saving time or memory is worth.
 
     python benchmarks/train.py                          # evilm-xx-small at 128x128 on the CPU, one thread
-    python benchmarks/train.py --extra compiled recompute accumulate ema
+    python benchmarks/train.py --extra compiled recompute grad_accum_steps ema
     python benchmarks/train.py --memory                 # also the peak memory of each variant, a process each
     python benchmarks/train.py --world FOLDER           # also the parts of a run's time, loading packed frames included
 

@@ -30,7 +30,7 @@ def test_rows_are_read_as_written(tmp_path: Path) -> None:
     assert list(rows) == ROWS
     assert [rows[i] for i in range(-5, 5)] == ROWS + ROWS
     assert rows[1:] == ROWS[1:]
-    assert rows.clips == table.distinct_clips(ROWS) == table.distinct_clips(rows) == 3
+    assert rows.clips == table.count_clips(ROWS) == table.count_clips(rows) == 3
     assert list(Table(tmp_path)) == ROWS
     with pytest.raises(IndexError):
         rows[5]
@@ -50,8 +50,7 @@ def test_rows_without_texts(tmp_path: Path) -> None:
 
 def test_few_rows_stay_a_list_and_many_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(table.collect(iter(ROWS)), list)
-    monkeypatch.setattr(table, "KEEP", 3)
-    monkeypatch.setattr(table, "_MAPPED", 2)
+    monkeypatch.setattr(table, "MIN_ROWS", 3)
     monkeypatch.setattr(table, "_CHUNK", 2)
     rows = table.collect(iter(ROWS), tmp_path / "cache")
     assert isinstance(rows, Table)
@@ -61,10 +60,13 @@ def test_few_rows_stay_a_list_and_many_become_a_table(tmp_path: Path, monkeypatc
 
 def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
     Table.write(tmp_path, ROWS)
-    (tmp_path / "captions.ends").write_bytes(b"")
-    with pytest.raises(DataError, match="holds no whole table of rows"):
-        Table(tmp_path)
-    with pytest.raises(DataError, match="holds no whole table of rows"):
+    for name in sorted(path.name for path in tmp_path.iterdir()):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match="is not a complete table of rows"):
+            Table(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    with pytest.raises(DataError, match="is not a complete table of rows"):
         Table(tmp_path / "nowhere")
 
 

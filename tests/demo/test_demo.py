@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -174,7 +175,11 @@ def test_the_plan_keeps_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run.store()
     total = 0.0
     for stage, runs in RUNS.items():
-        minutes = [run.limit(stage, each) for each in runs]
+        minutes: list[float] = []
+        run.began = time.monotonic()
+        for each in runs:
+            minutes.append(run.limit(stage, each))
+            run.began -= 60 * minutes[-1]
         run.found[stage] = {"seconds": 60 * sum(minutes) + OTHER[stage]}
         total += run.found[stage]["seconds"]
     assert 0.9 * 900 < total <= 900
