@@ -116,7 +116,10 @@ def main() -> None:
         make_index(Path(home) / "index", options.segments)
         began = time.perf_counter()
         server = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "evilm", "serve", f"{home}/index", "--port", "0"], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "evilm", "serve", f"{home}/index", "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         try:
             assert server.stdout is not None

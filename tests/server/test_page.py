@@ -236,9 +236,10 @@ def test_first_visit_to_first_search(visit: Any, serve: Any, world: Path, tmp_pa
         page.goto(f"{site.address}/?view=index")
         page.wait_for_selector("text=The last scan is done: 4 videos added")
         page.get_by_role("button", name=re.compile("Scan .* again")).click()
-        page.wait_for_timeout(300)
+        page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [(360, 740), (2560, 1440)], ids=["phone", "wide"])
 def test_every_view_fits_and_axe_finds_nothing_serious(

@@ -52,7 +52,7 @@ class Access:
 
     hosts: frozenset[str] = LOOPBACK
     token: str | None = None
-    max_requests: int = 256
+    max_requests: int = 128
     max_body: int = MAX_BODY
     upload_path: str = "/api/uploads"
     in_work: int = field(default=0, init=False)

@@ -58,7 +58,7 @@ function App() {
   return html`
     <a class="skip" href="#main">Skip to the results</a>
     <header class="bar">
-      <a class="brand" href="/" onClick=${(event) => (event.preventDefault(), window.history.pushState(null, "", "/"), window.dispatchEvent(new PopStateEvent("popstate")))}>
+      <a class="brand" href="/" aria-label="E-ViLM, all segments" onClick=${(event) => (event.preventDefault(), window.history.pushState(null, "", "/"), window.dispatchEvent(new PopStateEvent("popstate")))}>
         <svg viewBox="0 0 32 32" width="22" height="22" aria-hidden="true"><rect width="32" height="32" rx="7" class="brand-box" /><path d="M12 9.5v13l10-6.5z" class="brand-mark" /></svg>
         <span>E-ViLM</span>
       </a>
