@@ -171,13 +171,12 @@ def _prepare(request: Request, out: Path, say: Callable[[str], None]) -> dict[st
     now = time.monotonic()
     seconds = now - evaluating
     features = _uncached_frames(recipe, len(train)) * seconds / (len(held) * start.shape.num_frames)
-    minutes, rest = divide_time(request.minutes, now - began, seconds, features)
-    if (
-        features > 30 * minutes
-    ):  # they would take longer than half of the training: encode the frames of each step instead
-        say("this machine is too slow to compute the features of all clips within the limit")
+    minutes, rest = divide_time(request.minutes, now - began, seconds, 0)
+    if features > 0.8 * 60 * minutes:
+        say("the features of all clips take too long for the limit: frames are encoded in every step")
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"features": False})})
-        minutes, rest = divide_time(request.minutes, now - began, seconds, 0)
+    elif features:
+        minutes, rest = divide_time(request.minutes, now - began, seconds, features)
     end = dt.datetime.now().astimezone() + dt.timedelta(minutes=minutes + rest)
     say(f"training takes at most {minutes:.1f} minutes; expected end: {end:%H:%M}")
     recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"max_minutes": minutes})})
