@@ -335,10 +335,9 @@ def _order(video: Video, sort: str) -> tuple[Any, ...]:
 
 def _row(number: int, video: Video, start: float, end: float, root: Path) -> schemas.SegmentOut:
     return schemas.SegmentOut.model_construct(
-        segment=str(number), video=str(video.id), start=start, end=end, seconds=end - start,
+        segment=str(number), video=str(video.id), start=start, end=end, seconds=end - start, words=[],
         name=_printable(video.path.name), folder=_relative(video.path.parent, root), date=video.modified.isoformat(),
-        duration=video.duration, words=[],
-    )  # fmt: skip
+        duration=video.duration)  # fmt: skip
 
 
 def _printable(name: str) -> str:

@@ -10,6 +10,13 @@ import { Dialog, Keys, Toast } from "./parts.js";
 const THEMES = { auto: "Use the system's colours", light: "Light", dark: "Dark" };
 const VIEWS = [["search", "Search"], ["index", "Index"], ["runs", "Runs"]];
 
+// The search view may not be drawn yet: try for some frames.
+function focusQuery(frames) {
+  const box = document.getElementById("query");
+  if (box) box.focus();
+  else if (frames) requestAnimationFrame(() => focusQuery(frames - 1));
+}
+
 function useTheme() {
   const [theme, setTheme] = useState(localStorage.getItem("theme") || "auto");
   useEffect(() => {
@@ -46,7 +53,7 @@ function App() {
       else if (event.key === "/" && !typing) {
         event.preventDefault();
         if ((parse().view || "search") !== "search") go({ view: "" });
-        requestAnimationFrame(() => document.getElementById("query")?.focus());
+        focusQuery(60);
       } else return;
     };
     window.addEventListener("keydown", press);
