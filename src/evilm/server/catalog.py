@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import glob
 import os
 import threading
 import time
@@ -14,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evilm.errors import EvilmError, QueryError, VideoError
-from evilm.search.query import Filter, parse_day
 from evilm.server import schemas
-from evilm.server.library import Library, Request, parse_text
+from evilm.server.library import Library, Request, filter_of, parse_text
 from evilm.server.media import Part, playable
 from evilm.server.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evilm.search.query import Hit, Video
+    from evilm.search.query import Filter, Hit, Video
     from evilm.server.media import Media
 
 GOOD, PAGE = 0.5, 100  # score of a good hit; rows of lists
@@ -145,21 +143,26 @@ class Catalog:
             self._listings.clear()
 
     def _video(self, number: int) -> Video:
+        return self._videos_of([number])[number]
+
+    def _videos_of(self, numbers: Sequence[int]) -> dict[int, Video]:
+        """Videos by their ids, read once for each generation of the index."""
         with self._lock:
             self._refresh()
-            if number not in self._videos:
-                video = self.library.need().video(number)
-                if video is None:
-                    raise MissingError("video")
-                self._videos[number] = video
-            return self._videos[number]
+            for number in numbers:
+                if number not in self._videos:
+                    video = self.library.need().video(number)
+                    if video is None:
+                        raise MissingError("video")
+                    self._videos[number] = video
+            return {number: self._videos[number] for number in numbers}
 
     # Searching
 
     def search(self, body: schemas.SearchBody) -> schemas.SearchOut:
         """Answer a search; without a query, list all segments."""
         began, root = time.perf_counter(), self._current_overview().root
-        where, offset = _filter(body.filters, root), int(body.cursor or 0)
+        where, offset = filter_of(body.filters, root), int(body.cursor or 0)
         plus, minus = parse_text(body.text or "")
         if not (plus or minus or body.segment or body.upload):
             return self._list(body, where, offset, root, began)
@@ -170,13 +173,15 @@ class Catalog:
         ordered = list(hits)
         if body.sort != "score":
             ordered = [hit for hit in ordered if hit.score >= GOOD] or ordered[: body.limit]
-            ordered.sort(key=lambda hit: _order(self._video(hit.video_id), body.sort))
+            all_videos = self._videos_of([hit.video_id for hit in ordered])
+            ordered.sort(key=lambda hit: _order(all_videos[hit.video_id], body.sort))
         page = ordered[offset : offset + body.limit]
         more = bool(page) and offset + len(page) < (hits.total if body.sort == "score" else len(ordered))
+        videos = self._videos_of([hit.video_id for hit in page])
         good = [hit for hit in page if hit.score >= GOOD]
         words = dict(zip(good, self.library.matching_words(request, good), strict=True))
         return schemas.SearchOut(
-            hits=[self._of_hit(hit, root, words.get(hit, [])) for hit in page],
+            hits=[_of_hit(hit, videos[hit.video_id], root, words.get(hit, [])) for hit in page],
             next=str(offset + len(page)) if more else None, total=hits.total, good=hits.good,
             no_good_match=hits.no_good_match, seconds=time.perf_counter() - began,
             query={"plus": list(plus), "minus": list(minus)},
@@ -214,11 +219,6 @@ class Catalog:
             hits=page, next=str(following) if page and following < total else None, total=total, good=0,
             no_good_match=False, seconds=time.perf_counter() - began, query={"plus": [], "minus": []},
         )  # fmt: skip
-
-    def _of_hit(self, hit: Hit, root: Path, words: list[str]) -> schemas.SegmentOut:
-        row = _row(hit.segment_id, self._video(hit.video_id), hit.start, hit.end, root)
-        row.score, row.good, row.words = round(hit.score, 4), hit.score >= GOOD, words
-        return row
 
     # Segments and videos
 
@@ -310,19 +310,6 @@ class Catalog:
         return parts
 
 
-def _filter(filters: schemas.Filters, root: Path) -> Filter:
-    folder = None
-    if filters.folder:
-        if "\0" in filters.folder or ".." in Path(filters.folder).parts or Path(filters.folder).is_absolute():
-            raise QueryError("the folder has to be one of the indexed folders")
-        folder = root / filters.folder
-    days = [None if not day else parse_day(day) for day in (filters.after, filters.before)]
-    if any(day is not None and not 1900 <= day.year <= 9000 for day in days):
-        raise QueryError("a day has to lie between the years 1900 and 9000")
-    name = f"*{glob.escape(filters.name)}*" if filters.name else None
-    return Filter(folder, name, filters.min_seconds, filters.max_seconds, *days)
-
-
 def _bounds(start: float, end: float) -> tuple[float, float]:
     if 0 <= start < end:
         return start, end
@@ -331,6 +318,12 @@ def _bounds(start: float, end: float) -> tuple[float, float]:
 
 def _order(video: Video, sort: str) -> tuple[Any, ...]:
     return (video.path.name.lower(), video.id) if sort == "name" else (-video.modified.timestamp(), video.id)
+
+
+def _of_hit(hit: Hit, video: Video, root: Path, words: list[str]) -> schemas.SegmentOut:
+    row = _row(hit.segment_id, video, hit.start, hit.end, root)
+    row.score, row.good, row.words = round(hit.score, 4), hit.score >= GOOD, words
+    return row
 
 
 def _row(number: int, video: Video, start: float, end: float, root: Path) -> schemas.SegmentOut:

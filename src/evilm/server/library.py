@@ -6,19 +6,21 @@ as one batch, so 64 clients cost one pass of the text encoder and one matrix pro
 
 from __future__ import annotations
 
+import glob
 import queue
 import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evilm.errors import EvilmError, QueryError
 from evilm.search.index import VideoIndex
-from evilm.search.query import QueryVector
+from evilm.search.query import Filter, QueryVector, parse_day
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evilm.inference import Embedder
-    from evilm.search.query import Filter, Hit, Hits
+    from evilm.search.query import Hit, Hits
+    from evilm.server import schemas
 
 MAX_BATCH, MAX_WAITING = 64, 256
 MAX_QUESTIONS = 4  # that are answered or wait at the same time
@@ -69,6 +72,28 @@ def parse_text(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
             signs[sign].append(word)
     rest = " ".join(_TERM.sub(" ", text).split())
     return tuple([rest] if rest else []) + tuple(signs["+"]), tuple(signs["-"])
+
+
+def filter_of(filters: schemas.Filters, root: Path) -> Filter:
+    """The condition on files that a request states.
+
+    Args:
+        filters: as the request has them.
+        root: the folder that their folder is relative to.
+
+    Raises:
+        QueryError: the folder leads out of the root, or a day is none.
+    """
+    folder = None
+    if filters.folder:
+        if "\0" in filters.folder or ".." in PurePath(filters.folder).parts or PurePath(filters.folder).is_absolute():
+            raise QueryError("the folder has to be one of the indexed folders")
+        folder = root / filters.folder
+    days = [None if not day else parse_day(day) for day in (filters.after, filters.before)]
+    if any(day is not None and not 1900 <= day.year <= 9000 for day in days):
+        raise QueryError("a day has to lie between the years 1900 and 9000")
+    name = f"*{glob.escape(filters.name)}*" if filters.name else None
+    return Filter(folder, name, filters.min_seconds, filters.max_seconds, *days)
 
 
 @dataclass
