@@ -61,9 +61,9 @@ def ask(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="M",
-            help="An export, a run, a name on the hub, or a bundled model. [default: evilm-photo if bundled, else "
-            "world-tiny]",
+            metavar="MODEL",
+            show_default="a bundled model",
+            help="An export, a run, a bundled model or owner/name on the hub.",
         ),
     ] = None,
     choices: Annotated[

@@ -21,14 +21,10 @@ _SHIPPED = Path(__file__).parent / "shipped"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _HUB_FILES = ("*.json", "*.onnx", "*.safetensors", "README.md", files.MARK)
 
-# Bundled models: what each was trained on and what it recognises. A model is offered if its folder is there.
-_DESCRIPTIONS = {
-    "evilm-photo": "trained on captioned photographs and short videos; recognises everyday people, things and scenes",
-    "world-tiny": "trained on synthetic clips of moving shapes; recognises those shapes, colours and movements only",
-}
-BUNDLED = {name: text for name, text in _DESCRIPTIONS.items() if (_SHIPPED / name).is_dir()}
 TINY = "world-tiny"  # the model of `evilm quickstart`
-DEFAULT_MODEL = next(iter(BUNDLED), TINY)
+# Bundled models: what each was trained on and what it recognises.
+BUNDLED = {TINY: "trained on synthetic clips of moving shapes; recognises those shapes, colours and movements only"}
+DEFAULT_MODEL = TINY
 
 
 def open_runtime(model: str | Path, *, device: Device = "auto", threads: int | None = None) -> Runtime:
