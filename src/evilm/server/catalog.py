@@ -21,6 +21,7 @@ from evilm.server.uploads import Uploads
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from evilm.search.database import Segment
     from evilm.search.query import Filter, Hit, Video
     from evilm.server.media import Media
 
@@ -157,6 +158,12 @@ class Catalog:
                     self._videos[number] = video
             return {number: self._videos[number] for number in numbers}
 
+    def _segment(self, number: int) -> Segment:
+        segment = self.library.need().segment(number)
+        if segment is None:
+            raise MissingError("segment")
+        return segment
+
     # Searching
 
     def search(self, body: schemas.SearchBody) -> schemas.SearchOut:
@@ -194,12 +201,13 @@ class Catalog:
         index, sort = self.library.need(), "name" if body.sort == "name" else "date"
         with self._lock:
             self._refresh()
-            videos = self._listings.get((where, sort))
+            generation, videos = self._generation, self._listings.get((where, sort))
         if videos is None:
             videos = [video for video in index.videos(where) if video.num_segments]
             videos.sort(key=lambda video: _order(video, sort))
             with self._lock:
-                self._listings[where, sort] = videos
+                if generation == self._generation:  # else it may be older than the lists beside it
+                    self._listings[where, sort] = videos
                 while len(self._listings) > LISTINGS:
                     self._listings.popitem(last=False)
         total = sum(video.num_segments for video in videos)
@@ -224,17 +232,12 @@ class Catalog:
 
     def segment(self, number: int) -> schemas.SegmentOut:
         """One segment."""
-        segment = self.library.need().segment(number)
-        if segment is None:
-            raise MissingError("segment")
-        root = self._current_overview().root
+        segment, root = self._segment(number), self._current_overview().root
         return _row(segment.id, self._video(segment.video_id), segment.start, segment.end, root)
 
     def stills(self, number: int) -> tuple[Path, list[float]]:
         """The file of a segment and eight times in it."""
-        segment = self.library.need().segment(number)
-        if segment is None:
-            raise MissingError("segment")
+        segment = self._segment(number)
         length = segment.end - segment.start
         return self.path(segment.video_id), [segment.start + length * (n + 0.5) / 8 for n in range(8)]
 

@@ -173,15 +173,14 @@ class Library:
         return waiting.future.result(timeout)
 
     def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
+        closed = False
+        while not closed and (first := self._waiting.get()) is not None:
             batch = [first]
-            while len(batch) < MAX_BATCH:
-                try:
-                    more = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
+            while len(batch) < MAX_BATCH and not self._waiting.empty():  # nobody else takes from the queue
+                more = self._waiting.get_nowait()
                 if more is None:
-                    return
+                    closed = True  # after this batch
+                    break
                 batch.append(more)
             self.batches += 1
             self.searches += len(batch)
