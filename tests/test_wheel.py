@@ -66,7 +66,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Pat
     assert said(str(home / "bin" / "evilm"), "--version").startswith("evilm ")
     recipes = said(
         str(python), "-c",
-        "from evilm import recipe; path = recipe.find('world-retrieval'); recipe.load(path); print(path)",
+        "from evilm.training import recipe; path = recipe.find('world-retrieval'); recipe.load(path); print(path)",
     )  # fmt: skip
     assert Path(recipes.strip()).is_relative_to(home)
     program = "from evilm.data.vocabulary import Vocabulary; print(Vocabulary.default().size)"
