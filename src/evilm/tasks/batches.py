@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from evilm import distributed, losses
 from evilm.data import sampling
 from evilm.losses import IGNORE
-from evilm.types import Encoded
+from evilm.types import Encoded, Losses
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evilm.model.quantizer import Quantized
+    from evilm.tasks.settings import TokenizerTrainingConfig
     from evilm.types import Batch, Example
 
 
@@ -63,3 +65,24 @@ def gather_texts(text: Encoded) -> Encoded:
 def local_rows(gathered: Tensor, batch: Batch) -> Tensor:
     """The rows of this process out of those of the global batch."""
     return gathered[distributed.rank() * len(batch) :][: len(batch)]
+
+
+def with_codebook_losses(
+    name: str, loss: Tensor, weight: float, quantized: Quantized, config: TokenizerTrainingConfig
+) -> Losses:
+    """The weighted sum of a tokenizer's own loss, called ``name``, and of the losses of its codebook (Eq. 7)."""
+    total = (
+        weight * loss
+        + config.codebook_weight * quantized.loss_codebook
+        + config.commitment_weight * quantized.loss_commitment
+    )
+    counts = torch.bincount(quantized.labels.flatten(), minlength=config.tokenizer.codebook_size)
+    return Losses(
+        total,
+        {
+            name: loss.detach(),
+            "codebook": quantized.loss_codebook.detach(),
+            "commitment": quantized.loss_commitment.detach(),
+            "codes_in_batch": (distributed.all_reduce_sum(counts) > 0).sum(),
+        },
+    )

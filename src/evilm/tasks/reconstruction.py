@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from evilm import distributed, losses
+from evilm import losses
 from evilm.model.reconstruction import FeatureTokenizer, PixelTokenizer, TeacherConfig
+from evilm.tasks.batches import with_codebook_losses
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
 from evilm.tasks.settings import TaskConfig, TokenizerTrainingConfig
 from evilm.tasks.task import Facts, Parts, Task
-from evilm.types import Losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from evilm.types import Batch, Example
+    from evilm.types import Batch, Example, Losses
 
 
 class ReconstructionConfig(TokenizerTrainingConfig):
@@ -77,21 +77,7 @@ class ReconstructionTask(Task):
     def losses(self, batch: Batch) -> Losses:
         output, quantized = self.tokenizer(batch.frames)
         error = losses.reconstruction(output, self.tokenizer.targets(batch.frames))
-        total = (
-            error
-            + self.config.codebook_weight * quantized.loss_codebook
-            + self.config.commitment_weight * quantized.loss_commitment
-        )
-        counts = torch.bincount(quantized.labels.flatten(), minlength=self.config.tokenizer.codebook_size)
-        return Losses(
-            total,
-            {
-                "reconstruction": error.detach(),
-                "codebook": quantized.loss_codebook.detach(),
-                "commitment": quantized.loss_commitment.detach(),
-                "codes_in_batch": (distributed.all_reduce_sum(counts) > 0).sum(),
-            },
-        )
+        return with_codebook_losses("reconstruction", error, 1.0, quantized, self.config)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:

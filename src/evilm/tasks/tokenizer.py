@@ -8,21 +8,20 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from evilm import distributed, losses, metrics
+from evilm import losses, metrics
 from evilm.model.tokenizer import Tokenizer
-from evilm.tasks.batches import caption_of
+from evilm.tasks.batches import caption_of, with_codebook_losses
 from evilm.tasks.caption_words import CaptionWords, Kind
 from evilm.tasks.predictions import Metrics, Prediction, scored_rows
 from evilm.tasks.settings import TaskConfig, TokenizerTrainingConfig
 from evilm.tasks.task import Facts, Parts, Task
-from evilm.types import Losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from evilm.types import Batch, Example
+    from evilm.types import Batch, Example, Losses
 
 
 class TokenizerTaskConfig(TokenizerTrainingConfig):
@@ -82,21 +81,7 @@ class TokenizerTask(Task):
         targets = torch.from_numpy(self._targets(batch)).to(logits.device)
         of_words = losses.focal_words if self.config.word_loss == "focal" else losses.bce_words
         words = of_words(logits, targets)  # Eq. 6
-        total = (  # Eq. 7
-            self.config.word_weight * words
-            + self.config.codebook_weight * quantized.loss_codebook
-            + self.config.commitment_weight * quantized.loss_commitment
-        )
-        counts = torch.bincount(quantized.labels.flatten(), minlength=self.config.tokenizer.codebook_size)
-        return Losses(
-            total,
-            {
-                "words": words.detach(),
-                "codebook": quantized.loss_codebook.detach(),
-                "commitment": quantized.loss_commitment.detach(),
-                "codes_in_batch": (distributed.all_reduce_sum(counts) > 0).sum(),
-            },
-        )
+        return with_codebook_losses("words", words, self.config.word_weight, quantized, self.config)  # Eq. 7
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
