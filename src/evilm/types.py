@@ -192,7 +192,7 @@ class Encoded:
         mask: (B, L) bool, True where there is a token; None when there is no padding.
         grid: how the N patches lie; None for text.
         pooled: (B, C) mean backbone feature of a video, or (B, 2 d) pooled word pieces of a text, for embeddings; None
-            unless the model has ``pooled_skip``.
+            unless embeddings use them (``ModelConfig.embedding``).
     """
 
     tokens: Tensor

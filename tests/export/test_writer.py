@@ -280,7 +280,7 @@ def test_a_model_with_pooled_skip_is_exported_and_indexed(
     make_recipe: Callable[..., Recipe], tiny: ModelConfig, small_world: Path, tmp_path: Path, int8: bool
 ) -> None:
     """Its export gives the checkpoint's vectors, and an index of either finds the same clips."""
-    model = tiny.model_copy(update={"pooled_skip": True}).model_dump()
+    model = tiny.model_copy(update={"embedding": "both"}).model_dump()
     task = {"name": "retrieval", "max_text_len": 24, "embed_dim": 16}
     run = trainer.train(make_recipe(tmp_path / "run", task, model=model, optim={"epochs": 1}))
     made = writer.export(run, tmp_path / "export", int8=int8)

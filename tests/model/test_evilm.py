@@ -189,7 +189,7 @@ def test_one_modality_alone(model: EViLM, vocabulary: Vocabulary) -> None:
 
 def test_pooled_features_are_worked_out_by_hand(tiny: ModelConfig, vocabulary: Vocabulary) -> None:
     torch.manual_seed(0)
-    model = EViLM(tiny.model_copy(update={"pooled_skip": True}), vocabulary.size).eval()
+    model = EViLM(tiny.model_copy(update={"embedding": "both"}), vocabulary.size).eval()
     encoder, text = model.text_encoder, vocabulary.encode(["a red disc", "a disc"], 16)
     encoder.piece_weights[text.ids[0, 2]] = 2.0  # red
     encoder.piece_weights[text.ids[0, 3]] = 1.0  # disc

@@ -41,7 +41,8 @@ class DataConfig(Config):
     )
     features: bool = Field(
         default=False,
-        description="also cache the features of a frozen backbone (optim.backbone_lr_scale=0)",
+        description="also cache the features of a frozen backbone (optim.backbone_lr_scale=0): maps, or their means "
+        "where only embeddings that skip fusion are trained",
     )
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(default=2, ge=0, description="decoding processes; 0 decodes in the training process")

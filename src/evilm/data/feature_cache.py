@@ -101,10 +101,14 @@ class FeatureCache:
         augment: AugmentConfig | None = None,
         seed: int = 0,
     ) -> Self:
-        """Features (h, w, C) float16 of each frame; the fingerprint covers backbone, normalisation and precision."""
+        """Features (h, w, C) float16 of each frame, (1, 1, C) for pooled ones.
+
+        The fingerprint covers backbone, normalisation and precision.
+        """
         shape = (grid.height, grid.width, channels)
         settings = {"backbone": fingerprint, "grid": [grid.height, grid.width], "channels": channels}
-        return cls(frames, f"features-{fingerprint}", shape, np.float16, settings, "data.features", augment, seed)
+        kind = "pooled" if grid.patches == 1 else "features"
+        return cls(frames, f"{kind}-{fingerprint}", shape, np.float16, settings, "data.features", augment, seed)
 
     def fill(
         self,
@@ -146,8 +150,10 @@ class FeatureCache:
         readable = [i for i, each in enumerate(frames) if each is not None]
         outputs = np.zeros((len(rows), *self.raw.shape[2:]), dtype=self.dtype)
         if readable:
-            pixels = torch.from_numpy(np.stack([each for each in frames if each is not None]))
-            outputs[readable] = network(pixels.permute(0, 1, 4, 2, 3)).cpu().numpy()
+            pixels = np.stack([each for each in frames if each is not None])
+            if (pixels == pixels[:, :1]).all():  # photographs, which show the same frame T times
+                pixels = pixels[:, :1]
+            outputs[readable] = network(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)).cpu().numpy()
         self.raw[rows, view] = outputs.view(np.uint16)
 
     def _frames(self, rows: NDArray[np.int64], view: int) -> Iterator[NDArray[np.uint8] | None]:

@@ -111,6 +111,11 @@ class Loader:
         count = len(self.examples)
         return count // self.batch_size if self.train else -(-count // self.batch_size)
 
+    @property
+    def _shown(self) -> int:
+        """Frames of a batch; none where cached features replace them."""
+        return self.num_frames if self.feature_cache is None else 0
+
     def epoch(self, epoch: int, first: int = 0) -> Generator[Batch]:
         """This process's part of the batches of an epoch, from batch ``first`` on.
 
@@ -188,21 +193,21 @@ class Loader:
     def _read(self, job: Job) -> NDArray[np.uint8] | VideoError:
         try:
             if not (self.pixels.needs_workers and self.workers):
-                return self.pixels.read(job, self.num_frames)
+                return self.pixels.read(job, self._shown)
             return self._processes().submit(job, first=True).result()
         except VideoError as error:
             return error
 
     def _processes(self) -> Workers:
         if self._pool is None:
-            self._pool = Workers(self.workers, partial(self.pixels.read, count=self.num_frames), self.timeout)
+            self._pool = Workers(self.workers, partial(self.pixels.read, count=self._shown), self.timeout)
         return self._pool
 
     def _batch(
         self, epoch: int, rows: NDArray[np.int64], reads: Iterator[NDArray[np.uint8] | VideoError], bad: dict[str, str]
     ) -> tuple[Batch, dict[str, str]]:
         readable = np.ones(len(rows), dtype=bool)
-        pixels = np.zeros((len(rows), self.num_frames, self.size, self.size, 3), dtype=np.uint8)
+        pixels = np.zeros((len(rows), self._shown, self.size, self.size, 3), dtype=np.uint8)
         problems: dict[str, str] = {}
         samples: list[tuple[int, Example, Job]] = []
         for i, row in enumerate(rows.tolist()):
@@ -219,7 +224,7 @@ class Loader:
                 pixels[i] = transforms.apply_randaugment(result, changes) if changes else result
             if self.order == "shuffled":
                 rng = sampling.generator(self._sample_seed(epoch, row), "shuffle")
-                pixels[i] = pixels[i][sampling.shuffled_order(self.num_frames, rng)]
+                pixels[i] = pixels[i][sampling.shuffled_order(self._shown, rng)]
             samples.append((row, example, job))
         jobs = [job for _, _, job in samples]
         labels, features = self._cached(self.label_cache, jobs), self._cached(self.feature_cache, jobs)

@@ -20,7 +20,7 @@ from tokenizers.trainers import WordPieceTrainer
 
 from evilm.data.readers.captions import captions_by_video
 from evilm.data.readers.rows import CAPTION_COLUMNS
-from evilm.data.readers.tables import read_rows, read_text
+from evilm.data.readers.tables import gzip_lines, read_rows, read_text
 from evilm.data.vocabulary import CONTINUES, SPECIALS, UNK, Vocabulary
 from evilm.errors import AnnotationError, VocabularyError
 
@@ -216,7 +216,7 @@ def _stands_alone(character: str) -> bool:
 def read_captions(files: Iterable[Path]) -> Iterator[str]:
     """Every caption of caption files, in order, without empty ones.
 
-    Formats: ``.txt`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.csv``, ``.tsv`` and
+    Formats: ``.txt`` and ``.txt.gz`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.csv``, ``.tsv`` and
     ``.jsonl`` with a column of captions, and ``.json`` in the forms of ``captions_by_video``: COCO, MSR-VTT, MSVD,
     DiDeMo.
 
@@ -241,9 +241,11 @@ def _captions_of(path: Path) -> Iterator[str]:
     elif kind in (".csv", ".tsv", ".jsonl"):
         for row in read_rows(path):
             yield from row.texts(row.column(CAPTION_COLUMNS, "a caption"))
+    elif path.name.lower().endswith(".txt.gz"):
+        yield from gzip_lines(path)
     elif kind in (".txt", ""):
         lines = read_text(path).splitlines()
         clip = re.compile(r"^\S{11}_\d+_\d+ ")  # "<id>_<start>_<end> sentence"
         yield from (clip.sub("", line) for line in lines if not line.startswith("#"))
     else:
-        raise AnnotationError(path, "is not a .txt, .csv, .tsv, .jsonl or .json file of captions")
+        raise AnnotationError(path, "is not a .txt, .txt.gz, .csv, .tsv, .jsonl or .json file of captions")

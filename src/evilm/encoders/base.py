@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from evilm import distributed
-from evilm.errors import CheckpointError, VocabularyError
+from evilm.errors import CheckpointError, ConfigError, VocabularyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ class Towers:
 
     Attributes:
         module: the whole model; its weights are part of the fingerprint.
-        encode_images: (n, 3, H, W) prepared pixels to (n, d).
+        encode_images: (n, 3, H, W) prepared pixels to (n, d); None for a sentence encoder.
         encode_texts: (n, L) ids and their mask to (n, d).
         tokenize: texts to (n, L) ids and their mask, cut to the model's length as the library does.
         unknown_share: fraction of the pieces of texts that are not in the model's vocabulary.
@@ -62,7 +62,7 @@ class Towers:
     """
 
     module: nn.Module
-    encode_images: Callable[[Tensor], Tensor]
+    encode_images: Callable[[Tensor], Tensor] | None
     encode_texts: Callable[[Tensor, Tensor], Tensor]
     tokenize: Callable[[list[str]], tuple[NDArray[np.int64], NDArray[np.bool_]]]
     unknown_share: Callable[[Sequence[str]], float]
@@ -87,6 +87,7 @@ class DualEncoder:
         self.name, self.num_frames, self.device = name, name.num_frames, device
         self._towers = towers
         self._bf16 = distributed.uses_bf16(precision, device)
+        self.sees = towers.encode_images is not None
         towers.module.eval().requires_grad_(False).to(device)
         self._mean, self._std = (
             torch.tensor(values, device=device).view(3, 1, 1)
@@ -160,6 +161,8 @@ class DualEncoder:
     @torch.inference_mode()
     def _encode_images(self, images: Tensor) -> NDArray[np.float32]:
         """Images (n, size, size, 3) uint8 to unit vectors (n, d)."""
+        if self._towers.encode_images is None:
+            raise ConfigError(f"{self.name}: encodes sentences only, no frames; it can teach texts (task distill)")
         margin = (self.image_size - self._towers.preprocessing.crop_size) // 2
         end = margin + self._towers.preprocessing.crop_size
         pixels = images[:, margin:end, margin:end].to(self.device).permute(0, 3, 1, 2).float() / 255

@@ -30,8 +30,10 @@ KINDS = (
     "metaclip_2",
     "siglip",
 )  # models that give one vector for a text and one for an image
+SENTENCE_KINDS = ("bert",)  # sentence encoders: the mean of BERT's states, as sentence-transformers publishes them
 _FULL_LENGTH = ("siglip",)  # trained on texts padded to the model's length, without a mask
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_SENTENCE_LENGTH = 64  # word pieces; captions are shorter
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
@@ -48,7 +50,10 @@ def towers(name: EncoderName) -> Towers:
             raise CheckpointError(f"{name}: no such folder; name one, or owner/name on the hub")
         folder = hub.fetch(name.model, _FILES)
     kind = _kind(folder, name)
+    if kind in SENTENCE_KINDS:
+        return _sentence_encoder(folder, name)
     model, tokenizer, preparation = _load(folder, name)
+    assert preparation is not None
     text: Any = model.config.text_config
     length = min(int(text.max_position_embeddings), int(getattr(tokenizer, "model_max_length", 1 << 30)))
     if kind in ("altclip", "chinese_clip"):
@@ -78,6 +83,38 @@ def towers(name: EncoderName) -> Towers:
     )
 
 
+def _sentence_encoder(folder: Path, name: EncoderName) -> Towers:
+    """A model of sentence-transformers that takes the mean of its states; others are refused."""
+    try:
+        pooling: Any = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+        averages = bool(pooling["pooling_mode_mean_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{name}: {folder / '1_Pooling/config.json'} does not say how it pools: {error}") from None
+    if not averages:
+        raise CheckpointError(f"{name}: pools its states in another way than by their mean, which is not supported")
+    model, tokenizer, _ = _load(folder, name, images=False)
+    length = min(_SENTENCE_LENGTH, int(model.config.max_position_embeddings))
+
+    def words(texts: list[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        found = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="np")
+        return np.asarray(found["input_ids"], np.int64), np.asarray(found["attention_mask"], np.bool_)
+
+    def texts(ids: Tensor, mask: Tensor) -> Tensor:
+        states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+        return (states * mask[..., None]).sum(1)  # normalised by the caller
+
+    return Towers(
+        module=model,
+        encode_images=None,
+        encode_texts=texts,
+        tokenize=words,
+        unknown_share=lambda found: unknown_share(tokenizer, found),
+        preprocessing=Preprocessing(32, 32, "crop", (0.5,) * 3, (0.5,) * 3),
+        max_text_len=length,
+        temperature=0.05,  # of cosines in training with all-MiniLM's scale of 20
+    )
+
+
 def _kind(folder: Path, name: EncoderName) -> str:
     """The type of the model in a folder, read before any of its files is given to a library.
 
@@ -91,15 +128,18 @@ def _kind(folder: Path, name: EncoderName) -> str:
         raise CheckpointError(
             f"{name}: {folder} holds no model of transformers: {type(error).__name__}: {error}"
         ) from None
-    if kind not in KINDS:
-        raise CheckpointError(f"{name}: is a {kind} model; supported dual encoders are {', '.join(KINDS)}")
+    if kind not in (*KINDS, *SENTENCE_KINDS):
+        raise CheckpointError(
+            f"{name}: is a {kind} model; supported are the dual encoders {', '.join(KINDS)} and sentence encoders "
+            f"({', '.join(SENTENCE_KINDS)})"
+        )
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{name}: {folder} has no model.safetensors; pickled weights are not loaded")
     return kind
 
 
-def _load(folder: Path, name: EncoderName) -> tuple[Any, Any, Preprocessing]:
-    """Model, tokenizer and preprocessing. Nothing is downloaded, and no code of the folder is run."""
+def _load(folder: Path, name: EncoderName, *, images: bool = True) -> tuple[Any, Any, Preprocessing | None]:
+    """Model, tokenizer and, with ``images``, preprocessing. Nothing is downloaded, and no code of the folder is run."""
     try:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     except ModuleNotFoundError as error:
@@ -112,15 +152,15 @@ def _load(folder: Path, name: EncoderName) -> tuple[Any, Any, Preprocessing]:
                 folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **plain
             )
         tokenizer = kinds[1].from_pretrained(folder, **plain)
-        processor = kinds[2].from_pretrained(folder, **plain)
+        processor = kinds[2].from_pretrained(folder, **plain) if images else None
     except (ImportError, ModuleNotFoundError) as error:
         raise DependencyError(f"{name}: its files need another package: {short(error)}") from None
     except Exception as error:
         raise CheckpointError(f"{name}: {folder} cannot be loaded: {short(error)}") from error
-    lacking = sorted(cast("set[str]", report["missing_keys"]))
+    lacking = sorted(key for key in cast("set[str]", report["missing_keys"]) if not key.startswith("pooler."))
     if lacking:
         raise CheckpointError(f"{name}: {folder} lacks {len(lacking)} of its weights, such as {lacking[0]}")
-    return model, tokenizer, _preprocessing(processor, name)
+    return model, tokenizer, None if processor is None else _preprocessing(processor, name)
 
 
 @contextmanager

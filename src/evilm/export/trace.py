@@ -45,7 +45,7 @@ def trace(runtime: TorchRuntime, folder: Path) -> None:
     rows = {0: torch.export.Dim("rows", min=1, max=_MAX_ROWS)}
     words = rows | {1: torch.export.Dim("pieces", min=3, max=metadata.max_text_len)}
     both = rows | {1: torch.export.Dim("length", min=3, max=_MAX_ROWS + patches)}
-    pooled = ["pooled"] if model.config.pooled_skip else []
+    pooled = ["pooled"] if model.config.pools else []
     widths = {"embed_video": model.video_encoder.channels, "embed_text": 2 * model.config.text_embed_dim}
     with constant_positions(model.video_encoder, frames.permute(0, 1, 4, 2, 3)):
         write(runtime.graphs["video"], (frames,), folder / "video.onnx", ["frames"], ["patches", *pooled], (rows,))
@@ -54,9 +54,13 @@ def trace(runtime: TorchRuntime, folder: Path) -> None:
     inputs, outputs = ["tokens", "mask"], ["cls", "attention"]
     write(runtime.graphs["fusion"], (tokens, seen), folder / "fusion.onnx", inputs, outputs, (both, both))
     for name, head in runtime.heads.items():
-        values = (cls, torch.zeros(2, widths[name])) if pooled and name in widths else (cls,)
-        inputs = ["cls", "pooled"][: len(values)]
-        write(head, values, folder / f"{name}.onnx", inputs, ["scores"], (rows,) * len(values))
+        values = {"cls": cls}
+        if pooled and name in widths:
+            values["pooled"] = torch.zeros(2, widths[name])
+            if model.config.embedding == "pooled":
+                del values["cls"]
+        shapes = ((rows,) * len(values),) if name in widths else (rows,)  # an embedding takes *inputs
+        write(head, tuple(values.values()), folder / f"{name}.onnx", [*values], ["scores"], shapes)
 
 
 class _Constant(nn.Module):

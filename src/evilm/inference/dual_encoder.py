@@ -65,9 +65,10 @@ class DualEncoderRuntime:
         return np.einsum("nsd,ns->nd", tokens, weights), weights
 
     def apply_head(
-        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+        self, name: Head, cls: NDArray[np.float32] | None, pooled: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """(n, d), l2-normalised."""
+        assert cls is not None
         return normalise_rows(cls)
 
 

@@ -107,9 +107,9 @@ class Embedder(EmbeddingModel):
         if "match" in self.metadata.heads or not {"embed_video", "embed_text"} <= {*self.metadata.heads}:
             logits, attention = self.score_fused("match", video, texts)
             return logits[:, 0], attention[int(logits[:, 0].argmax())]
-        cls, attention = self.runtime.fuse(video.tokens, video.mask)
-        vectors = self.runtime.apply_head("embed_text", self.fuse_alone(texts), texts.pooled)
-        own = self.runtime.apply_head("embed_video", cls, video.pooled)[0]
+        _, attention = self.runtime.fuse(video.tokens, video.mask)
+        vectors = self.embed_encoded("embed_text", texts)
+        own = self.embed_encoded("embed_video", video)[0]
         return (vectors @ own) / self.temperature, attention[0]
 
     def match(self, videos: Sequence[Video], texts: Sequence[str]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -223,7 +223,7 @@ class EmbeddingModel:
         """
         self.need("embed_video")
         encoded = self.encode_frames(frames)
-        return self.runtime.apply_head("embed_video", self.fuse_alone(encoded), encoded.pooled)
+        return self.embed_encoded("embed_video", encoded)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Sentences to unit vectors (n, d), in the same space as videos.
@@ -233,7 +233,12 @@ class EmbeddingModel:
         """
         self.need("embed_text")
         encoded = self.encode_texts(texts)
-        return self.runtime.apply_head("embed_text", self.fuse_alone(encoded), encoded.pooled)
+        return self.embed_encoded("embed_text", encoded)
+
+    def embed_encoded(self, head: Literal["embed_video", "embed_text"], encoded: EncodedArrays) -> NDArray[np.float32]:
+        """Encoded videos or texts (n) to unit vectors (n, d); fusion is skipped where embeddings do not use it."""
+        cls = None if self.metadata.embedding == "pooled" else self.fuse_alone(encoded)
+        return self.runtime.apply_head(head, cls, encoded.pooled)
 
     def cls_of_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """h^CLS of clips alone, (n, D), which probes classify."""

@@ -107,8 +107,9 @@ def _mismatch(export: ExportDescription, graphs: Mapping[str, GraphInfo]) -> str
     ]
     widths = {"match": 1, "answer": len(metadata.answers), "classify": len(metadata.classes)}
     for head in metadata.heads:
-        shapes.append((head, graphs[head].inputs, "cls", (None, dim)))
-        shapes.append((head, graphs[head].inputs, "pooled", pooled.get(head)))
+        fused = head not in pooled or metadata.embedding != "pooled"
+        shapes.append((head, graphs[head].inputs, "cls", (None, dim) if fused else None))
+        shapes.append((head, graphs[head].inputs, "pooled", None if head not in pooled else pooled[head]))
         shapes.append((head, graphs[head].outputs, "scores", (None, widths.get(head, metadata.embed_dim))))
     for graph, ends, name, wanted in shapes:
         if ends.get(name) != wanted:

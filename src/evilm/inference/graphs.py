@@ -6,14 +6,14 @@ attention on each token. Results equal those of ``EViLM.fuse`` up to rounding.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from evilm.errors import CheckpointError
-from evilm.model.heads import AnswerHead, EmbeddingHead, MatchHead
+from evilm.model.heads import AnswerHead, EmbeddingHead, MatchHead, embedding_width
 from evilm.types import Text
 
 if TYPE_CHECKING:
@@ -92,15 +92,18 @@ def _one_query(block: Block, sequence: Tensor, seen: Tensor) -> tuple[Tensor, Te
 
 
 class _EmbeddingSide(nn.Module):
-    """One side of an ``EmbeddingHead``: h^CLS, and pooled features where the model has them, to a unit vector."""
+    """One side of an ``EmbeddingHead``: h^CLS, pooled features, or both, to a unit vector."""
 
-    def __init__(self, out: nn.Linear, pooled: nn.Module | None) -> None:
+    def __init__(self, head: EmbeddingHead, side: Literal["video", "text"]) -> None:
         super().__init__()
-        self.out, self.pooled = out, pooled
+        self.out_dim = head.out_dim
+        self.parts = nn.ModuleList(
+            getattr(head, f"{side}_{name}") for name in ("out", "pooled") if hasattr(head, f"{side}_{name}")
+        )
 
-    def forward(self, cls: Tensor, pooled: Tensor | None = None) -> Tensor:
-        vector = self.out(cls)
-        return F.normalize(vector if self.pooled is None else vector + self.pooled(pooled), dim=-1)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        vectors = [part(value) for part, value in zip(self.parts, inputs, strict=True)]
+        return F.normalize(vectors[0] if len(vectors) == 1 else vectors[0] + vectors[1], dim=-1)
 
 
 class _MatchColumn(nn.Module):
@@ -128,14 +131,15 @@ def load_heads(tensors: Mapping[str, Tensor], model: EViLM) -> tuple[dict[Head, 
     heads: dict[Head, nn.Module] = {}
     temperature = None
     try:
-        if "embed.video_out.weight" in tensors:
-            embed = EmbeddingHead.for_model(model, tensors["embed.video_out.weight"].shape[0])
-            if "embed.text_out.weight" not in tensors:  # distilled from videos alone
+        embed_dim = embedding_width(tensors)
+        if embed_dim is not None:
+            embed = EmbeddingHead.for_model(model, embed_dim)
+            if embedding_width(tensors, "text") is None:  # distilled from videos alone
                 embed.remove("text")
             _load(embed, tensors, "embed.")
-            heads["embed_video"] = _EmbeddingSide(embed.video_out, getattr(embed, "video_pooled", None))
-            if hasattr(embed, "text_out"):
-                heads["embed_text"] = _EmbeddingSide(embed.text_out, getattr(embed, "text_pooled", None))
+            heads["embed_video"] = _EmbeddingSide(embed, "video")
+            if embed.has("text"):
+                heads["embed_text"] = _EmbeddingSide(embed, "text")
             temperature = float(embed.temperature.detach())
         if "match.layers.0.weight" in tensors:
             heads["match"] = _MatchColumn(_load(MatchHead(width), tensors, "match."))

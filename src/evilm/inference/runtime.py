@@ -5,9 +5,9 @@ Every form of a model has the same graphs, so that one form can be compared with
     video    (n, T, H, W, 3) uint8            -> (n, N, D) patches (Eq. 1), and (n, C) pooled features
     text     (n, L) ids, (n, L) mask          -> (n, L, D) words (Eq. 1), and (n, 2 d) pooled features
     fusion   (n, S, D) tokens, (n, S) mask    -> (n, D) h^CLS (Eq. 2), and (n, S) its attention
-    a head   (n, D); for embeddings also pooled features    -> (n, K)
+    a head   (n, D); for embeddings (n, D), pooled features, or both    -> (n, K)
 
-Only models with ``pooled_skip`` have pooled features.
+Only models whose embeddings use pooled features have them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Metadata(Config):
         grid: (h, w), patches of a frame.
         max_text_len: length of the longest text in word pieces.
         hidden_dim: D, width of patches, words and h^CLS.
+        embedding: what embeddings are made of, see ``ModelConfig.embedding``.
         embed_dim: d, width of the embeddings; None without embedding heads.
         temperature: of the cosines of embeddings, as trained.
         heads: names of the heads.
@@ -73,6 +74,7 @@ class Metadata(Config):
     grid: tuple[int, int]
     max_text_len: int = Field(gt=2, le=65536)
     hidden_dim: int = Field(gt=0)
+    embedding: Literal["fused", "pooled", "both"] = "fused"
     embed_dim: int | None = None
     temperature: float | None = None
     heads: tuple[Head, ...] = ()
@@ -89,7 +91,7 @@ class EncodedArrays:
     Attributes:
         tokens: (n, S, D) patches or word pieces, with their type embedding.
         mask: (n, S) bool, False in the padding.
-        pooled: (n, C) pooled features, or None where the model has no ``pooled_skip``.
+        pooled: (n, C) pooled features, or None where embeddings do not use them.
     """
 
     tokens: NDArray[np.float32]
@@ -160,7 +162,7 @@ class Runtime(Protocol):
         ...
 
     def apply_head(
-        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+        self, name: Head, cls: NDArray[np.float32] | None, pooled: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """h^CLS (n, D), and the pooled features for an embedding, to (n, K)."""
+        """h^CLS (n, D), pooled features, or both, as ``Metadata.embedding`` says for embeddings, to (n, K)."""
         ...

@@ -72,10 +72,11 @@ class OnnxRuntime:
         return cls, attention
 
     def apply_head(
-        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+        self, name: Head, cls: NDArray[np.float32] | None, pooled: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """h^CLS (n, D), and the pooled features for an embedding, to (n, K)."""
-        return self._run(name, {"cls": cls} if pooled is None else {"cls": cls, "pooled": pooled})[0]
+        inputs = {"cls": cls, "pooled": pooled}
+        return self._run(name, {key: value for key, value in inputs.items() if value is not None})[0]
 
     def _run(self, name: str, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         path = self.folder / f"{name}.onnx"

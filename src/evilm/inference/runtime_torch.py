@@ -89,10 +89,10 @@ class TorchRuntime:
         return _array(cls), _array(attention)
 
     def apply_head(
-        self, name: Head, cls: NDArray[np.float32], pooled: NDArray[np.float32] | None = None
+        self, name: Head, cls: NDArray[np.float32] | None, pooled: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """h^CLS (n, D), and the pooled features for an embedding, to (n, K)."""
-        return _array(self._run(self.heads[name], cls, *([] if pooled is None else [pooled])))
+        return _array(self._run(self.heads[name], *(each for each in (cls, pooled) if each is not None)))
 
     @torch.inference_mode()
     def _run(self, module: nn.Module, *arrays: NDArray[Any]) -> Any:
@@ -158,7 +158,8 @@ def _metadata(
         grid=(shape.image_size // shape.stride, shape.image_size // shape.stride),
         max_text_len=min(int(getattr(recipe.task, "max_text_len", shape.max_text_len)), shape.max_text_len),
         hidden_dim=shape.embed_dim,
-        embed_dim=None if embed is None else int(embed.out.out_features),
+        embedding=shape.embedding,
+        embed_dim=None if embed is None else int(embed.out_dim),
         temperature=temperature,
         heads=tuple(heads),
         answers=tuple(facts.get("answers", ())),

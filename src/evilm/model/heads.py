@@ -16,9 +16,12 @@ from torch import nn
 from evilm.model.layers import init_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from evilm.model.evilm import EViLM
+    from evilm.model.presets import ModelConfig
     from evilm.types import Encoded
 
 
@@ -63,40 +66,48 @@ class MatchHead(nn.Module):
 class EmbeddingHead(nn.Module):
     """One vector for a video and one for a text, ranked by cosine: fast retrieval and search.
 
-    Each is a linear map of h^CLS, plus, where the model has ``pooled_skip``, a linear map of the modality's pooled
-    features (``Encoded.pooled``). The sum is l2-normalised.
+    ``ModelConfig.embedding`` says of what: a linear map of h^CLS, one of the modality's pooled features
+    (``Encoded.pooled``), or the sum of both. The result is l2-normalised.
 
     Args:
-        embed_dim: D.
+        config: of the model.
+        video_channels: C, width of a video's pooled features.
         out_dim: width of the embeddings.
         temperature: initial temperature of the cosines.
-        pooled: widths of the pooled features of a video and of a text, see ``for_model``; None without them.
     """
 
     def __init__(
-        self, embed_dim: int, out_dim: int = 512, temperature: float = 0.05, pooled: tuple[int, int] | None = None
+        self, config: ModelConfig, video_channels: int, out_dim: int = 512, temperature: float = 0.05
     ) -> None:
         super().__init__()
-        self.video_out, self.text_out = nn.Linear(embed_dim, out_dim), nn.Linear(embed_dim, out_dim)
+        self.out_dim, self.fuses = out_dim, config.embedding != "pooled"
+        if self.fuses:
+            self.video_out, self.text_out = (nn.Linear(config.embed_dim, out_dim) for _ in range(2))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        if pooled is not None:
-            video, text = pooled
+        if config.pools:
             self.video_pooled = nn.Sequential(
-                nn.BatchNorm1d(video, affine=False), nn.Linear(video, out_dim, bias=False)
+                nn.BatchNorm1d(video_channels, affine=False),
+                nn.Dropout(config.pooled_dropout),
+                nn.Linear(video_channels, out_dim, bias=False),
             )
-            self.text_pooled = nn.Sequential(nn.Linear(text, out_dim, bias=False))
+            self.text_pooled = nn.Sequential(
+                nn.Dropout(config.pooled_dropout), nn.Linear(2 * config.text_embed_dim, out_dim, bias=False)
+            )
         init_weights(self)
 
     @classmethod
     def for_model(cls, model: EViLM, out_dim: int = 512, temperature: float = 0.05) -> EmbeddingHead:
-        """A head that fits the model: with pooled features where the model gives them."""
-        pooled = (model.video_encoder.channels, 2 * model.config.text_embed_dim)
-        return cls(model.embed_dim, out_dim, temperature, pooled if model.config.pooled_skip else None)
+        """A head that fits the model."""
+        return cls(model.config, model.video_encoder.channels, out_dim, temperature)
 
     @property
     def temperature(self) -> Tensor:
         """The learned temperature, at least 0.01: below that a single pair would decide the loss."""
         return self.log_temperature.exp().clamp(min=0.01)
+
+    def has(self, side: Literal["video", "text"]) -> bool:
+        """Whether this half was not removed."""
+        return hasattr(self, f"{side}_out") or hasattr(self, f"{side}_pooled")
 
     def remove(self, side: Literal["video", "text"]) -> None:
         """Remove one half, where nothing trains it."""
@@ -106,18 +117,27 @@ class EmbeddingHead(nn.Module):
 
     def video(self, model: EViLM, video: Encoded) -> Tensor:
         """Encoded videos (B) to vectors (B, out_dim), l2-normalised."""
-        return self.project("video", model.fuse_cls(video=video), video.pooled)
+        return self.project("video", model.fuse_cls(video=video) if self.fuses else None, video.pooled)
 
     def text(self, model: EViLM, text: Encoded) -> Tensor:
         """Encoded texts (B) to vectors (B, out_dim), l2-normalised."""
-        return self.project("text", model.fuse_cls(text=text), text.pooled)
+        return self.project("text", model.fuse_cls(text=text) if self.fuses else None, text.pooled)
 
-    def project(self, side: Literal["video", "text"], cls: Tensor, pooled: Tensor | None) -> Tensor:
+    def project(self, side: Literal["video", "text"], cls: Tensor | None, pooled: Tensor | None) -> Tensor:
         """h^CLS (B, D) of one modality alone, and its pooled features, to vectors (B, out_dim), l2-normalised."""
-        vector = getattr(self, f"{side}_out")(cls)
-        if hasattr(self, f"{side}_pooled"):
-            vector = vector + getattr(self, f"{side}_pooled")(pooled)
-        return F.normalize(vector.float(), dim=-1)
+        inputs = (("out", cls), ("pooled", pooled))
+        parts: list[Tensor] = [
+            getattr(self, f"{side}_{name}")(value) for name, value in inputs if hasattr(self, f"{side}_{name}")
+        ]
+        return F.normalize((parts[0] if len(parts) == 1 else parts[0] + parts[1]).float(), dim=-1)
+
+
+def embedding_width(tensors: Mapping[str, Tensor], side: Literal["video", "text"] = "video") -> int | None:
+    """The width of the embeddings of a checkpoint with these tensors; None if it has none of this side."""
+    for name in (f"embed.{side}_out.weight", f"embed.{side}_pooled.{2 if side == 'video' else 1}.weight"):
+        if name in tensors:
+            return int(tensors[name].shape[0])
+    return None
 
 
 class AnswerHead(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from evilm.config import Config
@@ -36,7 +38,7 @@ class ModelConfig(ShapeConfig):
 
     backbone: str = Field(default="edgenext_small", description="any timm model that has feature maps")
     backbone_options: Options = Field(default={}, description="arguments of the timm model's constructor")
-    backbone_weights: str = Field(default="none", description="none (random), hub, or a safetensors file")
+    backbone_weights: str = Field(default="none", description="none (random), hub, or a file of weights")
     backbone_conv_head: bool = Field(
         default=False, description="include the last 1x1 convolution (conv_head) of a MobileNet or EfficientNet"
     )
@@ -56,15 +58,22 @@ class ModelConfig(ShapeConfig):
     text_mlp_dim: int = Field(default=512, gt=0)
     max_text_len: int = Field(default=512, gt=0, description="word pieces of the longest text")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="of BERT and of the fusion blocks")
-    pooled_skip: bool = Field(
-        default=False, description="beyond the paper: embeddings also use pooled features that skip fusion"
+    embedding: Literal["fused", "pooled", "both"] = Field(
+        default="fused",
+        description="what embeddings are made of: [CLS] after fusion (the paper), pooled features that skip it, or both",
     )
+    pooled_dropout: float = Field(default=0.0, ge=0, lt=1, description="of pooled features, where embeddings use them")
 
     @model_validator(mode="after")
     def _check_text(self) -> ModelConfig:
         if self.text_embed_dim % self.text_num_heads:
             raise ValueError("text_num_heads must divide text_embed_dim")
         return self
+
+    @property
+    def pools(self) -> bool:
+        """Whether embeddings use pooled features."""
+        return self.embedding != "fused"
 
 
 # Parameters without heads, and MACs for 4 frames and 30 words, are held by a test (tests/report/test_cost.py).
@@ -74,6 +83,24 @@ PRESETS: dict[str, ModelConfig] = {
     # Figure 2's smaller models.
     "evilm-x-small": ModelConfig(backbone="edgenext_x_small", embed_dim=256, num_heads=4, mlp_dim=1024),
     "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", embed_dim=192, num_heads=3, mlp_dim=768),
+    # For real photographs and videos: a backbone and a text encoder that start from published weights (recipes/photo-*).
+    # 15.6 M parameters with its embeddings.
+    "evilm-photo": ModelConfig(
+        backbone="tf_efficientnet_lite2",
+        backbone_conv_head=True,
+        mean=(127 / 255, 127 / 255, 127 / 255),
+        std=(128 / 255, 128 / 255, 128 / 255),
+        image_size=224,
+        depth=2,
+        mlp_dim=1024,
+        text_embed_dim=384,
+        text_depth=2,
+        text_num_heads=12,
+        text_mlp_dim=1536,
+        max_text_len=64,
+        embedding="pooled",
+        pooled_dropout=0.3,
+    ),
     # For tests and the demo, trained from scratch on a CPU: patches of 16 pixels on frames of 64. Its backbone is a
     # small ResNet, because EdgeNeXt's layer scale of 1e-6 needs more steps than a demo has (docs/decisions.md).
     "evilm-tiny": ModelConfig(

@@ -58,8 +58,8 @@ class TextEncoder(nn.Module):
         self.bert = BertModel(shape, add_pooling_layer=False)
         self.project = nn.Linear(config.text_embed_dim, config.embed_dim)
         init_weights(self)
-        self.pooled_skip = config.pooled_skip
-        if self.pooled_skip:
+        self.pools = config.pools
+        if self.pools:
             # (K,) log inverse frequency of each word piece in the training captions; 0 leaves a piece out.
             self.register_buffer("piece_weights", torch.zeros(vocab_size))
 
@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
             self.bert.set_attn_implementation(wanted)
             self.attention = wanted
         states: Tensor = self.bert(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
-        return Encoded(self.project(states), text.mask, pooled=self._pool(text, states) if self.pooled_skip else None)
+        return Encoded(self.project(states), text.mask, pooled=self._pool(text, states) if self.pools else None)
 
     def _pool(self, text: Text, states: Tensor) -> Tensor:
         """(B, 2 d): the weighted bag of word embeddings and the mean of BERT's states (B, L, d), each of unit variance.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -35,7 +37,8 @@ def build_backbone(
         name: any timm model that offers ``features_only``.
         stride: pixels of a patch's side.
         options: arguments of the backbone's constructor, e.g. ``img_size`` for a ViT.
-        weights: ``none`` (random), ``hub`` (timm's pre-trained ones, downloaded), or a safetensors file.
+        weights: ``none`` (random), ``hub`` (timm's pre-trained ones, downloaded), or a file: safetensors with timm's
+            names, or a state dict of torch whose tensors have timm's order and shapes under any names.
         conv_head: include the 1x1 convolution after the last stage of a MobileNet or EfficientNet, which is trained to
             be pooled for its classes and which timm's feature maps leave out.
 
@@ -62,8 +65,8 @@ def build_backbone(
         if conv_head and stride != strides[-1]:
             raise ConfigError(f"backbone {name!r}: its conv_head has stride {strides[-1]}, not {stride}")
         form = {"num_classes": 0} if conv_head else {"features_only": True, "out_indices": (level,)}
-        file = _check_weights(name, Path(weights), options) if weights not in ("none", "hub") else None
-        with hub.hub_or_cache() if weights == "hub" else nullcontext():
+        with hub.hub_or_cache() if weights == "hub" else nullcontext(), TemporaryDirectory() as folder:
+            file = None if weights in ("none", "hub") else _check_weights(name, Path(weights), options, Path(folder))
             model: Any = timm.create_model(
                 name,
                 **form,
@@ -101,8 +104,8 @@ class ConvHeadBackbone(nn.Module):
         return [self.net.forward_features(pixels)]
 
 
-def _check_weights(name: str, path: Path, options: Mapping[str, Any]) -> Path:
-    """``path``, if the file holds every tensor of the backbone in its shape.
+def _check_weights(name: str, path: Path, options: Mapping[str, Any], folder: Path) -> Path:
+    """A safetensors file with every tensor of the backbone in its shape: ``path``, or a copy of it in ``folder``.
 
     timm leaves tensors that a file lacks at random; here only the classifier may be missing.
 
@@ -112,13 +115,15 @@ def _check_weights(name: str, path: Path, options: Mapping[str, Any]) -> Path:
     import timm
     from safetensors import SafetensorError, safe_open
 
+    own = timm.create_model(name, num_classes=0, **options).state_dict()
+    if path.suffix in (".pth", ".pt", ".bin"):
+        path = _rename_tensors(path, list(own), folder / "renamed.safetensors")
     try:
         opened: Any = safe_open(path, "pt")
         with opened as file:
             shapes: dict[str, tuple[int, ...]] = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, not a dict
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
-    own = timm.create_model(name, num_classes=0, **options).state_dict()
     wrong = [
         key
         for key, tensor in own.items()
@@ -130,6 +135,22 @@ def _check_weights(name: str, path: Path, options: Mapping[str, Any]) -> Path:
             f"({', '.join(wrong[:3])}, ...)"
         )
     return path
+
+
+def _rename_tensors(path: Path, names: list[str], out: Path) -> Path:
+    """Write the tensors of a torch file to ``out`` under ``names``, in order; the classifier, which is last, is left.
+
+    Other implementations of a network name its tensors in their own way, but list them in the order of computation.
+    """
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType], its PathLike is bare
+
+    try:
+        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = [tensor.contiguous() for tensor in found.values()]
+    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: not readable as a state dict of torch: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    save_file(dict(zip(names, tensors, strict=False)), out)
+    return out
 
 
 def pixel_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -183,7 +204,7 @@ class VideoEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, self.stride, self.pooled_skip = config.embed_dim, config.stride, config.pooled_skip
+        width, self.stride, self.pools = config.embed_dim, config.stride, config.pools
         self.backbone, self.channels = build_backbone(
             config.backbone,
             config.stride,
@@ -245,7 +266,7 @@ class VideoEncoder(nn.Module):
         if self.motion is not None:
             patches = patches + self.motion(frame_differences(patches))
         patches = patches + self._positions(grid)[None]
-        pooled = features.float().mean((1, 2, 3)) if self.pooled_skip else None
+        pooled = features.float().mean((1, 2, 3)) if self.pools else None
         return Encoded(patches.flatten(1, 2), None, grid, pooled)
 
     def fingerprint(self, precision: str) -> str:

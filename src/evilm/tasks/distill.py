@@ -1,7 +1,7 @@
 """Distillation: match a teacher's embeddings of videos, with or without captions, and of texts if there are captions.
 
-Not in the paper. The teacher is any dual encoder: an E-ViLM checkpoint with an embedding head, or a CLIP-like model
-(see ``evilm.encoders``). The loss is one minus the cosine of each embedding with the teacher's of the same video or
+Not in the paper. The teacher is any dual encoder, an E-ViLM checkpoint with an embedding head or a CLIP-like model,
+or a sentence encoder, which teaches texts alone (see ``evilm.encoders``). The loss is one minus the cosine of each embedding with the teacher's of the same video or
 text, as the feature distillation of CLIP-KD (Yang et al., CVPR 2024), which takes the squared distance of unit vectors,
 two minus twice the cosine. A relational term among videos made a student
 worse (R@10 94.6 to 85.0, mean of 5 seeds, a small perceptron on cached features).
@@ -19,7 +19,7 @@ from pydantic import Field
 
 from evilm import distributed, losses, metrics
 from evilm.data.teacher_targets import TeacherTargets
-from evilm.errors import CheckpointError, DependencyError
+from evilm.errors import CheckpointError, ConfigError, DependencyError
 from evilm.model.heads import EmbeddingHead
 from evilm.progress import Meter
 from evilm.tasks.batches import caption_of
@@ -71,12 +71,17 @@ class Distill(VideoTextTask):
     ) -> None:
         super().__init__(model, vocabulary, facts, config.max_text_len)
         self.config, self.texts = config, bool(facts["texts"])
+        self.videos = bool(facts.get("videos", True))
         self.embed = EmbeddingHead.for_model(model, int(facts["embed_dim"]), float(facts["temperature"]))
         self.embed.log_temperature.requires_grad_(False)  # the temperature of the teacher's space
         if not self.texts:  # without texts these are not trained
             self.embed.remove("text")
             model.text_encoder.requires_grad_(False)
             model.fusion.type_text.requires_grad_(False)
+        if not self.videos:
+            self.embed.remove("video")
+            model.video_encoder.requires_grad_(False)
+            model.fusion.type_video.requires_grad_(False)
         # The teacher is no module, so that its weights are neither trained nor saved.
         self.teacher = teacher
         self.targets: TeacherTargets | None = None
@@ -86,9 +91,14 @@ class Distill(VideoTextTask):
     def create(cls, config: DistillConfig, examples: Sequence[Example], parts: Parts) -> Self:
         teacher = parts.load_teacher(config.teacher)
         texts = config.text_weight > 0 and teacher.reads and any(example.captions for example in examples)
+        if not (teacher.sees or texts):
+            raise ConfigError(
+                f"{config.teacher}: teaches texts alone, and there are none: use rows with captions and set "
+                "task.text_weight above 0"
+            )
         facts = {
             "teacher": teacher.fingerprint, "embed_dim": teacher.embed_dim, "temperature": teacher.temperature,
-            "texts": texts,
+            "texts": texts, "videos": teacher.sees,
         }  # fmt: skip
         assert parts.model is not None
         assert parts.vocabulary is not None
@@ -109,9 +119,18 @@ class Distill(VideoTextTask):
         assert parts.vocabulary is not None
         return cls(parts.model, parts.vocabulary, config, facts, teacher)
 
+    @property
+    def needs_frames(self) -> bool:
+        return self.videos
+
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        """Without videos one patch of one frame, as the loader needs a shape."""
+        return super().clip_shape if self.videos else (1, self.model.config.stride)
+
     def prepare(self, examples: Sequence[Example], cache: Path | None, workers: int) -> None:
         """Embed the clips of some rows by the teacher; vectors are stored in ``cache``, else in memory."""
-        if self.teacher is None:
+        if self.teacher is None or not self.videos:
             return
         if self.targets is None:
             self.targets = TeacherTargets(self.teacher, cache)
@@ -121,9 +140,11 @@ class Distill(VideoTextTask):
                 meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
 
     def losses(self, batch: Batch) -> Losses:
-        targets, known = self._video_targets(batch)
-        video, targets, known = (distributed.all_gather(each) for each in (self._video(batch), targets, known))
-        parts = {"cosine": losses.feature_distillation(video, targets, known)}
+        parts: dict[str, Tensor] = {}
+        if self.videos:
+            targets, known = self._video_targets(batch)
+            video, targets, known = (distributed.all_gather(each) for each in (self._video(batch), targets, known))
+            parts["cosine"] = losses.feature_distillation(video, targets, known)
         if self.texts:
             captions = self.captions(batch)
             has_text = torch.tensor([bool(text) for text in captions], device=batch.frames.device)
@@ -164,6 +185,8 @@ class Distill(VideoTextTask):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
+        if not self.videos:
+            return self._predict_texts(batch)
         assert self.teacher is not None or self.targets is None
         targets, known = (each.cpu().numpy() for each in self._video_targets(batch))
         values: dict[str, NDArray[np.float32]] = {"video": self._video(batch).cpu().numpy(), "target": targets}
@@ -177,8 +200,17 @@ class Distill(VideoTextTask):
             for i, (example, ok, has_target) in enumerate(zip(batch.examples, batch.readable, known, strict=True))
         ]
 
+    def _predict_texts(self, batch: Batch) -> list[Prediction]:
+        """The embeddings of each row's first caption, by the student and by a teacher of texts."""
+        captions = [caption_of(example, None) for example in batch.examples]
+        text, target = (
+            each.float().cpu().numpy() for each in (self._text(captions, batch), self._targets_of_texts(captions, batch))
+        )
+        rows = zip(batch.examples, text, target, strict=True)
+        return [Prediction(example, True, {"video": own, "target": wanted}) for example, own, wanted in rows]
+
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Cosine to the teacher, and retrieval by the student's embeddings.
+        """Cosine to the teacher, and retrieval by the student's embeddings (of texts, by a teacher of texts).
 
         ``R@k`` retrieves the teacher's video by the student's, over the whole split. ``text_R@k``, if every row has a
         caption, retrieves the student's video by a text: embedded by the student if it learned texts, else by the
@@ -192,7 +224,7 @@ class Distill(VideoTextTask):
         found = {"cosine": 100 * float(cosines.mean())} | metrics.retrieval(scores, own)
         chance = {"cosine": 0.0} | metrics.chance_retrieval(own)
         details: dict[str, Any] = {}
-        rule = f"{len(predictions)} videos; cosine times 100; R@k: own embedding to the teacher's, own video"
+        rule = f"{len(predictions)} {'videos' if self.videos else 'texts'}; cosine times 100; R@k: own embedding to the teacher's"
         if predictions and "text_target" in predictions[0].values and all(p.example.captions for p in predictions):
             relevant = self.relevance(predictions) & readable[None]
             texts = _stacked(predictions, "text" if self.texts else "text_target")

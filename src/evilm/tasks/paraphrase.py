@@ -45,7 +45,6 @@ class Paraphrase(VideoTextTask):
     title: ClassVar[str] = "Caption pairs"
     config_class: ClassVar[type[TaskConfig]] = ParaphraseConfig
     primary_metric: ClassVar[str] = "R@1"
-    needs_frames: ClassVar[bool] = False
     accepts_features: ClassVar[bool] = False
     required: ClassVar[str] = "second caption"
 
@@ -56,6 +55,10 @@ class Paraphrase(VideoTextTask):
         self.embed.remove("video")  # it stays untrained, and the checkpoint must not seem to rank videos
         model.video_encoder.requires_grad_(False)
         model.fusion.type_video.requires_grad_(False)
+
+    @property
+    def needs_frames(self) -> bool:
+        return False
 
     @property
     def clip_shape(self) -> tuple[int, int]:

@@ -74,6 +74,10 @@ class Retrieval(VideoTextTask):
                 settings[name] = value
         return settings
 
+    @property
+    def needs_pooled_only(self) -> bool:
+        return self.embeds and not self.embed.fuses and not hasattr(self, "match")
+
     @staticmethod
     def lacks(example: Example) -> bool:
         return not example.captions

@@ -43,8 +43,13 @@ class Teacher(ClipEncoder, Protocol):
         ...
 
     @property
+    def sees(self) -> bool:
+        """Whether it embeds videos."""
+        ...
+
+    @property
     def reads(self) -> bool:
-        """Whether it embeds texts as well as videos."""
+        """Whether it embeds texts."""
         ...
 
     def embed_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
@@ -80,7 +85,6 @@ class Task(nn.Module, ABC):
         config_class: its settings.
         primary_metric: the metric that ranks checkpoints; higher is better.
         is_tokenizer: whether it trains a video tokenizer and has no E-ViLM.
-        needs_frames: whether its batches hold frames.
         accepts_features: whether cached features of a frozen backbone can replace the frames.
         frozen_model: whether only the head is trained.
         zero_shot: whether a checkpoint of another task can be evaluated as this one.
@@ -94,7 +98,6 @@ class Task(nn.Module, ABC):
     config_class: ClassVar[type[TaskConfig]]
     primary_metric: ClassVar[str]
     is_tokenizer: ClassVar[bool] = False
-    needs_frames: ClassVar[bool] = True
     accepts_features: ClassVar[bool] = False
     frozen_model: ClassVar[bool] = False
     zero_shot: ClassVar[bool] = False
@@ -154,6 +157,16 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def clip_shape(self) -> tuple[int, int]:
         """Frames of a clip, and their height and width in pixels."""
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether its batches hold frames."""
+        return True
+
+    @property
+    def needs_pooled_only(self) -> bool:
+        """Whether the mean of a frame's features is enough: it embeds videos without fusion, and does nothing else."""
+        return False
 
     @property
     def fixed_frames(self) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from evilm import config, files
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
+from evilm.model.heads import embedding_width
 from evilm.model.presets import ModelConfig
 from evilm.tasks import TASKS
 from evilm.training import checkpoint, evaluate, trainer
@@ -243,8 +244,8 @@ def open_start(path: Path) -> Start:
         raise CheckpointError(f"{folder}: is a video tokenizer: name the run of a retrieval model")
     if "recipe" not in table or "model" not in table:
         raise CheckpointError(f"{folder / 'config.json'}: has no recipe, so this is not a checkpoint of evilm")
-    weight = checkpoint.read_tensors(folder / "model.safetensors").get("embed.video_out.weight")
-    if weight is None:
+    embed_dim = embedding_width(checkpoint.read_tensors(folder / "model.safetensors"))
+    if embed_dim is None:
         raise CheckpointError(
             f"{folder}: this {task} model has no embedding head to adapt: use a retrieval model, or one "
             "pre-trained with task.contrastive_weight > 0"
@@ -255,7 +256,7 @@ def open_start(path: Path) -> Start:
         recipe=recipe,
         shape=config.check(ModelConfig, table["model"], f"{folder / 'config.json'}: model"),
         max_text_len=int(getattr(recipe.task, "max_text_len", 30)),
-        embed_dim=int(weight.shape[0]),
+        embed_dim=embed_dim,
         focal_gamma=float(getattr(recipe.task, "focal_gamma", 0.0)),
     )
 

@@ -27,6 +27,7 @@ from evilm.tasks import TASKS, Parts
 from evilm.tasks.caption_words import piece_weights
 from evilm.training import checkpoint, logger, teacher
 from evilm.training import recipe as recipes
+from evilm.types import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +97,7 @@ def new_task(recipe: Recipe, examples: Sequence[Example]) -> tuple[Task, Start]:
     parts = Parts(model, vocabulary, load_tokenizer, partial(_load_teacher, recipe.run.device))
     task = kind.create(recipe.task, examples, parts)
     start = Start(published=published) if origin is None else _load_start(task, origin)
-    if shape.pooled_skip and not model.text_encoder.piece_weights.any():
+    if shape.pools and not model.text_encoder.piece_weights.any():
         weights = piece_weights(vocabulary, [caption for row in examples for caption in row.captions])
         model.text_encoder.piece_weights.copy_(torch.from_numpy(weights))
     task.check_start(start.loaded)
@@ -307,13 +308,15 @@ def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> Feature
     device = distributed.device(recipe.run.device)
     bf16 = distributed.uses_bf16(recipe.run.precision, device)
     encoder = parts[0].video_encoder.to(device).eval()
-    grid = encoder.grid(1, store.size, store.size)
+    pooled = task.needs_pooled_only
+    grid = Grid(1, 1, 1) if pooled else encoder.grid(1, store.size, store.size)
     name = encoder.fingerprint("bf16" if bf16 else "fp32")
     features = FeatureCache.features(store, name, grid, encoder.channels, recipe.data.augment, recipe.seed)
 
     def encode(frames: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return encoder.features(encoder.normalise(frames.to(device))).half()
+            found = encoder.features(encoder.normalise(frames.to(device)))
+            return (found.float().mean((2, 3), keepdim=True) if pooled else found).half()
 
     with Meter("encoding", len(store), "clips") as meter:
         features.fill(encode, max(1, 512 // store.cached_frames), lambda done, _: meter.update(done))

@@ -55,8 +55,8 @@ class OwnTeacher:
         self.fingerprint = fingerprint
         self.resize_mode: Fit = fit
         self.num_frames, self.image_size = self._model.config.num_frames, self._model.config.image_size
-        self.embed_dim = int(head.video_out.out_features)
-        self.reads = hasattr(head, "text_out")
+        self.embed_dim = head.out_dim
+        self.sees, self.reads = head.has("video"), head.has("text")
         self.temperature = float(head.temperature)
 
     @torch.inference_mode()

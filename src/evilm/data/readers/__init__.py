@@ -10,7 +10,7 @@ import difflib
 from typing import TYPE_CHECKING, Protocol
 
 from evilm.data.readers.actions import hmdb51, kinetics400, ucf101
-from evilm.data.readers.captions import captions, classes, didemo, sidecars, videos_alone, webvid
+from evilm.data.readers.captions import captions, classes, didemo, sentences, sidecars, videos_alone, webvid
 from evilm.data.readers.images import coco_captions, flickr8k
 from evilm.data.readers.msrvtt import msrvtt_mc, msrvtt_qa, msrvtt_retrieval, msvd_qa, msvd_retrieval
 from evilm.data.readers.questions import tgif_action, tgif_count, tgif_frame, tgif_transition, violet
@@ -54,6 +54,7 @@ READERS: dict[str, Reader] = {
     "msrvtt_retrieval": msrvtt_retrieval,
     "msvd_qa": msvd_qa,
     "msvd_retrieval": msvd_retrieval,
+    "sentences": sentences,
     "shards": shards,
     "sidecars": sidecars,
     "tgif_action": tgif_action,

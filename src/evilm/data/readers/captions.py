@@ -13,7 +13,7 @@ from evilm.data.readers.places import (
     video_root,
 )
 from evilm.data.readers.rows import CAPTION_COLUMNS, PATH_COLUMNS, Row
-from evilm.data.readers.tables import FORMATS, json_rows, lines, list_rows, read_json, read_names, read_rows
+from evilm.data.readers.tables import FORMATS, gzip_lines, json_rows, lines, list_rows, read_json, read_names, read_rows
 from evilm.errors import AnnotationError, SplitError
 from evilm.types import Clip, Example
 
@@ -58,6 +58,25 @@ def captions(
             raise row.error(f"'end' is {end:g}, not after 'start' {start:g}")
         clip = library.clip(name, start=start, end=end)
         yield Example(key=str(row.line), video=name, clip=clip, captions=texts, kind=row.first("kind", "verb"))
+
+
+def sentences(annotations: Path, videos: Path | None, split: str) -> Iterator[Example]:  # noqa: ARG001, a reader
+    """Text files with a sentence a line (``.txt``, ``.txt.gz``), without videos: each distinct sentence is a row.
+
+    Args:
+        annotations: a file, or a folder, of which all such files are read.
+        videos, split: not used.
+    """
+    files = sorted(annotations.glob("*.txt*")) if annotations.is_dir() else [annotations]
+    seen: set[str] = set()
+    for file in files:
+        found = gzip_lines(file) if file.suffix == ".gz" else lines(file)
+        for number, line in enumerate(found, 1):
+            text = line.strip()
+            if text and text not in seen:
+                seen.add(text)
+                key = f"{file.name}:{number}"
+                yield Example(key=key, video=key, clip=Clip(file, start=float(number)), captions=(text,))
 
 
 def plain_split(name: str) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import importlib
 import io
 import itertools
 import json
 import os
+import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from evilm.data.readers.rows import Row
@@ -211,6 +213,19 @@ def lines(path: Path) -> Iterator[str]:
             yield from _utf8_lines(path, file)
             return
     yield from io.StringIO(read_text(path), newline="")
+
+
+def gzip_lines(path: Path) -> Iterator[str]:
+    """The lines of a gzipped UTF-8 text file, one by one.
+
+    Raises:
+        AnnotationError: the file is missing or damaged, or has another encoding.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            yield from file
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise AnnotationError(path, f"cannot be read as gzipped UTF-8 text: {error}") from None
 
 
 def read_names(path: Path) -> list[str]:
