@@ -39,13 +39,17 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     problems: list[str] = []
     contexts: list[Any] = []
 
-    def opened(site: Any, path: str = "/", width: int = 1280, height: int = 800, dark: bool = False) -> Any:
+    def opened(
+        site: Any, path: str = "/", width: int = 1280, height: int = 800, dark: bool = False, script: str = ""
+    ) -> Any:
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", accept_downloads=True
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # of slow machines
+        if script:
+            page.add_init_script(script)
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: _is_foreign(request.url, site) and problems.append(f"left: {request.url}"))
@@ -64,7 +68,7 @@ def _is_foreign(url: str, site: Any) -> bool:
     return parts.scheme not in ("blob", "data") and parts.netloc != f"127.0.0.1:{site.port}"
 
 
-def until(page: Any, condition: str, arg: Any = None, seconds: float = 20.0) -> None:
+def until(page: Any, condition: str, arg: Any = None, seconds: float = 60.0) -> None:
     """Wait until a JavaScript condition holds; Playwright's own way needs `eval`, which the page forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(condition, arg):
@@ -105,6 +109,24 @@ def test_search_open_play_and_timeline(visit: Any, site: Any) -> None:
     assert "segment" not in page.url
     page.go_back()
     page.wait_for_selector(".viewer")
+
+
+def test_a_query_typed_as_soon_as_the_box_is_there_is_kept(visit: Any, site: Any) -> None:
+    """The text is typed before the first paint, thus before any effect that the page runs after it."""
+    script = """new MutationObserver((_, observer) => {
+      const box = document.getElementById("query");
+      if (!box) return;
+      observer.disconnect();
+      box.value = "green square";
+      box.dispatchEvent(new Event("input", { bubbles: true }));
+    }).observe(document, { childList: true, subtree: true });"""
+    page = visit(site, script=script)
+    page.wait_for_selector(".card")
+    page.wait_for_timeout(300)
+    assert page.input_value("#query") == "green square"
+    page.press("#query", "Enter")
+    page.wait_for_selector(".card .score")
+    assert "q=green+square" in page.url
 
 
 def test_keyboard_alone_is_enough(visit: Any, site: Any) -> None:

@@ -1,5 +1,5 @@
 // The shell of the page: the bar, the three views, messages, keys.
-import { html, render, useCallback, useEffect, useRef, useState } from "./lib.js";
+import { html, render, useCallback, useEffect, useLayoutEffect, useRef, useState } from "./lib.js";
 import { api, events } from "./api.js";
 import { go, parse, useRoute } from "./route.js";
 import { SearchView } from "./search.js";
@@ -46,7 +46,7 @@ function App() {
     });
   }, []);
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const press = (event) => {
       const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
       if (event.key === "?" && !typing) setKeys(true);

@@ -1,5 +1,5 @@
 // What the page shows lives in the address, so that every search and every open segment can be linked to and gone back to.
-import { useEffect, useState } from "./lib.js";
+import { useLayoutEffect, useState } from "./lib.js";
 
 const KEYS = ["view", "q", "like", "upload", "folder", "after", "until", "min", "max", "name", "sort", "segment", "run", "compare"];
 
@@ -23,7 +23,7 @@ export function go(changes, { replace = false } = {}) {
 
 export function useRoute() {
   const [route, setRoute] = useState(parse());
-  useEffect(() => {
+  useLayoutEffect(() => {
     listeners.add(setRoute);
     return () => listeners.delete(setRoute);
   }, []);

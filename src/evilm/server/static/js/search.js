@@ -1,5 +1,5 @@
 // Search: the box, filters, results as segments, selection and export.
-import { bytes, classes, clock, count, day, html, plural, useCallback, useEffect, useMemo, useRef, useState } from "./lib.js";
+import { bytes, classes, clock, count, day, html, plural, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./lib.js";
 import { api, download, still } from "./api.js";
 import { go } from "./route.js";
 import { Dialog, Score } from "./parts.js";
@@ -45,8 +45,8 @@ export function SearchView({ route, index, say }) {
     setFound((before) => {
       if (before.state !== "done" || !before.next) return before;
       api.search({ ...request, cursor: before.next }).then(
-        (answer) => setFound((now) => ({ ...now, hits: [...now.hits, ...answer.hits], next: answer.next, state: "done" })),
-        (error) => (say(error.message, "error"), setFound((now) => ({ ...now, state: "done" }))),
+        (answer) => setFound((now) => (now.hits === before.hits && now.state === "more" ? { ...now, hits: [...now.hits, ...answer.hits], next: answer.next, state: "done" } : now)), // not below another search
+        (error) => (say(error.message, "error"), setFound((now) => (now.state === "more" ? { ...now, state: "done" } : now))),
       );
       return { ...before, state: "more" };
     });
@@ -105,7 +105,7 @@ function Box({ route, index, say }) {
   const [saved, setSaved] = useState([]);
   const [uploaded, setUploaded] = useState("");
   const picker = useRef(null);
-  useEffect(() => setText(route.q || ""), [route.q]);
+  useLayoutEffect(() => setText(route.q || ""), [route.q]); // an effect that runs after the paint would erase what is typed before it
   useEffect(() => void api.saved().then((answer) => setSaved(answer.saved || []), () => {}), []);
 
   const take = (file) => {
@@ -129,7 +129,7 @@ function Box({ route, index, say }) {
   const isSaved = saved.some((one) => one.query === here);
   const submit = (event) => {
     event.preventDefault();
-    go({ q: text.trim(), segment: "", view: "" });
+    go({ q: event.currentTarget.elements.query.value.trim(), segment: "", view: "" });
   };
   const active = KEYS.filter((key) => route[key]).length;
   const asked = Boolean(route.q || route.like || route.upload);

@@ -1,5 +1,5 @@
 // The open segment: the video at its place, scores over time, bounds, questions.
-import { clamp, clock, day, fine, html, plural, useCallback, useEffect, useRef, useState, bytes } from "./lib.js";
+import { clamp, clock, day, fine, html, plural, useCallback, useEffect, useLayoutEffect, useRef, useState, bytes } from "./lib.js";
 import { api, fileOf, proxyOf, still, stillAt } from "./api.js";
 import { go } from "./route.js";
 import { Export } from "./search.js";
@@ -79,7 +79,8 @@ export function Viewer({ segment, hit, request, asked, step, say, index }) {
     } else setWait({ error: "This video cannot be played." });
   };
 
-  useEffect(() => {
+  // Before the paint: a key pressed as soon as the segment is visible counts.
+  useLayoutEffect(() => {
     const press = (event) => {
       if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || document.querySelector("dialog[open]")) return;
       const element = player.current;
