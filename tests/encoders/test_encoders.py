@@ -312,3 +312,32 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.pt").touch()
     assert names.absolute_name("open_clip:ViT-B-32:w.pt@8") == f"open_clip:ViT-B-32:{tmp_path / 'w.pt'}@8"
     assert names.absolute_name("transformers:owner/name") == "transformers:owner/name"
+
+
+def test_a_sentence_encoder_gives_the_mean_of_its_states(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from tests.encoders.conftest import words
+
+    tokenizer = words()
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), **shape), add_pooling_layer=False)
+    model.eval().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not say how it pools"):
+        encoders.load(f"transformers:{tmp_path}", "cpu", "fp32")
+    (tmp_path / "1_Pooling").mkdir()
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.write_text('{"pooling_mode_mean_tokens": false}')
+    with pytest.raises(CheckpointError, match="another way than by their mean"):
+        encoders.load(f"transformers:{tmp_path}", "cpu", "fp32")
+    pooling.write_text('{"pooling_mode_mean_tokens": true}')
+    encoder = encoders.load(f"transformers:{tmp_path}", "cpu", "fp32")
+    texts = ["a red disc moves", "the dog"]
+    with torch.no_grad():
+        alone = [model(**tokenizer([text], return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
+    wanted = torch.nn.functional.normalize(torch.stack(alone), dim=-1).numpy()
+    np.testing.assert_allclose(encoder.embed_texts(texts), wanted, atol=1e-5)
+    assert (encoder.sees, encoder.reads) == (False, True)
+    with pytest.raises(ConfigError, match="encodes sentences only"):
+        encoder.embed_frames(np.zeros((1, 4, 32, 32, 3), np.uint8))

@@ -275,12 +275,12 @@ def test_metadata_of_a_checkpoint(run: Path) -> None:
     assert about.source["recipe"]["task"]["name"] == "retrieval"
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_model_with_pooled_skip_is_exported_and_indexed(
-    make_recipe: Callable[..., Recipe], tiny: ModelConfig, small_world: Path, tmp_path: Path, int8: bool
+@pytest.mark.parametrize(("embedding", "int8"), [("both", False), ("both", True), ("pooled", False), ("pooled", True)])
+def test_a_model_with_pooled_features_is_exported_and_indexed(
+    make_recipe: Callable[..., Recipe], tiny: ModelConfig, small_world: Path, tmp_path: Path, embedding: str, int8: bool
 ) -> None:
     """Its export gives the checkpoint's vectors, and an index of either finds the same clips."""
-    model = tiny.model_copy(update={"embedding": "both"}).model_dump()
+    model = tiny.model_copy(update={"embedding": embedding}).model_dump()
     task = {"name": "retrieval", "max_text_len": 24, "embed_dim": 16}
     run = trainer.train(make_recipe(tmp_path / "run", task, model=model, optim={"epochs": 1}))
     made = writer.export(run, tmp_path / "export", int8=int8)

@@ -40,8 +40,8 @@ class Oracle:
     fingerprint, embed_dim, num_frames, image_size, temperature = "oracle", 6, 2, 32, 0.1
     resize_mode: Literal["crop", "squash"] = "crop"
 
-    def __init__(self, reads: bool = True) -> None:
-        self.reads, self.read = reads, list[str]()
+    def __init__(self, reads: bool = True, sees: bool = True) -> None:
+        self.sees, self.reads, self.read = sees, reads, list[str]()
 
     def embed_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise AssertionError("there are no files here")
@@ -70,10 +70,11 @@ class Said:
 @pytest.fixture
 def build(model: EViLM, vocabulary: Vocabulary, captioned: list[Example]) -> Callable[..., Distill]:
     def make(
-        blind: Sequence[str] = (), rows: list[Example] | None = None, reads: bool = True, **settings: Any
-    ) -> Distill:
+        blind: Sequence[str] = (), rows: list[Example] | None = None, reads: bool = True, sees: bool = True,
+        **settings: Any,
+    ) -> Distill:  # fmt: skip
         config = DistillConfig.model_validate({"teacher": "oracle", **settings})
-        teacher: Any = Oracle(reads)
+        teacher: Any = Oracle(reads, sees)
         torch.manual_seed(1)
         parts = Parts(model, vocabulary, lambda path: pytest.fail(f"{path}: no tokenizer is needed"), lambda _: teacher)
         task = Distill.create(config, rows or captioned, parts)
@@ -120,6 +121,26 @@ def test_videos_alone(
     assert not any(p.requires_grad for p in task.model.text_encoder.parameters())
     assert task.embed.temperature.item() == pytest.approx(0.1)  # the teacher's, and it stays
     assert not task.embed.log_temperature.requires_grad
+
+
+def test_a_sentence_encoder_teaches_texts_alone(
+    build: Callable[..., Distill], captioned: list[Example], random_batch: Callable[..., Batch],
+    without_gradient: Callable[..., list[str]],
+) -> None:  # fmt: skip
+    task = build(sees=False).train()
+    assert not task.needs_frames
+    batch = random_batch(captioned)
+    parts = task.losses(batch)
+    assert set(parts.parts) == {"text"}
+    assert without_gradient(task, parts) == []
+    assert not task.embed.has("video")
+    assert not any(p.requires_grad for p in task.model.video_encoder.parameters())
+    found = task.eval().compute_metrics(task.predict(batch))
+    rows = task._text([row.captions[0] for row in captioned], batch).detach().numpy()
+    said = np.stack([Oracle.says(row.captions[0]) for row in captioned])
+    assert found.metrics["cosine"] == pytest.approx(100 * float((rows * said).sum(1).mean()), abs=1e-3)
+    with pytest.raises(ConfigError, match="teaches texts alone"):
+        build(sees=False, text_weight=0.0)
 
 
 def test_each_text_is_read_by_the_teacher_once_and_rows_without_one_are_left_out(

@@ -15,6 +15,7 @@ from evilm.errors import CheckpointError, CodebookError, ConfigError, DataError,
 from evilm.tasks import VideoTextTask
 from evilm.tasks.pretrain import Pretrain
 from evilm.tasks.question_answering import QuestionAnsweringConfig
+from evilm.tasks.retrieval import Retrieval
 from evilm.training import build, checkpoint
 
 if TYPE_CHECKING:
@@ -276,17 +277,36 @@ def test_kept_features_are_those_of_the_frames_that_are_shown(
     built, _ = build.new_task(made, rows)
     assert isinstance(built, VideoTextTask)
     loader = build.make_loader(made, built, rows, train=True, caches=True)
+    plain = build.make_loader(made, built, rows, train=True)
     built.eval()
     for epoch in (0, 1):
-        for batch in loader.epoch(epoch):
+        for batch, with_frames in zip(loader.epoch(epoch), plain.epoch(epoch), strict=True):
             assert batch.features is not None
+            assert not batch.frames.numel()  # nobody looks at them
             with torch.no_grad():
-                kept, seen = built.encode(batch), built.encode(replace(batch, features=None))
+                kept, seen = built.encode(batch), built.encode(with_frames)
             assert kept.grid == seen.grid
             # Half precision keeps eleven bits.
             torch.testing.assert_close(kept.tokens, seen.tokens, rtol=2e-3, atol=2e-3)
-    plain = build.make_loader(made, built, rows, train=True)
-    assert next(iter(plain)).features is None
+
+
+def test_means_of_features_are_enough_for_embeddings_that_skip_fusion(
+    make_recipe: Callable[..., Recipe], tiny: ModelConfig, tmp_path: Path
+) -> None:
+    model = tiny.model_copy(update={"embedding": "pooled"}).model_dump()
+    data, optim = {"features": True}, {"backbone_lr_scale": 0, "batch_size": 4}
+    made = make_recipe(tmp_path, {"name": "retrieval"}, model=model, data=data, optim=optim)
+    rows = build.examples_of(made.data.train)
+    built, _ = build.new_task(made, rows)
+    built.eval()
+    assert isinstance(built, Retrieval)
+    kept = next(build.make_loader(made, built, rows, train=True, caches=True).epoch(0))
+    seen = next(build.make_loader(made, built, rows, train=True).epoch(0))
+    assert kept.features is not None
+    assert kept.features.shape[2:4] == (1, 1)
+    with torch.no_grad():
+        vectors = [built.embed.video(built.model, built.encode(batch)) for batch in (kept, seen)]
+    torch.testing.assert_close(*vectors, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,9 @@ class StoredPixels:
         return self.store.encoded
 
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:
-        """``count`` frames of a job, (count, size, size, 3) uint8; raises VideoError."""
+        """``count`` frames of a job, (count, size, size, 3) uint8, none for 0; raises VideoError."""
+        if not count:  # only whether the clip is readable
+            return self.store.read(job.clip, np.empty(0, np.int64))
         return transforms.apply(self.store.read(job.clip, self.choose(job, count)), job.plan)
 
     def choose(self, job: Job, count: int) -> NDArray[np.int64]:

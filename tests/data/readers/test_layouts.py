@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -265,3 +266,14 @@ def test_parquet(tmp_path: Path, put: Put, complaint: Complaint) -> None:
     assert "cannot be read as parquet" in complaint("captions", put("x.parquet", b"PAR1 no"))
     parquet.write_table(pyarrow.table({"video": ["a"], "caption": [None]}), tmp_path / "train.parquet")
     assert "train.parquet:1: has no 'caption'" in complaint("captions", tmp_path)
+
+
+def test_sentences_without_videos(tmp_path: Path, put: Put, complaint: Complaint) -> None:
+    put("b.txt", "A dog runs.\n\nA dog runs.\n")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("A café.\nA dog runs.\n".encode()))
+    found = read("sentences", tmp_path)
+    assert [(e.key, e.captions) for e in found] == [("a.txt.gz:1", ("A café.",)), ("a.txt.gz:2", ("A dog runs.",))]
+    assert [e.captions for e in read("sentences", tmp_path / "b.txt")] == [("A dog runs.",)]
+    assert len({e.clip.id for e in found}) == 2
+    assert "cannot be read as gzipped UTF-8 text" in complaint("sentences", put("c.txt.gz", b"no gzip"))
+    assert "no such annotation file" in complaint("sentences", tmp_path / "none.txt")
