@@ -22,9 +22,13 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _HUB_FILES = ("*.json", "*.onnx", "*.safetensors", "README.md", files.MARK)
 
 TINY = "world-tiny"  # the model of `evilm quickstart`
-# Bundled models: what each was trained on and what it recognises.
-BUNDLED = {TINY: "trained on synthetic clips of moving shapes; recognises those shapes, colours and movements only"}
-DEFAULT_MODEL = TINY
+PHOTO = "evilm-photo"
+# Bundled models: what each was trained on and what it recognises; the first is the default.
+BUNDLED = {
+    PHOTO: "trained on photographs and videos of everyday scenes, for research use; people, animals, sports, streets, food",
+    TINY: "trained on synthetic clips of moving shapes; recognises those shapes, colours and movements only",
+}
+DEFAULT_MODEL = PHOTO
 
 
 def open_runtime(model: str | Path, *, device: Device = "auto", threads: int | None = None) -> Runtime:
