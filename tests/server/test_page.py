@@ -261,6 +261,21 @@ def test_first_visit_to_first_search(visit: Any, serve: Any, world: Path, tmp_pa
         page.close()
 
 
+def test_the_sample_clips_are_searched_soon(visit: Any, serve: Any, tmp_path: Path) -> None:
+    from evilm.demo import clips
+
+    with serve(tmp_path / "index", tmp_path, samples=clips.folder()) as site:
+        page = visit(site)
+        page.get_by_role("button", name="Try the sample clips").click()
+        page.wait_for_selector(".card:not(.ghost)")
+        page.fill("#query", "a moving object")
+        page.press("#query", "Enter")
+        page.wait_for_selector(".card .score")
+        scan = site.wait_for_scan()
+        assert (scan["state"], scan["added"], scan["unreadable"]) == ("done", 33, 0)
+        page.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [(360, 740), (2560, 1440)], ids=["phone", "wide"])

@@ -46,6 +46,7 @@ def serve(
         from evilm.server.app import ServerConfig, create_app
     except ModuleNotFoundError as error:
         raise DependencyError(f"serve needs {error.name}: pip install 'evilm[serve]'") from None
+    from evilm.demo import clips
     from evilm.server.security import LOOPBACK, Access
 
     local = host in LOOPBACK
@@ -56,10 +57,9 @@ def serve(
     if token is not None and len(token) < 12:
         raise ConfigError("--token: 12 characters at least; `--token new` makes one")
     hosts = LOOPBACK | {each.lower() for each in name or []} | {host.lower()}
-    samples = Path(__file__).parents[1] / "demo" / "clips"
     config = ServerConfig(
         index=index.expanduser(), model=model, roots=tuple(path.expanduser() for path in root or [Path.home()]),
-        runs=tuple(runs or [Path("runs")]), samples=samples if samples.is_dir() else None,
+        runs=tuple(runs or [Path("runs")]), samples=clips.folder(),
         access=Access(hosts=frozenset(hosts), token=token), max_upload=max_upload << 20,
     )  # fmt: skip
     try:
