@@ -89,7 +89,9 @@ def _sentence_encoder(folder: Path, name: EncoderName) -> Towers:
         pooling: Any = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
         averages = bool(pooling["pooling_mode_mean_tokens"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{name}: {folder / '1_Pooling/config.json'} does not say how it pools: {error}") from None
+        raise CheckpointError(
+            f"{name}: {folder / '1_Pooling/config.json'} does not say how it pools: {error}"
+        ) from None
     if not averages:
         raise CheckpointError(f"{name}: pools its states in another way than by their mean, which is not supported")
     model, tokenizer, _ = _load(folder, name, images=False)

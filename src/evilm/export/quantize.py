@@ -160,8 +160,8 @@ def fuse_products(model: Any) -> None:
 def early_or_sensitive_layers(path: Path, feeds: Sequence[Feed]) -> list[str]:
     """The first fifth of a graph's convolutions if it has many, else its sensitive layers.
 
-    Pooled features of EfficientNet-lite2, cosine with fp32: all int8 0.843, the most sensitive quarter in fp32 0.857, the
-    first 3 of 64 convolutions 0.972, the first 6 0.983, the first 12 0.985 (docs/decisions.md).
+    Pooled features of EfficientNet-lite2, cosine with fp32: all int8 0.843, the most sensitive quarter in fp32 0.857,
+    the first 3 of 64 convolutions 0.972, the first 6 0.983, the first 12 0.985 (docs/decisions.md).
     """
     import onnx
 

@@ -109,7 +109,7 @@ def _mismatch(export: ExportDescription, graphs: Mapping[str, GraphInfo]) -> str
     for head in metadata.heads:
         fused = head not in pooled or metadata.embedding != "pooled"
         shapes.append((head, graphs[head].inputs, "cls", (None, dim) if fused else None))
-        shapes.append((head, graphs[head].inputs, "pooled", None if head not in pooled else pooled[head]))
+        shapes.append((head, graphs[head].inputs, "pooled", pooled.get(head)))
         shapes.append((head, graphs[head].outputs, "scores", (None, widths.get(head, metadata.embed_dim))))
     for graph, ends, name, wanted in shapes:
         if ends.get(name) != wanted:

@@ -76,9 +76,7 @@ class EmbeddingHead(nn.Module):
         temperature: initial temperature of the cosines.
     """
 
-    def __init__(
-        self, config: ModelConfig, video_channels: int, out_dim: int = 512, temperature: float = 0.05
-    ) -> None:
+    def __init__(self, config: ModelConfig, video_channels: int, out_dim: int = 512, temperature: float = 0.05) -> None:
         super().__init__()
         self.out_dim, self.fuses = out_dim, config.embedding != "pooled"
         if self.fuses:

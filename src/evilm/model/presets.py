@@ -60,7 +60,7 @@ class ModelConfig(ShapeConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="of BERT and of the fusion blocks")
     embedding: Literal["fused", "pooled", "both"] = Field(
         default="fused",
-        description="what embeddings are made of: [CLS] after fusion (the paper), pooled features that skip it, or both",
+        description="what embeddings are made of: [CLS] of fusion (the paper), pooled features that skip it, or both",
     )
     pooled_dropout: float = Field(default=0.0, ge=0, lt=1, description="of pooled features, where embeddings use them")
 
@@ -83,8 +83,8 @@ PRESETS: dict[str, ModelConfig] = {
     # Figure 2's smaller models.
     "evilm-x-small": ModelConfig(backbone="edgenext_x_small", embed_dim=256, num_heads=4, mlp_dim=1024),
     "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", embed_dim=192, num_heads=3, mlp_dim=768),
-    # For real photographs and videos: a backbone and a text encoder that start from published weights (recipes/photo-*).
-    # 15.6 M parameters with its embeddings.
+    # For real photographs and videos: a backbone and a text encoder that start from published weights
+    # (recipes/photo-*). 15.5 M parameters with its embeddings.
     "evilm-photo": ModelConfig(
         backbone="tf_efficientnet_lite2",
         backbone_conv_head=True,

@@ -1,7 +1,7 @@
 """Distillation: match a teacher's embeddings of videos, with or without captions, and of texts if there are captions.
 
-Not in the paper. The teacher is any dual encoder, an E-ViLM checkpoint with an embedding head or a CLIP-like model,
-or a sentence encoder, which teaches texts alone (see ``evilm.encoders``). The loss is one minus the cosine of each embedding with the teacher's of the same video or
+Not in the paper. The teacher is any dual encoder, an E-ViLM checkpoint with an embedding
+head or a CLIP-like model, or a sentence encoder, which teaches texts alone (see ``evilm.encoders``). The loss is one minus the cosine of each embedding with the teacher's of the same video or
 text, as the feature distillation of CLIP-KD (Yang et al., CVPR 2024), which takes the squared distance of unit vectors,
 two minus twice the cosine. A relational term among videos made a student
 worse (R@10 94.6 to 85.0, mean of 5 seeds, a small perceptron on cached features).
@@ -204,7 +204,8 @@ class Distill(VideoTextTask):
         """The embeddings of each row's first caption, by the student and by a teacher of texts."""
         captions = [caption_of(example, None) for example in batch.examples]
         text, target = (
-            each.float().cpu().numpy() for each in (self._text(captions, batch), self._targets_of_texts(captions, batch))
+            each.float().cpu().numpy()
+            for each in (self._text(captions, batch), self._targets_of_texts(captions, batch))
         )
         rows = zip(batch.examples, text, target, strict=True)
         return [Prediction(example, True, {"video": own, "target": wanted}) for example, own, wanted in rows]
@@ -224,7 +225,8 @@ class Distill(VideoTextTask):
         found = {"cosine": 100 * float(cosines.mean())} | metrics.retrieval(scores, own)
         chance = {"cosine": 0.0} | metrics.chance_retrieval(own)
         details: dict[str, Any] = {}
-        rule = f"{len(predictions)} {'videos' if self.videos else 'texts'}; cosine times 100; R@k: own embedding to the teacher's"
+        of = "videos" if self.videos else "texts"
+        rule = f"{len(predictions)} {of}; cosine times 100; R@k: own embedding to the teacher's"
         if predictions and "text_target" in predictions[0].values and all(p.example.captions for p in predictions):
             relevant = self.relevance(predictions) & readable[None]
             texts = _stacked(predictions, "text" if self.texts else "text_target")

@@ -38,7 +38,8 @@ RENAMED: dict[str, dict[str, str | None]] = {
     },
     "model": {
         **_SHAPE, "text_width": "text_embed_dim", "text_heads": "text_num_heads", "text_hidden": "text_mlp_dim",
-        "text_positions": "max_text_len", "frames": "num_frames", "text_layers": "text_depth", "cls_mean": None, "pooled_skip": "embedding",
+        "text_positions": "max_text_len", "frames": "num_frames", "text_layers": "text_depth", "cls_mean": None,
+        "pooled_skip": "embedding",
         "text_position_start": None, "space_start": "position_std", "time_start": "position_std",
     },
     "task": {
