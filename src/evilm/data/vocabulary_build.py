@@ -216,9 +216,9 @@ def _stands_alone(character: str) -> bool:
 def read_captions(files: Iterable[Path]) -> Iterator[str]:
     """Every caption of caption files, in order, without empty ones.
 
-    Formats: ``.txt`` and ``.txt.gz`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions in ``.txt``),
-    ``.csv``, ``.tsv`` and ``.jsonl`` with a column of captions, and ``.json`` in the forms of ``captions_by_video``: COCO, MSR-VTT, MSVD,
-    DiDeMo.
+    Formats: ``.txt`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.txt.gz`` (one a line),
+    ``.csv``, ``.tsv`` and ``.jsonl`` with a column of captions, and ``.json`` in the forms of ``captions_by_video``:
+    COCO, MSR-VTT, MSVD, DiDeMo.
 
     Raises:
         AnnotationError: a file is missing, damaged, or has no captions.

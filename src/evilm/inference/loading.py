@@ -25,7 +25,7 @@ TINY = "world-tiny"  # the model of `evilm quickstart`
 PHOTO = "evilm-photo"
 # Bundled models: what each was trained on and what it recognises; the first is the default.
 BUNDLED = {
-    PHOTO: "trained on photographs and videos of everyday scenes, for research use; knows people, animals, sports, food",
+    PHOTO: "trained on photographs and videos of everyday scenes, for research use: people, animals, sports, food",
     TINY: "trained on synthetic clips of moving shapes; recognises those shapes, colours and movements only",
 }
 DEFAULT_MODEL = PHOTO

@@ -148,9 +148,8 @@ def _rename_tensors(path: Path, names: list[str], out: Path) -> Path:
         found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         tensors = [tensor.contiguous() for tensor in found.values()]
     except (OSError, RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as a state dict of torch: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: not readable as a state dict of torch: {reason}") from None
     save_file(dict(zip(names, tensors, strict=False)), out)
     return out
 
