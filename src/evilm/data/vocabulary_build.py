@@ -216,7 +216,7 @@ def _stands_alone(character: str) -> bool:
 def read_captions(files: Iterable[Path]) -> Iterator[str]:
     """Every caption of caption files, in order, without empty ones.
 
-    Formats: ``.txt`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.txt.gz`` (one a line),
+    Formats: ``.txt`` (one a line, or "clip sentence" lines as in MSVD's AllVideoDescriptions), ``.txt.gz``,
     ``.csv``, ``.tsv`` and ``.jsonl`` with a column of captions, and ``.json`` in the forms of ``captions_by_video``:
     COCO, MSR-VTT, MSVD, DiDeMo.
 

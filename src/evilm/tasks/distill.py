@@ -2,9 +2,9 @@
 
 Not in the paper. The teacher is any dual encoder, an E-ViLM checkpoint with an embedding head or a CLIP-like model, or
 a sentence encoder, which teaches texts alone (see ``evilm.encoders``). The loss is one minus the cosine of each
-embedding with the teacher's of the same video or text, as the feature distillation of CLIP-KD (Yang et al., CVPR 2024), which takes the squared distance of unit vectors,
-two minus twice the cosine. A relational term among videos made a student
-worse (R@10 94.6 to 85.0, mean of 5 seeds, a small perceptron on cached features).
+embedding with the teacher's of the same video or text, as the feature distillation of CLIP-KD (Yang et al., CVPR 2024),
+which takes the squared distance of unit vectors, two minus twice the cosine. A relational term among videos made a
+student worse (R@10 94.6 to 85.0, mean of 5 seeds, a small perceptron on cached features).
 
 The teacher sees T frames from the whole clip at its own size; the student sees the frames that training samples.
 """
