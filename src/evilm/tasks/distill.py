@@ -74,14 +74,10 @@ class Distill(VideoTextTask):
         self.videos = bool(facts.get("videos", True))
         self.embed = EmbeddingHead.for_model(model, int(facts["embed_dim"]), float(facts["temperature"]))
         self.embed.log_temperature.requires_grad_(False)  # the temperature of the teacher's space
-        if not self.texts:  # without texts these are not trained
-            self.embed.remove("text")
-            model.text_encoder.requires_grad_(False)
-            model.fusion.type_text.requires_grad_(False)
+        if not self.texts:
+            self.leave_out(self.embed, "text")
         if not self.videos:
-            self.embed.remove("video")
-            model.video_encoder.requires_grad_(False)
-            model.fusion.type_video.requires_grad_(False)
+            self.leave_out(self.embed, "video")
         # The teacher is no module, so that its weights are neither trained nor saved.
         self.teacher = teacher
         self.targets: TeacherTargets | None = None
@@ -122,11 +118,6 @@ class Distill(VideoTextTask):
     @property
     def needs_frames(self) -> bool:
         return self.videos
-
-    @property
-    def clip_shape(self) -> tuple[int, int]:
-        """Without videos one patch of one frame, as the loader needs a shape."""
-        return super().clip_shape if self.videos else (1, self.model.config.stride)
 
     def prepare(self, examples: Sequence[Example], cache: Path | None, workers: int) -> None:
         """Embed the clips of some rows by the teacher; vectors are stored in ``cache``, else in memory."""

@@ -52,18 +52,11 @@ class Paraphrase(VideoTextTask):
         super().__init__(model, vocabulary, facts, config.max_text_len)
         self.config = config
         self.embed = EmbeddingHead.for_model(model, config.embed_dim, config.temperature)
-        self.embed.remove("video")  # it stays untrained, and the checkpoint must not seem to rank videos
-        model.video_encoder.requires_grad_(False)
-        model.fusion.type_video.requires_grad_(False)
+        self.leave_out(self.embed, "video")
 
     @property
     def needs_frames(self) -> bool:
         return False
-
-    @property
-    def clip_shape(self) -> tuple[int, int]:
-        """One patch of one frame: the loader needs a shape, the task no pixels."""
-        return 1, self.model.config.stride
 
     @staticmethod
     def lacks(example: Example) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, cast
 
 from torch import nn
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from evilm.data.vocabulary import Vocabulary
     from evilm.model.evilm import EViLM
+    from evilm.model.heads import EmbeddingHead
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.tasks.predictions import Metrics, Prediction
     from evilm.tasks.settings import TaskConfig
@@ -281,7 +282,22 @@ class VideoTextTask(Task):
 
     @property
     def clip_shape(self) -> tuple[int, int]:
-        return self.model.config.num_frames, self.model.config.image_size
+        """Without frames one patch of one frame, as the loader needs a shape."""
+        config = self.model.config
+        return (config.num_frames, config.image_size) if self.needs_frames else (1, config.stride)
+
+    def leave_out(self, embed: EmbeddingHead, side: Literal["video", "text"]) -> None:
+        """Train nothing of one modality, and remove its half of the embedding head.
+
+        A checkpoint with an untrained half would seem to rank that modality.
+        """
+        embed.remove(side)
+        encoder, kind = {
+            "video": (self.model.video_encoder, self.model.fusion.type_video),
+            "text": (self.model.text_encoder, self.model.fusion.type_text),
+        }[side]
+        encoder.requires_grad_(False)
+        kind.requires_grad_(False)
 
     @property
     def model_and_vocabulary(self) -> tuple[EViLM, Vocabulary] | None:
