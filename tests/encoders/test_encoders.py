@@ -122,6 +122,7 @@ def test_an_embedder_does_what_such_a_model_can(open_clip_folder: Path, small_wo
     assert sum(share for _, share in named) == pytest.approx(1)
     chosen = own.choose(videos[0], ["a red disc", "a dog"])
     assert chosen.answer == named[0][0]
+    assert chosen.attention is not None
     assert chosen.attention.ravel().tolist() == [0.5, 0.5]
     with pytest.raises(ConfigError, match="dual encoder model has no answers of its own"):
         own.answer(videos[0], "what color is the disc?")

@@ -292,7 +292,10 @@ def test_a_model_with_pooled_features_is_exported_and_indexed(
     assert (ours.embed_texts(TEXTS) * theirs.embed_texts(TEXTS)).sum(1).min() > least
     alone = np.concatenate([ours.embed_texts([text]) for text in TEXTS])
     np.testing.assert_allclose(ours.embed_texts(TEXTS), alone, rtol=0, atol=1e-5)
-    assert ours.choose(clips[0], TEXTS[:2]).answer in TEXTS
+    answer = ours.choose(clips[0], TEXTS[:2])
+    assert answer.answer in TEXTS
+    # The attention of a decoder that the answer does not depend on would mean nothing.
+    assert len(answer.attended_frames()) == (0 if embedding == "pooled" else ours.num_frames)
     (tmp_path / "videos").mkdir()
     for clip in clips:
         (tmp_path / "videos" / clip.name).symlink_to(clip)

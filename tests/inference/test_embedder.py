@@ -97,6 +97,7 @@ def test_answers_equal_those_of_the_task(trained: Callable[[str], Path], clips: 
     assert found.probability == pytest.approx(float(shares.max()), abs=1e-4)
     assert len(found.times) == 2
     assert 0 < found.times[0] < found.times[1]
+    assert found.attention is not None
     assert found.attention.shape == (2, 4, 4)
     assert found.attention.sum() == pytest.approx(1, abs=1e-4)
     some = model.answer(clips[0], asked, choices=task.answers[:3])

@@ -95,10 +95,11 @@ class Embedder(EmbeddingModel):
 
     def score_choices(
         self, video: EncodedArrays, choices: Sequence[str], question: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Logits (K,) of choices for one encoded video, and the attention (N,) of the best choice.
 
-        The match head gives the logits; without one, cosines divided by the temperature.
+        The match head gives the logits; without one, cosines divided by the temperature. There is no attention where
+        embeddings skip fusion.
 
         Raises:
             ConfigError: the model has neither a match head nor embeddings.
@@ -107,10 +108,9 @@ class Embedder(EmbeddingModel):
         if "match" in self.metadata.heads or not {"embed_video", "embed_text"} <= {*self.metadata.heads}:
             logits, attention = self.score_fused("match", video, texts)
             return logits[:, 0], attention[int(logits[:, 0].argmax())]
-        _, attention = self.runtime.fuse(video.tokens, video.mask)
-        vectors = self.embed_encoded("embed_text", texts)
-        own = self.embed_encoded("embed_video", video)[0]
-        return (vectors @ own) / self.temperature, attention[0]
+        logits = self.embed_encoded("embed_text", texts) @ self.embed_encoded("embed_video", video)[0]
+        fuses = self.metadata.embedding != "pooled"
+        return logits / self.temperature, self.runtime.fuse(video.tokens, video.mask)[1][0] if fuses else None
 
     def match(self, videos: Sequence[Video], texts: Sequence[str]) -> NDArray[np.float32]:
         """How well each text fits each video, (videos, texts): match logits, or cosines without a match head.
@@ -186,8 +186,11 @@ class Embedder(EmbeddingModel):
         return np.concatenate(logits), np.concatenate(attentions)
 
     def _answer(
-        self, video: Video, names: list[str], logits: NDArray[np.float32], attention: NDArray[np.float32]
+        self, video: Video, names: list[str], logits: NDArray[np.float32], attention: NDArray[np.float32] | None
     ) -> Answer:
+        if attention is not None:
+            shape = (self.num_frames, *self.metadata.grid)
+            attention = (attention / max(1e-9, float(attention.sum()))).reshape(shape)
         ranked, threshold = rank_names(names, softmax(logits)), self.metadata.answer_threshold
         return Answer(
             answer=ranked[0][0],
@@ -196,7 +199,7 @@ class Embedder(EmbeddingModel):
             threshold=None if threshold is None else threshold.probability,
             candidates=ranked[:5],
             times=sampled_times(to_clip(video), self.num_frames, self.decoders),
-            attention=(attention / max(1e-9, float(attention.sum()))).reshape(self.num_frames, *self.metadata.grid),
+            attention=attention,
         )
 
 

@@ -73,7 +73,7 @@ class Answer:
         threshold: set on validation data; None if it was never set, and every answer is then ``confident``.
         candidates: the five most probable answers with their probabilities, best first.
         times: (T,) seconds of the frames; frame numbers for a clip of still images.
-        attention: (T, h, w) share of the attention on each patch; sums to 1.
+        attention: (T, h, w) share of the attention on each patch; sums to 1. None where the answer needed no fusion.
     """
 
     answer: str
@@ -82,14 +82,17 @@ class Answer:
     threshold: float | None
     candidates: tuple[tuple[str, float], ...]
     times: tuple[float, ...]
-    attention: NDArray[np.float32]
+    attention: NDArray[np.float32] | None
 
     def attended_frames(self) -> list[tuple[float, float, tuple[float, float]]]:
         """For each frame: its time, its share of the attention, and the place of the most attended patch.
 
-        The place is (row, column) of the patch's centre, as fractions of the frame's height and width.
+        The place is (row, column) of the patch's centre, as fractions of the frame's height and width. Without
+        attention there are none.
         """
         rows: list[tuple[float, float, tuple[float, float]]] = []
+        if self.attention is None:
+            return rows
         for time, patches in zip(self.times, self.attention, strict=True):
             row, column = divmod(int(patches.argmax()), patches.shape[1])
             place = ((row + 0.5) / patches.shape[0], (column + 0.5) / patches.shape[1])
