@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import timm
 import torch
 
-from evilm.errors import ConfigError
+from evilm.errors import CheckpointError, ConfigError
 from evilm.model import video_encoder
 from evilm.model.evilm import EViLM
 from evilm.model.presets import PRESETS, ModelConfig
@@ -15,6 +16,8 @@ from evilm.model.tokenizer import FrameEncoder, TokenizerConfig
 from evilm.model.video_encoder import backbone_features, build_backbone, frame_differences, freeze_batch_norm
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 SMALL = {"img_size": 64, "embed_dim": 32, "num_heads": 2}
@@ -159,3 +162,19 @@ def test_motion_tells_the_order_of_frames() -> None:
         assert torch.allclose(there, back.flip(1), atol=1e-5) is not motion
         still = features[:, :1].expand(-1, 4, -1, -1, -1)
         assert torch.allclose(own.patches(still).tokens[:, :16], own.patches(still[:, :1]).tokens, atol=1e-5)
+
+
+def test_weights_under_other_names_are_taken_by_their_order(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = timm.create_model("mobilenetv2_050", num_classes=7)
+    file = tmp_path / "other.pth"
+    torch.save({f"layer{i}": tensor for i, tensor in enumerate(net.state_dict().values())}, file)
+    torch.manual_seed(2)
+    model, _ = build_backbone("mobilenetv2_050", 32, {}, str(file), conv_head=True)
+    pixels = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(pixels)[0], net.eval().forward_features(pixels))
+    with pytest.raises(CheckpointError, match=r"not weights of mobilenetv2_100"):
+        build_backbone("mobilenetv2_100", 32, {}, str(file))
+    file.write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"other\.pth: not readable as a state dict of torch"):
+        build_backbone("mobilenetv2_050", 32, {}, str(file))

@@ -132,10 +132,12 @@ class EmbeddingHead(nn.Module):
 
 def embedding_width(tensors: Mapping[str, Tensor], side: Literal["video", "text"] = "video") -> int | None:
     """The width of the embeddings of a checkpoint with these tensors; None if it has none of this side."""
-    for name in (f"embed.{side}_out.weight", f"embed.{side}_pooled.{2 if side == 'video' else 1}.weight"):
-        if name in tensors:
-            return int(tensors[name].shape[0])
-    return None
+    maps = (
+        tensor
+        for name, tensor in tensors.items()
+        if name.startswith((f"embed.{side}_out.", f"embed.{side}_pooled.")) and tensor.ndim == 2
+    )
+    return next((tensor.shape[0] for tensor in maps), None)
 
 
 class AnswerHead(nn.Module):
