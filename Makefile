@@ -52,6 +52,8 @@ photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), 
 	$(BIN)/evilm train recipes/photo-text.toml --resume
 	$(BIN)/evilm train recipes/photo-retrieval.toml --resume
 	$(BIN)/evilm evaluate runs/photo/retrieval --split test --out runs/photo/retrieval/evaluation
+	$(BIN)/evilm evaluate runs/photo/retrieval --split test --out runs/photo/retrieval/evaluation-flickr8k \
+	  data.test.annotations=$(SHARED)/flickr8k data.test.split=dev
 	$(BIN)/python benchmarks/ship_model.py evilm-photo runs/photo/retrieval
 
 clean:           ## remove what can be made again, .venv included; runs/ stays

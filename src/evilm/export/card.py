@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from evilm.inference.runtime import Metadata
 
 
-def render(metadata: Metadata, export: ExportDescription | None = None) -> str:
+def render(metadata: Metadata, export: ExportDescription | None = None, licence: str = "apache-2.0") -> str:
     """The card as Markdown with the header that the hub reads, from the template ``card.md``.
 
     Args:
         metadata: of the model.
         export: the description of an export; None for a checkpoint.
+        licence: of the weights, as the hub names it.
     """
     import jinja2
 
@@ -24,7 +25,9 @@ def render(metadata: Metadata, export: ExportDescription | None = None) -> str:
     template = importlib.resources.files("evilm.export").joinpath("card.md").read_text(encoding="utf-8")
     recipe: Any = metadata.source.get("recipe") or {}
     train: Any = recipe.get("data", {}).get("train") or {}
-    return environment.from_string(template).render(metadata=metadata, export=export, recipe=recipe, train=train)
+    return environment.from_string(template).render(
+        metadata=metadata, export=export, recipe=recipe, train=train, licence=licence
+    )
 
 
 def _last_parts(path: Any) -> str:
