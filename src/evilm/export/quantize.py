@@ -3,6 +3,8 @@
 Static activation scales make a vector independent of the clips and texts that are computed beside it. Dynamic scales,
 which ONNX Runtime takes from the whole batch, do not: with them a score changes with the batch size.
 
+The output of a convolution is quantized after its ReLU or ReLU6, and its bias is corrected for the rounded weights.
+
 Weights use 7 of the 8 bits. With 8, sums of two products overflow 16 bits on x86 CPUs without VNNI instructions, where
 ONNX Runtime adds them in pairs: such a CPU would compute other vectors than the one that exported the model.
 """
