@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -30,6 +31,52 @@ def test_sensitive_layers_are_those_with_outliers(tmp_path: Path) -> None:
     assert len(quantize.sensitive_layers(path, [feed])) == 1
     outlier = np.append(np.ones(9999, np.float32), np.float32(1e4))
     assert quantize.rounding_error(outlier[:-1]) < 1e-6 < quantize.rounding_error(outlier + np.float32(0.3))
+
+
+def convolution_model(path: Path, nodes: list[onnx.NodeProto], **arrays: np.ndarray) -> None:
+    """Save a graph from ``x`` to ``y``, both (1, 2, 4, 4)."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4]) for name in "xy"]
+    constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def outputs(path: Path, feeds: list[quantize.Feed]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, feed)[0] for feed in feeds])
+
+
+@pytest.mark.parametrize("activation", ["Clip", "Relu"])
+def test_an_activation_is_quantized_after_it_cuts_off(tmp_path: Path, activation: str) -> None:
+    """Values before ReLU6 reach -900 here: 256 levels over them would leave three for 0 to 6."""
+    limits = ["low", "high"] if activation == "Clip" else []
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["a"], "first"),
+             helper.make_node(activation, ["a", *limits], ["c"], "cut"),
+             helper.make_node("Conv", ["c", "w", "b"], ["y"], "second")]  # fmt: skip
+    arrays = {"w": np.eye(2).reshape(2, 2, 1, 1), "b": np.zeros(2), "low": np.array(0), "high": np.array(6)}
+    convolution_model(tmp_path / "m.onnx", nodes, **arrays)
+    feeds = [{"x": np.random.default_rng(i).uniform(-900, 6, (1, 2, 4, 4)).astype(np.float32)} for i in range(4)]
+    for feed in feeds:
+        feed["x"][0, :, 0] = np.linspace(0, 6, 4)
+    quantize.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", "int8", feeds)
+    graph = onnx.load(tmp_path / "q.onnx").graph
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    steps = [float(scales[node.input[1]]) for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert sorted(steps) == pytest.approx([6 / 255, 6 / 255, 906 / 255], rel=0.02)  # of x, of the cut values, and of y
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_rounded_weights_leave_the_mean_output(tmp_path: Path, group: int) -> None:
+    """Eight weights of 0.012 are less than half a step of 2/64 and round to 0, which takes 0.38 from an output."""
+    kernel = np.full((2, 2 // group, 3, 3), 0.012)
+    kernel[:, :, 1, 1] = 2
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "only", pads=[1, 1, 1, 1], group=group)
+    convolution_model(tmp_path / "m.onnx", [node], w=kernel, b=np.array([0.5, -1]))
+    shape = (1, 2, 4, 4)
+    feeds = [{"x": np.random.default_rng(i).uniform(3, 5, shape).astype(np.float32)} for i in range(16)]
+    quantize.quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", "int8", feeds)
+    plain, rounded = (outputs(tmp_path / name, feeds).mean((0, 2, 3)) for name in ("m.onnx", "q.onnx"))
+    np.testing.assert_allclose(rounded, plain, atol=0.02)  # 0.38 or more without
 
 
 def test_activation_scales_are_constants(exported: Path) -> None:

@@ -121,7 +121,6 @@ class Killing:
     def __init__(self, folder: Path, world: Path) -> None:
         self.folder, self.world = folder, world
         self.seconds: dict[str, float] = {}
-        self.points: dict[str, int] = {}
         self.kills: Counter[str] = Counter()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
@@ -174,7 +173,8 @@ class Killing:
             "ema": "0.9" if stage == "pretrain" else "0.0", "world": self.world, "runs": self.folder, "out": out,
         }.items():  # fmt: skip
             text = text.replace("{" + name + "}", str(value))
-        path.write_text(text)
+        if not path.is_file() or path.read_text() != text:  # else a process that was started before may be reading it
+            path.write_text(text)
         return path
 
     def unbroken(self, stage: str) -> Path:
@@ -184,18 +184,25 @@ class Killing:
             needs = STAGES[stage][1]
             if needs is not None:
                 self.unbroken(needs)
-            began = time.monotonic()
-            listing = self.folder / f"{stage}.points"
-            status = self.wait(self.start(stage, stage, points=str(listing)))
+            status = self.wait(self.start(stage, stage, points=str(self.folder / f"{stage}.points")))
             assert status == 0, (self.folder / f"{stage}.log").read_text()
-            self.seconds[stage] = time.monotonic() - began
-            self.points[stage] = len(listing.read_text().splitlines())
         return run
+
+    def length(self, stage: str) -> float:
+        """Seconds of an undisturbed run whose caches are filled. The first run of all takes up to 8 times as long."""
+        if stage not in self.seconds:
+            out = f"{stage}-timed-{time.monotonic_ns()}"
+            began = time.monotonic()
+            status = self.wait(self.start(stage, out))
+            self.seconds[stage] = time.monotonic() - began
+            assert status == 0, (self.folder / f"{out}.log").read_text()
+        return self.seconds[stage]
 
     def broken(self, stage: str, out: str, numbers: Iterable[int], rng: random.Random) -> int:
         """The same run, killed once for each of ``numbers``; how many of them it took before it was over.
 
-        Of every ten, six strike at a named point inside checkpoint writing and four at a random moment.
+        Of every ten, six strike at a named point inside checkpoint writing and four at a random moment, which is drawn
+        over the measured length of an undisturbed run.
         """
         self.unbroken(stage)
         names = (self.folder / f"{stage}.points").read_text().splitlines()
@@ -210,12 +217,15 @@ class Killing:
                 status = self.wait(pid)
                 where = log.read_text().splitlines()[-1] if status else "ended before its point"
             else:
+                moment = rng.uniform(0, self.length(stage))
                 pid = self.start(stage, out, *options)
-                time.sleep(rng.uniform(0, 0.6 * self.seconds[stage]))  # most runs are not over by then
+                time.sleep(moment)
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
                 status = self.wait(pid)
                 where = "at a random moment" if status else "ended before its moment"
+                if status == 0 and not options:  # the machine is faster now: measure it again
+                    del self.seconds[stage]
             assert status in {0, -signal.SIGKILL}, (self.folder / f"{out}.log").read_text()
             self.kills[f"{stage}: {where}"] += 1
             if status == 0:

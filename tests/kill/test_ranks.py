@@ -194,7 +194,8 @@ def test_the_number_of_processes_may_change(killing: Killing) -> None:
     """T3: 4, 2, 1 and 4 processes in turn: the samples and (within 1e-4) the losses of one process throughout."""
     killing.unbroken("tokenizer")
     options = (*ALIKE["pretrain"], *MANY, "optim.batch_size=12")
-    assert killing.wait(killing.start("pretrain", "steady", *options)) == 0
+    one = killing.wait(killing.start("pretrain", "throughout", *options))
+    assert one == 0, (killing.folder / "throughout.log").read_text()
     for number, count in enumerate((4, 2, 1, 4)):
         more = (*options, "--resume") if number else options
         starts = killing.together if count > 1 else lambda *args: [killing.start(args[0], args[1], *args[3:])]
@@ -206,4 +207,4 @@ def test_the_number_of_processes_may_change(killing: Killing) -> None:
         for pid in pids if number < 3 else []:
             os.killpg(pid, signal.SIGTERM)
         assert {killing.wait(pid) for pid in pids} == {130 if number < 3 else 0}
-    check_alike(killing, "steady", "elastic")
+    check_alike(killing, "throughout", "elastic")
