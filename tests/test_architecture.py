@@ -34,7 +34,7 @@ STRANGERS: tuple[frozenset[str], ...] = (frozenset({"model", "data"}),)
 
 # Rooms whose own files do not know each other; what those files share is named here.
 SEPARATE: dict[str, frozenset[str]] = {
-    "tasks": frozenset({"task", "settings", "predictions", "batches", "masking", "caption_words"}),
+    "tasks": frozenset({"task", "settings", "predictions", "batches", "masking", "caption_words", "ranking"}),
 }
 
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc"}

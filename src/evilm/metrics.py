@@ -6,7 +6,7 @@ metrics of a random ranking.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RECALLS = (1, 5, 10)
+_DRAWN = 4_000_000  # numbers that a bootstrap draws at a time
 
 
 def accuracy(right: NDArray[np.bool_] | Sequence[bool]) -> float:
@@ -23,58 +24,74 @@ def accuracy(right: NDArray[np.bool_] | Sequence[bool]) -> float:
     return 100.0 * float(np.mean(right)) if len(right) else 0.0
 
 
-def retrieval(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> dict[str, float]:
-    """Recall at 1, 5, 10 (percent) and the median rank.
+class Counts(NamedTuple):
+    """What the ranks of Q queries among ``candidates`` candidates follow from, (Q,) each.
+
+    Attributes:
+        ahead: candidates that score above the best relevant one.
+        tied: candidates that score as much as it does, itself included.
+        right: the relevant ones among ``tied``; 0 for a query without a relevant candidate.
+        candidates: number of candidates.
+    """
+
+    ahead: NDArray[np.float64]
+    tied: NDArray[np.float64]
+    right: NDArray[np.float64]
+    candidates: int
+
+    @property
+    def ranks(self) -> NDArray[np.float64]:
+        """The expected 1-based rank of the best relevant candidate; C + 1 where there is none.
+
+        A tie of one relevant with t other candidates has the rank 1 + ahead + t / 2.
+        """
+        found = 1 + self.ahead + (self.tied - self.right) / (self.right + 1)
+        return np.where(self.right > 0, found, self.candidates + 1.0)
+
+    def hits(self, k: int) -> NDArray[np.float64]:
+        """The probability that a relevant candidate is among the first ``k``, with ties broken at random.
+
+        The distribution is hypergeometric: ``tied`` candidates with ``right`` relevant ones fill the places left.
+        """
+        places = np.clip(k - self.ahead, 0, self.tied)
+        missed = np.ones_like(self.ahead)
+        for taken in range(k):
+            wrong_left, left = np.maximum(self.tied - self.right - taken, 0), np.maximum(self.tied - taken, 1)
+            missed = np.where(taken < places, missed * wrong_left / left, missed)
+        return np.where(self.right > 0, 1 - missed, 0.0)
+
+    def retrieval(self) -> dict[str, float]:
+        """Recall at 1, 5, 10 (percent) and the median rank; a query without a relevant candidate counts as missed."""
+        return {f"R@{k}": 100.0 * float(np.mean(self.hits(k))) for k in RECALLS} | {"MdR": float(np.median(self.ranks))}
+
+
+def count(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> Counts:
+    """``Counts`` of a whole matrix; ``evilm.tasks.ranking`` computes the same in blocks.
 
     Args:
-        scores: (Q, C), higher is better.
-        relevant: (Q, C), True where the candidate is a right answer; a query without a right answer counts as missed.
+        scores: (Q, C), higher is better; NaN ranks last.
+        relevant: (Q, C), True where the candidate is a right answer.
     """
-    ahead, tied, right = _count_best(scores, relevant)
-    result = {f"R@{k}": 100.0 * float(np.mean(_hit(ahead, tied, right, k))) for k in RECALLS}
-    return result | {"MdR": float(np.median(ranks(scores, relevant)))}
+    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
+    level = scores == best
+    right = (level & relevant).sum(axis=1)
+    return Counts((scores > best).sum(axis=1) * 1.0, level.sum(axis=1) * 1.0, right * 1.0, scores.shape[1])
+
+
+def retrieval(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> dict[str, float]:
+    """Recall at 1, 5, 10 (percent) and the median rank of (Q, C) scores; see ``count``."""
+    return count(scores, relevant).retrieval()
 
 
 def ranks(scores: NDArray[np.floating], relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The expected 1-based rank of the best relevant candidate of each query, (Q,).
-
-    A tie of one relevant with t other candidates has the rank 1 + ahead + t / 2. A query without a relevant candidate
-    has the rank C + 1.
-    """
-    ahead, tied, right = _count_best(scores, relevant)
-    found = 1 + ahead + (tied - right) / (right + 1)
-    return np.where(right > 0, found, scores.shape[1] + 1.0)
+    """The expected 1-based rank of the best relevant candidate of each query, (Q,); see ``Counts.ranks``."""
+    return count(scores, relevant).ranks
 
 
 def hits(scores: NDArray[np.floating], relevant: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """(Q,) probability that a relevant candidate is among the first ``k``, with ties broken at random."""
-    return _hit(*_count_best(scores, relevant), k)
-
-
-def _count_best(
-    scores: NDArray[np.floating], relevant: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Per query: candidates ahead of the best relevant one, those tied with it, and the relevant ones among these."""
-    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf)
-    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-    level = scores == best
-    ahead = (scores > best).sum(axis=1)
-    return ahead.astype(float), level.sum(axis=1).astype(float), (level & relevant).sum(axis=1).astype(float)
-
-
-def _hit(
-    ahead: NDArray[np.float64], tied: NDArray[np.float64], right: NDArray[np.float64], k: int
-) -> NDArray[np.float64]:
-    """Probability of a hit in the first k, where ``tied`` candidates with ``right`` relevant ones fill the places left.
-
-    The distribution is hypergeometric.
-    """
-    places = np.clip(k - ahead, 0, tied)
-    missed = np.ones_like(ahead)
-    for taken in range(k):
-        wrong_left, left = np.maximum(tied - right - taken, 0), np.maximum(tied - taken, 1)
-        missed = np.where(taken < places, missed * wrong_left / left, missed)
-    return np.where(right > 0, 1 - missed, 0.0)
+    """(Q,) probability that a relevant candidate is among the first ``k``; see ``Counts.hits``."""
+    return count(scores, relevant).hits(k)
 
 
 def class_accuracy(scores: NDArray[np.floating], classes: NDArray[np.integer]) -> tuple[float, float]:
@@ -85,17 +102,32 @@ def class_accuracy(scores: NDArray[np.floating], classes: NDArray[np.integer]) -
             expectation; a row without a finite score is wrong.
         classes: (Q,) the right class of each row.
     """
-    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf, neginf=-np.inf)
-    highest = scores.max(axis=1, keepdims=True)
-    best = (scores == highest) & np.isfinite(highest)
-    right = best[np.arange(len(classes)), classes] / np.maximum(best.sum(axis=1), 1)
+    return mean_credit(class_credit(scores, classes), classes)
+
+
+def mean_credit(right: NDArray[np.float64], classes: NDArray[np.integer]) -> tuple[float, float]:
+    """Accuracy and balanced accuracy of rows whose credits (Q,) are known."""
     recalls = [right[classes == k].mean() for k in np.unique(classes)]
     return 100 * float(right.mean()), 100 * float(np.mean(recalls))
 
 
+def class_credit(scores: NDArray[np.floating], classes: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(Q,) the part of each row that ``class_accuracy`` counts as right."""
+    scores = np.nan_to_num(scores.astype(np.float64), nan=-np.inf, neginf=-np.inf)
+    highest = scores.max(axis=1, keepdims=True)
+    best = (scores == highest) & np.isfinite(highest)
+    return best[np.arange(len(classes)), classes] / np.maximum(best.sum(axis=1), 1)
+
+
 def chance_retrieval(relevant: NDArray[np.bool_]) -> dict[str, float]:
-    """The metrics of a random ranking of the same candidates."""
-    return retrieval(np.zeros(relevant.shape), relevant)
+    """The metrics of a random ranking of the same candidates; (Q, C), True where a candidate is a right answer."""
+    return chance_counts(relevant.sum(axis=1), relevant.shape[1]).retrieval()
+
+
+def chance_counts(relevant: NDArray[np.integer], candidates: int) -> Counts:
+    """``Counts`` of constant scores, with (Q,) relevant candidates."""
+    every = np.full(len(relevant), float(candidates))
+    return Counts(np.zeros(len(relevant)), every, relevant.astype(np.float64), candidates)
 
 
 def usage(counts: NDArray[np.integer]) -> float:
@@ -140,7 +172,11 @@ def interval(values: NDArray[np.floating] | Sequence[float], seed: int = 0, draw
     if not len(sample):
         return (0.0, 0.0)
     rng = np.random.default_rng(seed)
-    means = sample[rng.integers(0, len(sample), size=(draws, len(sample)))].mean(axis=1)
+    step = max(1, _DRAWN // len(sample))  # a few draws at a time: 1,000 draws of 100,000 samples would take 1.6 GB
+    means = np.concatenate([
+        sample[rng.integers(0, len(sample), size=(min(step, draws - first), len(sample)))].mean(axis=1)
+        for first in range(0, draws, step)
+    ])  # fmt: skip
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

@@ -31,6 +31,12 @@ def build(model: EViLM, vocabulary: Vocabulary) -> Callable[..., Retrieval]:
     return make
 
 
+def whole(task: Retrieval, predictions: list[Prediction]) -> np.ndarray:
+    """All scores of a task as one matrix."""
+    every = np.arange(len(predictions))
+    return task._scores(predictions)(every, every)
+
+
 def predicted(rows: list[Example], video: np.ndarray, text: np.ndarray) -> list[Prediction]:
     """Predictions with given embeddings."""
     return [Prediction(row, True, {"video": v, "text": t}) for row, v, t in zip(rows, video, text, strict=True)]
@@ -173,7 +179,7 @@ def test_pairwise_scores_are_those_of_fusing_each_pair(
 ) -> None:  # fmt: skip
     build, predictions = all_protocols
     task = build(protocol="pairwise").eval()
-    scores = task._scores(predictions)
+    scores = whole(task, predictions)
     with torch.no_grad():
         for column in range(6):
             seed = column // 2 * 2
@@ -189,12 +195,12 @@ def test_re_ranking_everything_is_pairwise_and_one_is_the_dual_encoder(
     all_protocols: tuple[Callable[..., Retrieval], list[Prediction]],
 ) -> None:
     build, predictions = all_protocols
-    pairwise = build(protocol="pairwise").eval()._scores(predictions)
-    everything = build(protocol="re-rank", rerank_top_k=6).eval()._scores(predictions)
+    pairwise = whole(build(protocol="pairwise").eval(), predictions)
+    everything = whole(build(protocol="re-rank", rerank_top_k=6).eval(), predictions)
     assert (np.argsort(-everything) == np.argsort(-pairwise)).all()
     dual = build(protocol="dual-encoder").eval()
     one = build(protocol="re-rank", rerank_top_k=1).eval()
-    assert (np.argsort(-one._scores(predictions)) == np.argsort(-dual._scores(predictions))).all()
+    assert (np.argsort(-whole(one, predictions)) == np.argsort(-whole(dual, predictions))).all()
     assert one.compute_metrics(predictions).metrics["R@1"] == dual.compute_metrics(predictions).metrics["R@1"]
 
 
@@ -202,9 +208,9 @@ def test_re_ranking_reorders_the_first_and_leaves_the_rest(
     all_protocols: tuple[Callable[..., Retrieval], list[Prediction]],
 ) -> None:
     build, predictions = all_protocols
-    dual = np.argsort(-build(protocol="dual-encoder").eval()._scores(predictions), kind="stable")
-    fused = build(protocol="pairwise").eval()._scores(predictions)
-    found = np.argsort(-build(protocol="re-rank", rerank_top_k=3).eval()._scores(predictions), kind="stable")
+    dual = np.argsort(-whole(build(protocol="dual-encoder").eval(), predictions), kind="stable")
+    fused = whole(build(protocol="pairwise").eval(), predictions)
+    found = np.argsort(-whole(build(protocol="re-rank", rerank_top_k=3).eval(), predictions), kind="stable")
     assert (found[:, 3:] == dual[:, 3:]).all()
     for row in range(6):
         wanted = sorted(dual[row, :3], key=lambda column: -fused[row, column])

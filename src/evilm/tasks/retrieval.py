@@ -11,6 +11,7 @@ from pydantic import Field
 from evilm import distributed, losses, metrics
 from evilm.errors import ConfigError
 from evilm.model.heads import EmbeddingHead, MatchHead
+from evilm.tasks import ranking
 from evilm.tasks.batches import caption_of, gather_texts, local_rows, same_video
 from evilm.tasks.predictions import Metrics, Prediction, own_video, scored_rows
 from evilm.tasks.settings import PairTaskConfig, TaskConfig
@@ -36,6 +37,9 @@ class RetrievalConfig(PairTaskConfig):
         default="dual-encoder", description="rank by cosine, by fusing every pair, or by fusing the nearest by cosine"
     )
     rerank_top_k: int = Field(default=32, gt=0, description="videos per text that re-rank fuses with the text")
+    dual_softmax: float = Field(
+        default=0.0, ge=0, description="temperature of a dual softmax over all queries of the evaluation; 0: none"
+    )
     captions_per_video: int = Field(default=1, gt=0, description="captions per video and step; it is encoded once")
     scoring_protocol: ClassVar[str] = "retrieval-tuned"
 
@@ -146,61 +150,78 @@ class Retrieval(VideoTextTask):
         return [{"video": v, "text": t} for v, t in zip(video, text, strict=True)]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """R@1/5/10 and median rank, both directions."""
-        scores = self._scores(predictions)
-        unreadable = np.array([not p.readable for p in predictions])
-        scores[:, unreadable] = -np.inf  # a video without frames is found by nobody
-        relevant = self.relevance(predictions)
-        texts = [caption_of(p.example, None) for p in predictions]
+        """R@1/5/10 and median rank, both directions, in blocks (see ``ranking``)."""
+        readable = np.array([p.readable for p in predictions])
+        texts, videos = [caption_of(p.example, None) for p in predictions], [p.example.video for p in predictions]
         names, classes = np.unique(texts, return_inverse=True)
         # Captions that many clips share are class names: each is true of all clips of its class.
         by_class = 1 < len(names) <= len(texts) / 2 and self.relevance is own_video
-        if by_class:
-            relevant = classes[:, None] == classes[None]
-        found = metrics.retrieval(scores, relevant & ~unreadable[None])
-        back = metrics.retrieval(np.where(np.isfinite(scores.T), scores.T, -1e9), relevant.T & ~unreadable[:, None])
-        ranks = metrics.ranks(scores, relevant & ~unreadable[None])
-        first = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-        videos = [p.example.video for p in predictions]
+        if self.relevance is own_video:
+            labels = classes if by_class else np.unique(videos, return_inverse=True)[1]
+            relevant: ranking.Relevance = ranking.SameLabel(labels, labels)
+        else:
+            relevant = ranking.Matrix(self.relevance(predictions))
+        plain, shape = self._scores(predictions), (len(texts), len(videos))
+        by_text = self._with_prior(plain, shape)
+        found = ranking.rank(by_text, relevant, shape, readable)
+        to_text, rows = found.columns, found.rows
+        if self.config.dual_softmax:  # each direction has the prior of its own queries
+            turned = self._with_prior(lambda some, others: plain(others, some).T, shape)
+            to_text = ranking.rank(
+                lambda some, others: turned(others, some).T, relevant, shape, readable, first=0
+            ).columns  # fmt: skip
         columns: dict[str, list[Any]] = {
             "text": texts,
-            "rank": ranks.tolist(),
-            "first": [[videos[j] for j in row] for row in first],
+            "rank": rows.ranks.tolist(),
+            "first": [[videos[j] for j in row if j >= 0] for row in found.first],
         }
         rule = {
             "dual-encoder": "dual encoder",
             "pairwise": "every pair fused",
             "re-rank": f"dual encoder, first {self.config.rerank_top_k} re-ranked by fusion",
         }[self.config.protocol]
-        found |= {f"v2t_{name}": value for name, value in back.items()}
-        chance = metrics.chance_retrieval(relevant)
+        rule += f"; dual softmax at {self.config.dual_softmax:g}" if self.config.dual_softmax else ""
         rule += f"; {len(predictions)} texts x {len(predictions)} videos; ties at chance"
+        values = rows.retrieval() | {f"v2t_{name}": value for name, value in to_text.retrieval().items()}
+        chance = metrics.chance_counts(found.relevant_columns, shape[1]).retrieval()
         if by_class:
-            of_class = scores[np.unique(texts, return_index=True)[1]].T  # (videos, classes)
-            found["class_accuracy"], found["balanced_accuracy"] = metrics.class_accuracy(of_class, classes)
+            firsts = np.unique(texts, return_index=True)[1]
+            parts = np.array_split(np.arange(shape[1]), -(-shape[1] // 1024))
+            values |= dict(zip(("class_accuracy", "balanced_accuracy"), metrics.mean_credit(np.concatenate([
+                metrics.class_credit(np.where(readable[part], by_text(firsts, part), -np.inf).T, classes[part])
+                for part in parts
+            ]), classes), strict=True))  # fmt: skip
             chance |= dict.fromkeys(("class_accuracy", "balanced_accuracy"), 100 / len(names))
             rule += f"; {len(names)} captions are class names: each is true of every clip that has it"
-        return Metrics(
-            metrics=found,
-            chance=chance,
-            rule=rule,
-            rows=scored_rows(predictions, metrics.hits(scores, relevant & ~unreadable[None], 1).tolist(), columns),
-        )
+        return Metrics(values, chance, rule, scored_rows(predictions, rows.hits(1).tolist(), columns))
 
-    def _scores(self, predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+    def _with_prior(self, scores: ranking.Scores, shape: tuple[int, int]) -> ranking.Scores:
+        temperature = self.config.dual_softmax
+        return ranking.dual_softmax(scores, *shape, temperature) if temperature else scores
+
+    def _scores(self, predictions: Sequence[Prediction]) -> ranking.Scores:
         """(texts, videos)."""
+        every = np.arange(len(predictions))
         if self.config.protocol == "pairwise":
-            every = np.arange(len(predictions))
-            return np.stack([self._fused(predictions, row, every) for row in range(len(predictions))])
+            return ranking.of_matrix(np.stack([self._fused(predictions, row, every) for row in every.tolist()]))
         video, text = (np.stack([p.values[name] for p in predictions]) for name in ("video", "text"))
-        cosine = (text @ video.T).astype(np.float64)
+        cosine = ranking.cosines(text, video)
         if self.config.protocol == "dual-encoder":
             return cosine
         top = min(self.config.rerank_top_k, len(predictions))
-        # Fused scores go above every cosine; below them, the order of the dual encoder stays.
-        scores = cosine - 1e6
-        for row, columns in enumerate(np.argsort(-cosine, axis=1, kind="stable")[:, :top]):
-            scores[row, columns] = self._fused(predictions, row, columns)
+        nearest = ranking.rank(cosine, ranking.SameLabel(every, every), (len(every), len(every)), first=top).first
+        fused = np.stack([self._fused(predictions, row, nearest[row]) for row in every.tolist()])
+
+        def scores(some: ranking.Rows, others: ranking.Rows) -> NDArray[np.float64]:
+            """Fused scores above every cosine; below them, the order of the dual encoder."""
+            found = cosine(some, others) - 1e6
+            place = np.full(len(every), -1)
+            place[others] = np.arange(len(others))
+            columns = place[nearest[some]]  # (r, top)
+            row, rank = np.nonzero(columns >= 0)
+            found[row, columns[row, rank]] = fused[some[row], rank]
+            return found
+
         return scores
 
     @torch.no_grad()
