@@ -17,7 +17,7 @@ from evilm.model.layers import fused_attention_is_slow, init_weights
 from evilm.types import Encoded, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -62,6 +62,9 @@ class TextEncoder(nn.Module):
         if self.pools:
             # (K,) log inverse frequency of each word piece in the training captions; 0 leaves a piece out.
             self.register_buffer("piece_weights", torch.zeros(vocab_size))
+            # A bag of BERT's own embeddings loses 3 of R@1 (docs/decisions.md).
+            self.bag_embeddings = nn.Embedding(vocab_size, config.text_embed_dim)
+            init_weights(self.bag_embeddings)
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -77,13 +80,19 @@ class TextEncoder(nn.Module):
         states: Tensor = self.bert(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
         return Encoded(self.project(states), text.mask, pooled=self._pool(text, states) if self.pools else None)
 
+    def load_bert(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy BERT's tensors; the bag starts from its word embeddings."""
+        self.bert.load_state_dict(tensors)
+        if self.pools:
+            self.bag_embeddings.load_state_dict({"weight": self.word_embeddings.detach()})
+
     def _pool(self, text: Text, states: Tensor) -> Tensor:
-        """(B, 2 d): the weighted bag of word embeddings and the mean of BERT's states (B, L, d), each of unit variance.
+        """(B, 2 d): a weighted bag of word pieces and the mean of BERT's states (B, L, d), each of unit variance.
 
         The bag keeps the rare words of a caption apart, which [CLS] learns only from many captions.
         """
         weights = self.piece_weights[text.ids] * text.mask
-        bag = (self.word_embeddings[text.ids].float() * weights[..., None]).sum(1)
+        bag = (self.bag_embeddings(text.ids).float() * weights[..., None]).sum(1)
         mean = (states.float() * text.mask[..., None]).sum(1)  # the sum; scaling makes it equal to the mean
         parts = [part * torch.rsqrt(part.square().mean(-1, keepdim=True) + 1e-12) for part in (bag, mean)]
         return torch.cat(parts, -1)
@@ -132,7 +141,7 @@ def load_text_weights(encoder: TextEncoder, pieces: Sequence[str], source: str) 
         loaded[name] = other
     if not loaded:
         raise CheckpointError(f"{weights}: holds no BERT; its tensors are {', '.join(sorted(published)[:3])}, ...")
-    encoder.bert.load_state_dict({**own, **loaded})
+    encoder.load_bert({**own, **loaded})
 
     def layers(names: set[str]) -> str:
         return ", ".join(sorted({".".join(name.split(".")[:3]) for name in names})) or "nothing"

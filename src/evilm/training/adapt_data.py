@@ -54,6 +54,7 @@ MAX_HELD_OUT = 500  # videos; more would only make the evaluation longer
 MIN_CLIPS = 2  # whose captions must have a word before it becomes a word piece
 MAX_NEW_WORDS, _LONGEST_WORD = 2000, 40
 EMBEDDING = "model.text_encoder.bert.embeddings.word_embeddings.weight"
+BAG_EMBEDDING = "model.text_encoder.bag_embeddings.weight"
 PIECE_WEIGHTS = "model.text_encoder.piece_weights"
 
 
@@ -313,7 +314,9 @@ def extend(source: Path, words: Sequence[str], out: Path) -> None:
     table = tensors.get(EMBEDDING)
     if table is None or table.shape[0] != vocabulary.size:
         raise CheckpointError(f"{source}: has no {EMBEDDING} for the {vocabulary.size} pieces of its vocabulary")
-    tensors[EMBEDDING] = torch.cat([table, mean_embeddings(table, vocabulary, words)])
+    for name in (EMBEDDING, BAG_EMBEDDING):
+        if name in tensors:
+            tensors[name] = torch.cat([tensors[name], mean_embeddings(tensors[name], vocabulary, words)])
     if PIECE_WEIGHTS in tensors:
         weights = tensors[PIECE_WEIGHTS]
         tensors[PIECE_WEIGHTS] = torch.cat([weights, weights.max().expand(len(words))])

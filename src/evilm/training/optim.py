@@ -121,7 +121,8 @@ def make_optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) 
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
-            scale = config.backbone_lr_scale if ".backbone." in name else config.head_lr_scale if name in fresh else 1.0
+            at_head_rate = name in fresh or ".bag_embeddings." in name  # few captions train a single word piece
+            scale = config.backbone_lr_scale if ".backbone." in name else config.head_lr_scale if at_head_rate else 1.0
             decays = parameter.ndim > 1 and not any(place in name for place in _NO_DECAY)
             groups.setdefault((decays, scale), []).append(parameter)
     return torch.optim.AdamW(
