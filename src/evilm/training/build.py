@@ -21,6 +21,7 @@ from evilm.data.vocabulary import Vocabulary
 from evilm.data.workers import check_bad
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.evilm import EViLM
+from evilm.model.heads import EmbeddingHead, embedding_width
 from evilm.model.presets import ModelConfig
 from evilm.progress import Meter
 from evilm.tasks import TASKS, Parts
@@ -100,8 +101,28 @@ def new_task(recipe: Recipe, examples: Sequence[Example]) -> tuple[Task, Start]:
     if shape.pools and not model.text_encoder.piece_weights.any():
         weights = piece_weights(vocabulary, [caption for row in examples for caption in row.captions])
         model.text_encoder.piece_weights.copy_(torch.from_numpy(weights))
+    if origin is not None and shape.embedding == "pooled":
+        _keep_embeddings(task, origin, recipe)
     task.check_start(start.loaded)
     return task, start
+
+
+def _keep_embeddings(task: Task, origin: Path, recipe: Recipe) -> None:
+    """Save the start's embedding head with the task where it stays true, so that one model embeds and does the task.
+
+    Embeddings of pooled features do not depend on the fusion decoder: with both encoders frozen they stay as they are.
+    """
+    parts = task.model_and_vocabulary
+    if recipe.optim.backbone_lr_scale or recipe.optim.text_lr_scale or hasattr(task, "embed") or parts is None:
+        return
+    tensors = checkpoint.read_tensors(origin / "model.safetensors")
+    width = embedding_width(tensors)
+    if width is None or embedding_width(tensors, "text") is None:
+        return
+    head = EmbeddingHead.for_model(parts[0], width)
+    head.load_state_dict({name: tensors[f"embed.{name}"] for name in head.state_dict()})
+    task.embed = head.requires_grad_(False)
+    task.facts = {**task.facts, "embed_dim": width}
 
 
 def _load_start(task: Task, origin: Path) -> Start:

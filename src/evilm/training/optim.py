@@ -63,6 +63,9 @@ class OptimConfig(Config):
     backbone_lr_scale: float = Field(
         default=1.0, ge=0, description="factor on the learning rate of the video backbone; 0 freezes it"
     )
+    text_lr_scale: float = Field(
+        default=1.0, ge=0, description="factor on the learning rate of BERT; 0 freezes all that embeds a text"
+    )
     weight_decay: float = Field(default=0.01, ge=0, description="decoupled weight decay of matrices")
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="fraction of all steps with a rising rate")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -114,15 +117,12 @@ def make_optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) 
         config: the settings.
         fresh: names of parameters that are random while others come from a checkpoint.
     """
-    if config.backbone_lr_scale == 0:
-        for name, parameter in task.named_parameters():
-            if ".backbone." in name:
-                parameter.requires_grad_(False)
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
+        scale = _lr_scale(name, config, fresh)
+        if scale == 0:
+            parameter.requires_grad_(False)
         if parameter.requires_grad:
-            at_head_rate = name in fresh or ".bag_embeddings." in name  # few captions train a single word piece
-            scale = config.backbone_lr_scale if ".backbone." in name else config.head_lr_scale if at_head_rate else 1.0
             decays = parameter.ndim > 1 and not any(place in name for place in _NO_DECAY)
             groups.setdefault((decays, scale), []).append(parameter)
     return torch.optim.AdamW(
@@ -134,6 +134,17 @@ def make_optimizer(task: nn.Module, config: OptimConfig, fresh: frozenset[str]) 
         betas=BETAS,
         fused=all(parameter.device.type in ("cpu", "cuda") for parameter in task.parameters()),
     )
+
+
+def _lr_scale(name: str, config: OptimConfig, fresh: frozenset[str]) -> float:
+    """The factor on the learning rate of one parameter; 0 freezes it."""
+    if ".backbone." in name:
+        return config.backbone_lr_scale
+    if ".bert." in name:
+        return config.text_lr_scale
+    if ".bag_embeddings." in name:  # at the heads' rate, as few captions have any one word piece
+        return config.head_lr_scale if config.text_lr_scale else 0.0
+    return config.head_lr_scale if name in fresh else 1.0
 
 
 _NO_DECAY = ("embeddings", ".space", ".time", ".positions", ".codes", ".cls", ".type_", "pos_embed")
