@@ -275,3 +275,27 @@ def _print_hits(hits: "Hits", *, empty: bool) -> None:
         typer.echo(f"{hit.score:4.2f}  {clock(hit.start)}-{clock(hit.end)}  {hit.path}")
     if hits.calibration.origin == "none":
         say("scores are only a guess: the index has too few segments to calibrate them")
+
+
+def label(
+    index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `evilm index` made.")],
+    names: Annotated[Path, typer.Argument(metavar="NAMES", help="Class names, one a line.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", show_default="printed", help="CSV file to write.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", show_default="the path in the index", help="See `evilm search`.")
+    ] = None,
+) -> None:
+    """Give each segment of an index the best of your own class names, as CSV."""
+    from evilm.files import write_atomic
+    from evilm.search import labels
+    from evilm.search.index import VideoIndex
+
+    wanted = labels.read_names(names)
+    with VideoIndex.open(index_dir, model) as opened:
+        lines = labels.as_csv(opened.label(wanted))
+        if out is None:
+            for line in lines:
+                typer.echo(line, nl=False)
+        else:
+            write_atomic(out, lines)
+            say(f"{out}: {len(opened)} segments, {len(wanted)} names")

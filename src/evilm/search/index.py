@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from evilm.errors import QueryError, VideoIndexError
-from evilm.search import calibration, vectors
+from evilm.search import calibration, labels, vectors
 from evilm.search.database import UNFINISHED, Database
 from evilm.search.model import check_model, stored_config, unit_rows
 from evilm.search.nearest import check_backend
@@ -37,7 +37,7 @@ from evilm.search.update import update_index, writing
 from evilm.types import Clip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -315,6 +315,14 @@ class VideoIndex:
         matrix = np.stack([query.vector for query in queries])
         result[present] = calibration.lifts(loaded.vectors.matrix[rows] @ matrix.T, matrix, loaded.sample)
         return result
+
+    def label(self, names: Sequence[str]) -> Iterator[labels.Label]:
+        """The best of ``names`` for each segment (zero-shot), in order of segment ids.
+
+        Raises:
+            QueryError: a name is empty or in words that the model does not have.
+        """
+        return labels.label(self._database, self._searcher.load(), self.model, names)
 
     @property
     def generation(self) -> int:
