@@ -78,6 +78,10 @@ class LinearProbe(VideoTextTask):
     def fixed_frames(self) -> bool:
         return True  # the [CLS] of each clip is computed once
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        return ("logits",)
+
     def train(self, mode: bool = True) -> LinearProbe:
         """Set training mode of the classifier; the frozen model stays in evaluation mode."""
         super().train(mode)
