@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.console import AsJson
+from evilm.commands.console import AsJson, say, say_how_to_resume
 
 Runs = Annotated[
     list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain evaluated runs. [default: none]")
@@ -57,6 +57,26 @@ def compare(
 
     result = comparison.compare(first, second)
     typer.echo(json.dumps(result, indent=2) if as_json else comparison.as_text(result))
+
+
+def splits(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a bundled recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Settings that replace those of the recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train and evaluate on the three splits of HMDB51 or UCF101; print their mean."""
+    from evilm.report import splits as three
+    from evilm.training import recipe as recipes
+
+    again = ["report", "splits", recipe, *(changes or [])]
+    try:
+        result = three.run_splits(recipes.find(recipe), changes or (), say)
+    except KeyboardInterrupt:
+        say_how_to_resume("stopped; finished work is kept", again)
+        raise typer.Exit(130) from None
+    typer.echo(json.dumps(result, indent=2) if as_json else three.as_text(result))
 
 
 def cost(
