@@ -84,13 +84,21 @@ def cost(
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip. [default: the preset's]")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Frame size in pixels. [default: the preset's]")] = None,
     length: Annotated[int, typer.Option("--words", min=1, help="Word pieces of the text.")] = 30,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also measure latency and peak memory on this machine's CPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the parameters and operations of a model, part by part."""
+    from evilm.report import latency
     from evilm.report.cost import cost_of
 
     found = cost_of(preset, frames, size, length)
-    typer.echo(json.dumps(found.as_json(), indent=2) if as_json else found.as_text())
+    measured = latency.measure(preset, found.frames, found.size, length) if measure else None
+    if as_json:
+        typer.echo(json.dumps(found.as_json() | ({"measured": measured} if measured else {}), indent=2))
+    else:
+        typer.echo("\n\n".join([found.as_text(), *([latency.as_text(measured)] if measured else [])]))
 
 
 def env() -> None:
