@@ -71,7 +71,12 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
         "cost": report.cost,
         "report": Group(
             "Print the tables and figures of the paper beside your own runs, or compare two evaluations.",
-            {"table": report.table, "figure": report.figure, "compare": report.compare},
+            {
+                "table": report.table,
+                "figure": report.figure,
+                "compare": report.compare,
+                "splits": report.splits,
+            },
         ),
         "env": report.env,
     },

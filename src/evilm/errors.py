@@ -2,6 +2,7 @@
 
     EvilmError                      every error a user can cause and mend; exit code 2 from the CLI
     ├── ConfigError                 a recipe or an override: unknown key, wrong type, unknown preset or task
+    │   └── SelectionError          a run that would be selected on a test split
     ├── DataError
     │   ├── AnnotationError         an annotation file: names file, line, value
     │   │   └── SplitError          a split that the annotations do not have
@@ -41,6 +42,10 @@ class EvilmError(Exception):
 
 class ConfigError(EvilmError):
     """A recipe, an override or a named setting that does not exist or does not fit."""
+
+
+class SelectionError(ConfigError):
+    """A run whose validation, which selects checkpoints and thresholds, would read a test split."""
 
 
 class DataError(EvilmError):

@@ -14,7 +14,8 @@ from evilm import cli
 from evilm.errors import ConfigError, GridError
 from evilm.model.evilm import EViLM
 from evilm.model.presets import PRESETS
-from evilm.report.cost import Cost, cost_of, count_macs, count_parameters, macs_by_module
+from evilm.report import latency
+from evilm.report.cost import CONVENTION, Cost, cost_of, count_macs, count_parameters, macs_by_module
 from evilm.tasks.pretrain import Pretrain, PretrainConfig
 
 
@@ -179,3 +180,27 @@ def test_the_random_state_of_the_caller_is_unchanged() -> None:
 def test_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         cost_of(**arguments)
+
+
+def test_the_note_on_the_papers_convention_agrees_with_the_counts(small: Cost) -> None:
+    assert f"{small.macs / 1e9:.1f} GMAC, or {small.flops / 1e9:.1f} GFLOP" in CONVENTION
+    assert small.as_text().endswith(CONVENTION)
+    # all-in-one-B: ViT-B/16 on 3 frames of 196 patches, a class token and 40 words each.
+    model = timm.create_model("vit_base_patch16_224").eval()
+    blocks = count_macs(lambda: model.blocks(torch.zeros(3, 197 + 40, 768)))
+    patches = count_macs(lambda: model.patch_embed(torch.zeros(3, 3, 224, 224)))
+    assert f"{(blocks + patches) / 1e9:.1f} GMAC or {2 * (blocks + patches) / 1e9:.1f} GFLOP" in CONVENTION
+
+
+def test_latency_and_memory_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["cost", "evilm-tiny", "--size", "64", "--frames", "2", "--measure", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    for times in measured["seconds"].values():
+        assert 0 < times["fastest"] <= times["median"] <= times["slowest"]
+    assert measured["seconds"].keys() == {"encode_video", "encode_text", "fuse", "all"}
+    assert 50 < measured["memory_mib"]["before"] < measured["memory_mib"]["peak"] < 4000
+    shown = latency.as_text(measured)
+    assert "median ms" in shown
+    assert "peak memory" in shown
+    with pytest.raises(ConfigError, match="evilm-tiny: cannot be measured with 2 frames of 7x7"):
+        latency.measure("evilm-tiny", 2, 7, 30)

@@ -109,3 +109,15 @@ def test_a_label_outside_the_classes_is_wrong(build: Callable[..., LinearProbe])
     rows = [replace(ROWS[0], label=None), replace(ROWS[0], label=17)]
     summary = build().compute_metrics([Prediction(row, True, {"logits": np.eye(3)[0]}) for row in rows])
     assert summary.metrics["accuracy"] == 0
+
+
+def test_tied_classes_share_their_credit(build: Callable[..., LinearProbe]) -> None:
+    def found(*logits: list[float]) -> tuple[dict[str, float], dict[str, float]]:
+        rows = [Prediction(row, True, {"logits": np.array(one)}) for row, one in zip(ROWS, logits, strict=False)]
+        metrics = build().compute_metrics(rows)
+        return metrics.metrics, metrics.chance
+
+    constant, chance = found(*[[0.5] * 3] * 6)
+    assert constant["accuracy"] == pytest.approx(chance["accuracy"]) == pytest.approx(100 / 3)
+    # Row i has the class i % 3: right alone, half of a tie of two, wrong, and wrong because its scores are undefined.
+    assert found([2.0, 1, 0], [1.0, 1, 0], [1.0, 1, 0], [float("nan")] * 3)[0] == {"accuracy": 37.5, "top5": 75}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from evilm.commands.console import AsJson
+from evilm.commands.console import AsJson, say, say_how_to_resume
 
 Runs = Annotated[
     list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain evaluated runs. [default: none]")
@@ -59,18 +59,46 @@ def compare(
     typer.echo(json.dumps(result, indent=2) if as_json else comparison.as_text(result))
 
 
+def splits(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a bundled recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Settings that replace those of the recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train and evaluate on the three splits of HMDB51 or UCF101; print their mean."""
+    from evilm.report import splits as three
+    from evilm.training import recipe as recipes
+
+    again = ["report", "splits", recipe, *(changes or [])]
+    try:
+        result = three.run_splits(recipes.find(recipe), changes or (), say)
+    except KeyboardInterrupt:
+        say_how_to_resume("stopped; finished work is kept", again)
+        raise typer.Exit(130) from None
+    typer.echo(json.dumps(result, indent=2) if as_json else three.as_text(result))
+
+
 def cost(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="Model preset, such as evilm-small.")],
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip. [default: the preset's]")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Frame size in pixels. [default: the preset's]")] = None,
     length: Annotated[int, typer.Option("--words", min=1, help="Word pieces of the text.")] = 30,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also measure latency and peak memory on this machine's CPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the parameters and operations of a model, part by part."""
+    from evilm.report import latency
     from evilm.report.cost import cost_of
 
     found = cost_of(preset, frames, size, length)
-    typer.echo(json.dumps(found.as_json(), indent=2) if as_json else found.as_text())
+    measured = latency.measure(preset, found.frames, found.size, length) if measure else None
+    if as_json:
+        typer.echo(json.dumps(found.as_json() | ({"measured": measured} if measured else {}), indent=2))
+    else:
+        typer.echo("\n\n".join([found.as_text(), *([latency.as_text(measured)] if measured else [])]))
 
 
 def env() -> None:

@@ -36,15 +36,18 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its newest valid checkpoint.")
     ] = False,
+    select_on_test: Annotated[
+        bool, typer.Option("--select-on-test", help="Accept a test split as data.validation; evaluations print it.")
+    ] = False,
 ) -> None:
     """Train what a recipe describes: tokenizer, pre-training, fine-tuning, probe, distillation."""
     from evilm.training import recipe as recipes
     from evilm.training import trainer
 
     settings = recipes.load(recipes.find(recipe), changes or ())
-    again = ["train", recipe, *(changes or [])]
+    again = ["train", recipe, *(changes or []), *(["--select-on-test"] if select_on_test else [])]
     try:
-        out = trainer.train(settings, resume=resume)
+        out = trainer.train(settings, resume=resume, select_on_test=select_on_test)
     except trainer.Interrupted:
         say_how_to_resume("stopped; a checkpoint was saved", [*again, "--resume"])
         raise typer.Exit(130) from None
@@ -71,6 +74,10 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="Folder for the results. [default: in the run]")
     ] = None,
     shuffled: Annotated[bool, typer.Option("--shuffled", help="Shuffle the frames of each clip: a control.")] = False,
+    views: Annotated[
+        int, typer.Option(min=1, max=64, help="Clips of different frames per video, whose scores are averaged.")
+    ] = 1,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Also write predictions.parquet.")] = False,
     truth: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="world.jsonl of a synthetic data set, which lists relevant videos."),
@@ -81,13 +88,15 @@ def evaluate(
     from evilm import distributed
     from evilm.training import evaluate
 
+    if parquet:
+        evaluate.parquet_bytes(())  # fails now, not after the evaluation, if pyarrow is missing
     with distributed.process_group("auto"):
         done = evaluate.of_checkpoint(
-            checkpoint, split.value, changes or (), task=task, shuffled=shuffled, truth=truth, out=out
+            checkpoint, split.value, changes or (), task=task, shuffled=shuffled, views=views, truth=truth, out=out
         )
     if int(os.environ.get("RANK", "0")):
         return  # rank 0 writes and reports for all processes
-    evaluate.save(done.folder, done.result, done.summary)
+    evaluate.save(done.folder, done.result, done.summary, parquet=parquet)
     if as_json:
         typer.echo(json.dumps(done.result, indent=2, sort_keys=True, default=str))
     else:

@@ -21,6 +21,11 @@ class SourceConfig(Config):
     split: str = "train"
     limit: int | None = Field(default=None, gt=0, description="maximum number of rows, spread evenly over the file")
 
+    @property
+    def is_test(self) -> bool:
+        """Whether the split is called test, such as ``test`` or ``test.2``."""
+        return self.split.lower().startswith("test")
+
 
 class DataConfig(Config):
     """Training, validation and test rows, and how their frames are read."""

@@ -55,6 +55,7 @@ class Loader:
         max_bad_ratio: fraction of unreadable training clips that stops the run.
         shards: (rows,) the number of each row's shard, to read a few shards at a time; see ``row_shards``.
         order: order of the frames; ``shuffled`` is the frame-shuffled baseline.
+        view: (k, n) takes view k of n of each video in evaluation: other frames of the same segments.
         fixed_frames: the same frames in every epoch, for a task that encodes each clip once.
         rank: this process.
         world_size: number of processes. In training each takes its slice of every batch, so all take the same number
@@ -81,6 +82,7 @@ class Loader:
     max_bad_ratio: float = 0.05
     shards: NDArray[np.int32] | None = None
     order: Literal["true", "shuffled"] = "true"
+    view: tuple[int, int] = (0, 1)
     fixed_frames: bool = False
     rank: int = 0
     world_size: int = 1
@@ -178,7 +180,7 @@ class Loader:
         """A row, and its frames and crop in an epoch."""
         example = self.examples[row]
         if not self.train or self.fixed_frames:
-            return example, Job(example.clip)
+            return example, Job(example.clip, position=(self.view[0] + 0.5) / self.view[1])
         seed = self._sample_seed(epoch, row)
         return example, Job(example.clip, seed, transforms.draw(self.augment, example, self.size, self.seed, seed))
 

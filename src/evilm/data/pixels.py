@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from evilm.data import sampling, transforms
-from evilm.data.video import Fit, read_clip
+from evilm.data.video import LIMITS, Fit
+from evilm.data.video.clips import frames_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,17 +29,24 @@ class Job:
 
     Attributes:
         clip: where its pixels are.
-        seed: draws the times of the frames; None takes the middles of the segments.
+        seed: draws the times of the frames; None takes those at ``position``.
+        position: of each frame within its segment, as a fraction of it, without a seed.
         plan: random changes of the frames.
     """
 
     clip: Clip
     seed: int | None = None
     plan: transforms.Plan = transforms.IDENTITY
+    position: float = 0.5
 
     @property
     def rng(self) -> np.random.Generator | None:
         return None if self.seed is None else sampling.generator(self.seed, "moments")
+
+    def positions(self, count: int) -> NDArray[np.float64]:
+        """(count,) the position of each frame within its segment."""
+        rng = self.rng
+        return np.full(count, self.position) if rng is None else sampling.draw_positions(count, rng)
 
 
 class Store(Protocol):
@@ -99,7 +107,9 @@ class FilePixels:
 
     def read(self, job: Job, count: int) -> NDArray[np.uint8]:
         """``count`` frames of a job, (count, size, size, 3) uint8; raises VideoError."""
-        return transforms.apply(read_clip(job.clip, count, self.size, job.rng, fit=self.fit), job.plan)
+        return transforms.apply(
+            frames_of(job.clip, job.positions(count), self.size, "exact", self.fit, LIMITS), job.plan
+        )
 
 
 @dataclass(frozen=True)
@@ -132,4 +142,4 @@ class StoredPixels:
 
     def choose(self, job: Job, count: int) -> NDArray[np.int64]:
         """(count,) which frames of the store ``read`` returns."""
-        return sampling.pick_frames(self.store.cached_frames, count, job.rng)
+        return sampling.frames_at(self.store.cached_frames, job.positions(count))

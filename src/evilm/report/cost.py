@@ -44,6 +44,14 @@ class Part(NamedTuple):
     macs: int
 
 
+# Printed below a cost, so that its numbers are not compared with the paper's.
+CONVENTION = """\
+The paper's column FP follows no single convention. The E-ViLM that it describes needs 7.4 GMAC, or 14.7 GFLOP at 2 per
+MAC, for 4 frames of 224x224 and 30 words; the printed 12.2 is neither. all-in-one-B, a ViT-B/16 that reads 3 frames
+with 40 words each, needs 63.8 GMAC or 127.7 GFLOP; the printed 235 is neither. Compare models by the columns above,
+which are counted alike for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Cost of a model for one clip and one text.
@@ -88,6 +96,7 @@ class Cost:
         ]
         for name, (parameters, macs) in rows.items():
             lines.append(f"{name:<20} {parameters / 1e6:>10.3f} M {macs / 1e9:>8.3f} {2 * macs / 1e9:>11.3f}")
+        lines += ["", CONVENTION]
         return "\n".join(lines)
 
 

@@ -78,6 +78,10 @@ class LinearProbe(VideoTextTask):
     def fixed_frames(self) -> bool:
         return True  # the [CLS] of each clip is computed once
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        return ("logits",)
+
     def train(self, mode: bool = True) -> LinearProbe:
         """Set training mode of the classifier; the frozen model stays in evaluation mode."""
         super().train(mode)
@@ -112,20 +116,21 @@ class LinearProbe(VideoTextTask):
         return [{"logits": row} for row in embedder.score_classes(frames)]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Top-1 and top-5 accuracy, and the confusion of classes."""
+        """Top-1 and top-5 accuracy, and the confusion of classes; ties are broken at random, in expectation."""
         logits = np.stack([p.values["logits"] for p in predictions])
         labels = np.array([-1 if p.example.label is None else p.example.label for p in predictions])
-        readable = np.array([p.readable for p in predictions])
+        readable = np.array([p.readable for p in predictions]) & np.isfinite(logits).all(axis=1)
         order = np.argsort(-logits, axis=1, kind="stable")
-        top1, top5 = (order[:, 0] == labels) & readable, (order[:, :5] == labels[:, None]).any(1) & readable
+        right = np.arange(logits.shape[1]) == labels[:, None]
+        top1, top5 = (np.where(readable, metrics.hits(logits, right, k), 0.0) for k in (1, 5))
         confusion = np.zeros((len(self.classes), len(self.classes)), dtype=int)
         known = (labels >= 0) & (labels < len(self.classes))
         np.add.at(confusion, (labels[known], order[known, 0]), 1)
         columns = {"label": labels.tolist(), "predicted": order[:, 0].tolist()}
         return Metrics(
-            metrics={"accuracy": metrics.accuracy(top1), "top5": metrics.accuracy(top5)},
+            metrics={"accuracy": 100 * float(top1.mean()), "top5": 100 * float(top5.mean())},
             chance={"accuracy": 100 / len(self.classes), "top5": 100 * min(1.0, 5 / len(self.classes))},
             rule=f"{self.config.protocol}; {len(self.classes)} classes; frozen [CLS] of the video alone",
-            rows=scored_rows(predictions, top1.astype(float).tolist(), columns),
+            rows=scored_rows(predictions, top1.tolist(), columns),
             details={"classes": self.classes, "confusion": confusion.tolist()},
         )

@@ -82,6 +82,11 @@ class Retrieval(VideoTextTask):
     def needs_pooled_only(self) -> bool:
         return self.embeds and not self.embed.fuses and not hasattr(self, "match")
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The mean vector of the views gives the mean of their cosines."""
+        return ("video",) if self.config.protocol == "dual-encoder" else ()
+
     @staticmethod
     def lacks(example: Example) -> bool:
         return not example.captions

@@ -179,6 +179,11 @@ class Task(nn.Module, ABC):
         """Whether the labels of ``target_tokenizer`` are computed once per cached frame, before training."""
         return False
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of ``Prediction.values`` to average over several views of a video; none if it cannot use views."""
+        return ()
+
     @staticmethod
     def lacks(example: Example) -> bool:  # noqa: ARG004, tasks with requirements override it
         """Whether a row lacks what ``required`` names."""

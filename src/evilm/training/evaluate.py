@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
-from evilm import __version__, config, distributed, files, metrics
+from evilm import config, distributed, files, metrics
 from evilm.data import synthetic
-from evilm.errors import CheckpointError, ConfigError, OutputError
+from evilm.data.pixels import StoredPixels
+from evilm.errors import CheckpointError, ConfigError, DependencyError, OutputError
 from evilm.progress import Meter
 from evilm.tasks import TASKS
 from evilm.tasks.batches import caption_of
-from evilm.training import build, checkpoint
+from evilm.tasks.predictions import Prediction
+from evilm.training import build, checkpoint, logger
 from evilm.training import recipe as recipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from evilm.data.loader import Loader
     from evilm.distributed import Precision
-    from evilm.tasks import Metrics, Prediction, Task
+    from evilm.tasks import Metrics, Task
     from evilm.training.recipe import Recipe
     from evilm.types import Example
 
@@ -64,6 +68,7 @@ def evaluate(
     precision: Precision = "auto",
     label: str = "evaluating",
     stop: Callable[[], bool] = bool,
+    views: int = 1,
 ) -> Metrics:
     """Predict every row of a split once, in file order, and compute the metrics.
 
@@ -75,6 +80,7 @@ def evaluate(
         device, precision: of the computation.
         label: for the progress line.
         stop: called before every batch.
+        views: clips of different frames per video, whose scores are averaged (``Task.averaged``).
 
     Raises:
         StoppedError: ``stop`` returned True in one of the processes.
@@ -82,20 +88,31 @@ def evaluate(
     task.to(device).eval()
     bf16, ranks = distributed.uses_bf16(precision, device), distributed.world_size()
     own: list[list[Prediction]] = []
-    with Meter(label, len(loader), "batches") as meter, torch.inference_mode():
-        batches = iter(loader)
-        for first in range(0, len(loader), ranks):
-            if distributed.all_reduce_max(int(stop())):
-                raise StoppedError
-            batch = next(batches, None)
-            if batch is not None:
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    own.append(task.predict(batch.to(device)))
-            meter.update(min(first + ranks, len(loader)))
+    with Meter(label, views * len(loader), "batches") as meter, torch.inference_mode():
+        for view in range(views):
+            loader.view, done = (view, views), view * len(loader)
+            batches = iter(loader)
+            for first in range(0, len(loader), ranks):
+                if distributed.all_reduce_max(int(stop())):
+                    raise StoppedError
+                batch = next(batches, None)
+                if batch is not None:
+                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                        own.append(task.predict(batch.to(device)))
+                meter.update(done + min(first + ranks, len(loader)))
+    if views > 1:
+        count = len(own) // views
+        own = [[_average(task.averaged, rows) for rows in zip(*own[i::count], strict=True)] for i in range(count)]
     gathered = distributed.all_gather_objects(own)
     for bad in distributed.all_gather_objects(loader.unreadable):
         loader.unreadable.update(bad)
     return task.compute_metrics([row for n in range(len(loader)) for row in gathered[n % ranks][n // ranks]])
+
+
+def _average(names: Sequence[str], views: Sequence[Prediction]) -> Prediction:
+    """One prediction of a row from those of several views of its video."""
+    means = {name: np.mean([view.values[name] for view in views], axis=0) for name in names}
+    return Prediction(views[0].example, all(view.readable for view in views), views[0].values | means)
 
 
 def of_checkpoint(
@@ -105,6 +122,7 @@ def of_checkpoint(
     *,
     task: str | None = None,
     shuffled: bool = False,
+    views: int = 1,
     truth: Path | None = None,
     out: Path | None = None,
 ) -> Evaluation:
@@ -116,6 +134,7 @@ def of_checkpoint(
         assignments: ``a.b=c`` changes to the recipe, such as other annotations.
         task: evaluate as this task instead (zero-shot).
         shuffled: shuffle the frames of each clip, as a control for the use of time.
+        views: clips of different frames per video, whose scores are averaged.
         truth: ``world.jsonl`` of synthetic data: a video is relevant if the text is true of it. A file of this name
             beside the annotations is used by default.
         out: folder of the result, checked now; nothing is written here.
@@ -127,6 +146,7 @@ def of_checkpoint(
     assignments = list(assignments)
     recipe = _recipe(checkpoint_folder, assignments, task)
     name = f"evaluation-{split}" + (f"-{task}" if task else "") + ("-shuffled" if shuffled else "")
+    name += f"-{views}-views" if views > 1 else ""
     in_run = (checkpoint_folder.parent / checkpoint.POINTER).is_file()
     folder = out or (checkpoint_folder.parent if in_run else checkpoint_folder) / name
     files.check_output_dir(folder, KIND)
@@ -146,9 +166,17 @@ def of_checkpoint(
     with distributed.rank0_first():
         loader = build.make_loader(recipe, restored, rows, train=False)
     loader.order = "shuffled" if shuffled else "true"
-    summary = evaluate(restored, loader, device, recipe.run.precision, f"evaluating {split}")
+    _check_views(restored, loader, views)
+    summary = evaluate(restored, loader, device, recipe.run.precision, f"evaluating {split}", views=views)
     if scored_by_truth:
         summary.rule += "; a video is right when the text is true of it"
+    if views > 1:
+        summary.rule += f"; mean score of {views} clips a video, each of other frames"
+    trained: dict[str, Any] = metadata["recipe"]
+    if source.is_test:
+        summary.details.pop("cannot_tell", None)  # a threshold is never chosen on a test split
+        if recipes.selects_on_test(recipes.of_checkpoint(checkpoint_folder, metadata).data):
+            summary.rule += "; the run was selected on a test split"
     described = {
         "task": recipe.task.name,
         "title": restored.title,
@@ -160,7 +188,15 @@ def of_checkpoint(
         "checkpoint": str(checkpoint_folder),
         "step": metadata.get("step"),
         "weights": fingerprint(checkpoint_folder),
-        "versions": {"evilm": __version__, "torch": torch.__version__},
+        "views": views,
+        "seed": trained.get("seed"),
+        "trained_on": metadata.get("data"),
+        "rows": {"count": len(rows), "fingerprint": logger.fingerprint(rows)},
+        "versions": logger.packages(),
+        "machine": logger.hardware() | {"device": str(device), "precision": recipe.run.precision},
+        "git": logger.git_state(),
+        "command": sys.argv,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     return Evaluation(recipe.task.name, split, summary, report(summary, loader, described), folder)
 
@@ -187,6 +223,23 @@ def _recipe(folder: Path, assignments: Sequence[str], name: str | None) -> Recip
         settings = TASKS[name].zero_shot_settings(recipe.task, metadata["facts"])
         table = {**table, "task": {"name": name, **settings}}
     return recipes.check(config.override(table, assignments), f"{folder}: its recipe")
+
+
+def _check_views(task: Task, loader: Loader, views: int) -> None:
+    if views == 1:
+        return
+    if not task.averaged:
+        raise ConfigError(
+            f"--views {views}: {task.name} averages no scores of several clips with these settings; linear_probe and "
+            "retrieval with task.protocol=dual-encoder do"
+        )
+    if isinstance(loader.pixels, StoredPixels):
+        held, needed = loader.pixels.store.cached_frames, views * loader.num_frames
+        if held < needed:
+            raise ConfigError(
+                f"--views {views} of {loader.num_frames} frames: only {held} frames of a video are cached; evaluate "
+                f"with data.cached_frames={needed}, or without the cache: data.cache= data.packed="
+            )
 
 
 def _use_truth(task: Task, rows: Sequence[Example], truth: Path | None, annotations: Path) -> bool:
@@ -232,21 +285,54 @@ def report(summary: Metrics, loader: Loader, described: dict[str, Any]) -> dict[
     }
 
 
-def save(folder: Path, result: dict[str, Any], summary: Metrics) -> None:
+def save(folder: Path, result: dict[str, Any], summary: Metrics, *, parquet: bool = False) -> None:
     """Write ``metrics.json``, ``predictions.jsonl`` and ``details.json``.
 
+    Args:
+        folder: of the evaluation.
+        result: ``Evaluation.result``.
+        summary: ``Evaluation.summary``.
+        parquet: also write ``predictions.parquet``, with the same rows.
+
     Raises:
+        DependencyError: pyarrow is needed and not installed.
         OutputError: the folder holds something else, or cannot be written.
     """
+    table = parquet_bytes(summary.rows) if parquet else None
     files.acquire_dir(folder, KIND)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in summary.rows)
     try:
         files.write_atomic(folder / "predictions.jsonl", lines)
+        if table is not None:
+            files.write_atomic(folder / "predictions.parquet", table)
         files.write_atomic(folder / "details.json", json.dumps(summary.details))
         metrics_json = json.dumps(result, indent=2, sort_keys=True, default=str) + "\n"
         files.write_atomic(folder / "metrics.json", metrics_json)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}; free space or name another folder") from None
+
+
+def parquet_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows of predictions as a Parquet file; values of mixed types are written as JSON text.
+
+    Raises:
+        DependencyError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise DependencyError("Parquet files need pyarrow: pip install 'evilm[parquet]'") from None
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            columns[name] = pa.array([json.dumps(value, ensure_ascii=False) for value in values])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
 
 
 def fingerprint(folder: Path) -> str:

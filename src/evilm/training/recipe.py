@@ -11,7 +11,7 @@ from evilm import config
 from evilm.config import Config
 from evilm.data.config import DataConfig
 from evilm.distributed import DeviceName, Precision
-from evilm.errors import CheckpointError, ConfigError
+from evilm.errors import CheckpointError, ConfigError, SelectionError
 from evilm.model.presets import ModelConfig, preset
 from evilm.tasks import TASKS, AnyTaskConfig
 from evilm.training.optim import OptimConfig
@@ -147,6 +147,31 @@ def check(table: Mapping[str, Any], origin: str) -> Recipe:
         ConfigError: names each unknown, renamed or ill-typed key.
     """
     return config.check(Recipe, table, origin, RENAMED)
+
+
+def check_selection(data: DataConfig, *, select_on_test: bool = False) -> None:
+    """Refuse a validation split that is a test split: validation selects thresholds and the reported checkpoint.
+
+    Args:
+        data: of the recipe.
+        select_on_test: accept it; evaluations of the run then say so.
+
+    Raises:
+        SelectionError: ``data.validation`` is called test, or has the rows of ``data.test``.
+    """
+    source = data.validation
+    if source is None or select_on_test or not selects_on_test(data):
+        return
+    why = f"split = {source.split!r}" if source.is_test else "the rows of data.test"
+    raise SelectionError(
+        f"data.validation has {why}: what is selected on the test split is too good on it; name a split of its own, "
+        "or leave data.validation out, or add --select-on-test, which evaluations of the run will then print"
+    )
+
+
+def selects_on_test(data: DataConfig) -> bool:
+    """Whether ``data.validation`` is a split called test, or has the rows of ``data.test``."""
+    return data.validation is not None and (data.validation.is_test or data.validation == data.test)
 
 
 def of_checkpoint(folder: Path, metadata: Mapping[str, Any]) -> Recipe:

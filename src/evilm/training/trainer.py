@@ -16,7 +16,7 @@ from evilm.model.layers import apply_memory_options, sync_batch_norms
 from evilm.progress import Meter, say, spark
 from evilm.training import build, checkpoint, evaluate, logger, optim
 from evilm.training.logger import METRICS, SKIPPED, VALIDATION, RunLogger
-from evilm.training.recipe import differences
+from evilm.training.recipe import check_selection, differences
 from evilm.training.signals import Signals
 from evilm.training.time_limit import TimeLimit
 
@@ -40,17 +40,19 @@ class Interrupted(KeyboardInterrupt):
         self.folder = folder
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> Path:
+def train(recipe: Recipe, *, resume: bool = False, select_on_test: bool = False) -> Path:
     """Carry out a recipe and return the run's folder. Under torchrun all processes call this with the same recipe.
 
     Args:
         recipe: the settings.
         resume: continue from the newest valid checkpoint of ``run.output_dir``, if there is one.
+        select_on_test: accept a test split as ``data.validation``; see ``recipe.check_selection``.
 
     Raises:
         OutputError: ``run.output_dir`` holds a run already or other files, or another process writes there.
         Interrupted: Ctrl-C or SIGTERM came; a checkpoint was saved. KeyboardInterrupt, if there was nothing to save.
     """
+    check_selection(recipe.data, select_on_test=select_on_test)
     out = recipe.run.output_dir
     with Signals() as signals, distributed.process_group(recipe.run.device), contextlib.ExitStack() as held:
 
