@@ -2,6 +2,9 @@
 
 index        ``VideoIndex``: the public interface
 update       bring an index up to date with a folder
+source       folder, list or address; shards
+remote       videos at addresses of fsspec
+merge        join the indexes of shards
 scan         find new, changed, moved and deleted files
 segments     cut a video into segments
 pipeline     decode and embed segments
