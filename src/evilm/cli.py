@@ -44,6 +44,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
         "quickstart": search.quickstart,
         "index": search.index,
         "search": search.search,
+        "merge": search.merge,
         "serve": serve.serve,
         "ask": export.ask,
         "adapt": train.adapt,

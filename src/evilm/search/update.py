@@ -188,10 +188,11 @@ class _Update:
             unlisted=[{"path": os.fsdecode(path), "reason": reason} for path, reason in walked.unlisted],
             others=walked.others, decoding=self.pipeline.decoding, encoding=self.pipeline.encoding,
         )  # fmt: skip
-        self._finish(report)
+        report.unreadable = finish(self.database, lambda: self.pipeline.model)
+        report.files, report.segments = self.database.counts
         report.seconds = time.monotonic() - began
         here = source.records(self.database, walked)[0]
-        if here and not any(record.status in READABLE for record in here):
+        if here and source.shard is None and not any(record.status in READABLE for record in here):
             counts = ", ".join(f"{count} {status}" for status, count in Counter(r.status for r in here).items())
             raise VideoIndexError(
                 f"{source.name}: none of its {len(here)} videos can be read ({counts}); "
@@ -228,47 +229,51 @@ class _Update:
             if self.on_commit is not None:
                 self.on_commit([entry.path for entry in entries], len(todo) - len(left), len(todo))
             if unsaved >= max(_CACHE_ROWS, _CACHE_SHARE * self.database.counts[1]):
-                self._save_cache()
+                save_cache(self.database)
                 unsaved = 0
         if left:
             with self.database.transaction():
                 self.database.delete_files(left)
         return len(left)
 
-    def _save_cache(self) -> vectors.Vectors:
-        current = vectors.load(self.database, self.database.metadata("width"))
-        vectors.save(self.database.folder, self.database.metadata("identity"), current)
-        return current
 
-    def _finish(self, report: Report) -> None:
-        """Write the cache, the calibrations and the list of unreadable files."""
-        current = self._save_cache()
-        if len(current):
-            self._calibrate(current)
-        report.files, report.segments = self.database.counts
-        report.unreadable = [
-            {"path": os.fsdecode(record.path), "status": record.status, "reason": record.reason}
-            for record in self.database.files("status != 'ok'")
-        ]
-        path = self.database.folder / UNREADABLE
+def save_cache(database: Database) -> vectors.Vectors:
+    """Write the cache of all vectors; returns them."""
+    current = vectors.load(database, database.metadata("width"))
+    vectors.save(database.folder, database.metadata("identity"), current)
+    return current
+
+
+def finish(database: Database, model: Callable[[], Embedder]) -> list[dict[str, str]]:
+    """Write the cache, the calibrations and the list of unreadable files, which is returned."""
+    current = save_cache(database)
+    if len(current):
+        _calibrate(database, current, model)
+    unreadable = [
+        {"path": os.fsdecode(record.path), "status": record.status, "reason": record.reason}
+        for record in database.files("status != 'ok'")
+    ]
+    path = database.folder / UNREADABLE
+    try:
+        files.write_atomic(path, "".join(json.dumps(each) + "\n" for each in unreadable))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is complete") from None
+    return unreadable
+
+
+def _calibrate(database: Database, current: vectors.Vectors, model: Callable[[], Embedder]) -> None:
+    """Calibrate searches by text and by example without labels; a calibration from labels is kept."""
+    rows = np.linspace(0, len(current) - 1, min(len(current), _EXAMPLES)).astype(np.int64)[1::2]
+    # An example finds itself and its neighbours, so files of the examples are left out.
+    others = current.matrix[~np.isin(current.file_ids, current.file_ids[rows])]
+    values = {"example_calibration": calibration.from_background(current.matrix[rows], others).as_json()}
+    if database.metadata("text_calibration", {}).get("origin") != "labels":
         try:
-            files.write_atomic(path, "".join(json.dumps(each) + "\n" for each in report.unreadable))
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is complete") from None
-
-    def _calibrate(self, current: vectors.Vectors) -> None:
-        """Calibrate searches by text and by example without labels; a calibration from labels is kept."""
-        rows = np.linspace(0, len(current) - 1, min(len(current), _EXAMPLES)).astype(np.int64)[1::2]
-        # An example finds itself and its neighbours, so files of the examples are left out.
-        others = current.matrix[~np.isin(current.file_ids, current.file_ids[rows])]
-        values = {"example_calibration": calibration.from_background(current.matrix[rows], others).as_json()}
-        if self.database.metadata("text_calibration", {}).get("origin") != "labels":
-            try:
-                queries = self.pipeline.model.embed_texts(list(calibration.UNRELATED))
-                by_text = calibration.from_background(queries, current.matrix)
-            except VocabularyError:
-                by_text = calibration.UNKNOWN
-            values["text_calibration"] = by_text.as_json()
-        with self.database.transaction():
-            for name, value in values.items():
-                self.database.set_metadata(name, value)
+            queries = model().embed_texts(list(calibration.UNRELATED))
+            by_text = calibration.from_background(queries, current.matrix)
+        except VocabularyError:
+            by_text = calibration.UNKNOWN
+        values["text_calibration"] = by_text.as_json()
+    with database.transaction():
+        for name, value in values.items():
+            database.set_metadata(name, value)
