@@ -211,10 +211,14 @@ class Pipeline:
     decoding: float = field(default=0.0, init=False)
     encoding: float = field(default=0.0, init=False)
 
-    def run(self, files: Sequence[FoundFile]) -> Iterator[list[NewFile]]:
+    def run(self, files: Sequence[FoundFile], pool: DecoderPool | None = None) -> Iterator[list[NewFile]]:
         """Yield the complete files in groups, at most ``FLUSH_FILES`` together and at least every ``FLUSH_SECONDS``.
 
         They come in the order in which they are completed. A file that was deleted since the scan is left out.
+
+        Args:
+            files: to decode and embed.
+            pool: decoders that stay open afterwards; None starts and closes some.
         """
         jobs: queue.SimpleQueue[tuple[int, FoundFile]] = queue.SimpleQueue()
         for job in enumerate(files):
@@ -222,9 +226,9 @@ class Pipeline:
         events: queue.Queue[_Event] = queue.Queue(_QUEUE)
         stop = threading.Event()
         count = max(1, min(self.workers, len(files)))
-        pool = DecoderPool(count, self.limits)
+        decoders = pool or DecoderPool(count, self.limits)
         threads = [
-            threading.Thread(target=self._decode_files, args=(pool, jobs, events, stop), daemon=True)
+            threading.Thread(target=self._decode_files, args=(decoders, jobs, events, stop), daemon=True)
             for _ in range(count)
         ]
         for thread in threads:
@@ -236,7 +240,8 @@ class Pipeline:
             while any(thread.is_alive() for thread in threads):  # empty the queue, so that no thread waits for room
                 with contextlib.suppress(queue.Empty):
                     events.get(timeout=0.05)
-            pool.close()
+            if pool is None:
+                decoders.close()
 
     def _collect(self, files: Sequence[FoundFile], events: queue.Queue[_Event]) -> Iterator[list[NewFile]]:
         open_files: dict[int, _OpenFile] = {}

@@ -66,7 +66,7 @@ def list_prefix(url: str) -> list[tuple[bytes, int, int, int]]:
     system, scheme = open_filesystem(url), url.partition("://")[0]
     try:
         found: dict[str, dict[str, Any]] = system.find(url, detail=True, refresh=True)
-    except Exception as error:  # each file system raises its own errors
+    except Exception as error:  # noqa: BLE001 - each file system raises its own errors
         raise VideoIndexError(f"{url}: cannot be listed: {type(error).__name__}: {error}") from None
     return [(f"{scheme}://{name.lstrip('/')}".encode(), *_state(facts)) for name, facts in sorted(found.items())]
 
@@ -115,7 +115,7 @@ def local_copy(path: bytes) -> Generator[Path]:
                     copy.write(block)
         except OSError:
             raise
-        except Exception as error:  # each file system raises its own errors
+        except Exception as error:  # noqa: BLE001 - each file system raises its own errors
             raise OSError(0, f"{type(error).__name__}: {error}") from None
         copy.flush()
         yield Path(copy.name)
