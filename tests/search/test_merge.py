@@ -141,6 +141,10 @@ def test_a_list_is_indexed_and_deletes_nothing(clips: Path, tmp_path: Path, mode
     listed.write_text("clips/deep/blue.mkv\n")
     with VideoIndex.build(listed, model, tmp_path / "index") as made:
         assert made.num_videos == 3
+    table = tmp_path / "captions.csv"
+    table.write_text("path,caption\nclips/yellow.webm.mp4,a\nclips/red,b\n")
+    with VideoIndex.build(table, model, tmp_path / "index") as made:
+        assert (made.num_videos, len(made.videos())) == (4, 5)
     with pytest.raises(VideoIndexError, match="name a folder for its index"):
         VideoIndex.build(listed, model)
     with pytest.raises(VideoIndexError, match="no such folder of videos"):

@@ -37,6 +37,7 @@ class BackendChoice(StrEnum):
     exact = "exact"
     faiss = "faiss"
     lance = "lance"
+    qdrant = "qdrant"
 
 
 def quickstart(
@@ -291,7 +292,7 @@ def search(
         int, typer.Option(min=0, metavar="K", help="Number of best hits that the fusion decoder orders.")
     ] = 0,
     backend: Annotated[
-        BackendChoice, typer.Option(help="Nearest-neighbour search; faiss and lance are optional packages.")
+        BackendChoice, typer.Option(help="Nearest-neighbour search; faiss, lance and qdrant are optional packages.")
     ] = BackendChoice.auto,
     as_json: AsJson = False,
 ) -> None:

@@ -12,6 +12,8 @@ model        the model of an index
 database     SQLite: files, segments and vectors
 vectors      all vectors as one memory-mapped array, a cache
 nearest      nearest neighbours by NumPy, FAISS or LanceDB
+qdrant       nearest neighbours by a Qdrant server
+table        write an index as Parquet files
 calibration  from cosines to scores
 query        queries, filters and hits
 """

@@ -1,7 +1,7 @@
 """What an index is made of: a folder, a list of files, or an address such as ``s3://bucket/clips``; all or one shard.
 
-A list is a text file with one path or address a line; empty lines and lines that begin with ``#`` are left out, and
-relative paths start at the folder of the list.
+A list is a text file with one path or address a line; empty lines and lines that begin with ``#`` are left out. It may
+also be a table (csv, tsv, json, jsonl, parquet) with a column of paths. Relative paths start at the folder of the list.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from evilm.data.readers.places import VideoFolder
+from evilm.data.readers.rows import PATH_COLUMNS
+from evilm.data.readers.tables import FORMATS, read_rows
 from evilm.errors import AnnotationError, ConfigError, VideoIndexError
 from evilm.search import remote, scan
 from evilm.search.database import under
@@ -20,7 +23,8 @@ from evilm.search.database import under
 if TYPE_CHECKING:
     from evilm.search.database import Database, FileRecord
 
-LIST_SUFFIXES = (".txt", ".lst")
+TABLES = tuple(f".{kind}" for kind in FORMATS)
+LIST_SUFFIXES = (".txt", ".lst", *TABLES)
 
 
 class Shard(NamedTuple):
@@ -86,7 +90,9 @@ class Source:
             return cls(str(path), os.fsencode(os.path.realpath(path)), "folder", shard)
         if path.is_file() and path.suffix in LIST_SUFFIXES:
             return cls(str(path), os.fsencode(os.path.realpath(path.parent)), "list", shard)
-        raise VideoIndexError(f"{path}: no such folder of videos; a list of videos is a .txt file")
+        raise VideoIndexError(
+            f"{path}: no such folder of videos; a list of videos is a .txt file or a table with a column of paths"
+        )
 
     def scan(self, skip: Path) -> scan.Walk:
         """List the videos; ``skip`` is a folder that is not entered (the index itself)."""
@@ -131,13 +137,16 @@ def _listed(path: Path) -> scan.Walk:
     """The videos that a list names, each once.
 
     Raises:
-        AnnotationError: it is not text in UTF-8.
+        AnnotationError: it is not text in UTF-8, or the table has no column of paths.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise AnnotationError(path, f"is not text in UTF-8: {error.reason}") from None
-    names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    names: list[str] = []
+    if path.suffix in TABLES:
+        library = VideoFolder(path.parent)
+        for row in read_rows(path, f"a column of paths ({', '.join(PATH_COLUMNS[:4])}, ...)"):
+            name = row.text(row.column(PATH_COLUMNS, "the video"))
+            names.append(name if remote.is_remote(name) else str(library.clip(name).path))
+    else:
+        names = _lines(path)
     result, addresses = scan.Walk(), dict.fromkeys(name for name in names if remote.is_remote(name))
     folder = os.path.realpath(path.parent)
     for name in dict.fromkeys(os.path.normpath(os.path.join(folder, n)) for n in names if n not in addresses):  # noqa: PTH118
@@ -158,3 +167,12 @@ def _listed(path: Path) -> scan.Walk:
             result.files.append(scan.FoundFile(name.encode(), *facts))
     result.files.sort()
     return result
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text that are neither empty nor comments."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise AnnotationError(path, f"is not text in UTF-8: {error.reason}") from None
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
