@@ -98,7 +98,8 @@ def build(films: Path, at: Path, model: Any, **options: Any) -> Any:
 
 
 @needs_ray
-def test_the_rows_are_those_of_one_machine(films: Path, tmp_path: Path, cluster: Any) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_the_rows_are_those_of_one_machine(films: Path, tmp_path: Path) -> None:
     fake = load_fake()
     VideoIndex.build(films, fake.Fake(), tmp_path / "here").close()
     runner, report = build(films, tmp_path / "there", fake.Fake())
@@ -141,7 +142,8 @@ def _arm(effects: dict[str, str]) -> Any:
 
 
 @needs_ray
-def test_a_poisoned_file_is_tried_a_few_times_and_set_aside(films: Path, tmp_path: Path, cluster: Any) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_poisoned_file_is_tried_a_few_times_and_set_aside(films: Path, tmp_path: Path) -> None:
     from evilm.cluster.runner import ATTEMPTS
 
     runner, report = build(films, tmp_path / "there", poisonous(f07="kill"))
@@ -156,7 +158,8 @@ def test_a_poisoned_file_is_tried_a_few_times_and_set_aside(films: Path, tmp_pat
 
 
 @needs_ray
-def test_an_error_of_a_worker_reaches_the_user(films: Path, tmp_path: Path, cluster: Any) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_an_error_of_a_worker_reaches_the_user(films: Path, tmp_path: Path) -> None:
     from evilm.errors import VideoIndexError
 
     class Broken(load_fake().Fake):

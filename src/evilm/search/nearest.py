@@ -2,8 +2,8 @@
 
 ``exact`` computes the cosine of every vector; its time grows with rows x width, limited by memory bandwidth. ``faiss``
 reads 8-bit vectors, a quarter of the memory, and computes the cosines of its candidates from the float32 vectors.
-``lance`` keeps a table on disk, ``qdrant`` (see ``search.qdrant``) a collection on a server. What they write is a cache:
-it can be deleted at any time, and is rebuilt when it does not belong to the current vectors.
+``lance`` keeps a table on disk, ``qdrant`` (see ``search.qdrant``) a collection on a server. What they write is a
+cache: it can be deleted at any time, and is rebuilt when it does not belong to the current vectors.
 """
 
 from __future__ import annotations
