@@ -143,6 +143,7 @@ class _Dispatch:
         self._waiting: deque[_Task] = deque()
         self._workers: list[_Worker] = []
         self._failed_starts = 0
+        self._dead = set[str]()
         self._scaled = self._alone_since = 0.0
 
     def run(self, files: Sequence[FoundFile]) -> Iterator[list[NewFile]]:
@@ -229,7 +230,7 @@ class _Dispatch:
         self.runner.lost += 1
         with contextlib.suppress(Exception):  # it may hang rather than be dead
             self.ray.kill(worker.actor)
-        if worker.ready is not None:
+        if worker.ready is not None and not self._has_new_dead():
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
                 raise VideoIndexError(f"cluster: {_FAILED_STARTS} workers in a row died at their start: {error}")
@@ -252,6 +253,12 @@ class _Dispatch:
                     yield NewFile(*task.files[0], b"", "crashed", reason, 0.0)
                 blamed = True
         self._waiting.extendleft(reversed(again))
+
+    def _has_new_dead(self) -> bool:
+        """Whether a machine has died since the last call: then the death of a worker says nothing about workers."""
+        dead = {each["NodeID"] for each in self.ray.nodes() if not each["Alive"]}
+        grown, self._dead = not dead <= self._dead, dead
+        return grown
 
     def _is_alive(self, node: str) -> bool:
         return any(each["NodeID"] == node and each["Alive"] for each in self.ray.nodes())
