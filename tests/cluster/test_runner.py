@@ -114,7 +114,7 @@ def test_the_rows_are_those_of_one_machine(films: Path, tmp_path: Path) -> None:
 
 
 def poisonous(**effects: str) -> Any:
-    """A model in whose workers some files kill the worker or take 3 s: ``poisonous(f07="kill")``."""
+    """A model in whose workers some files kill the worker or take 3 s: ``poisonous(f07="kill")``; others, 0.6 s."""
 
     class Poisonous(load_fake().Fake):
         def __reduce__(self) -> Any:
@@ -132,8 +132,7 @@ def _arm(effects: dict[str, str]) -> Any:
         effect = effects.get("f" + Path(os.fsdecode(path)).stem)
         if effect == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if effect == "slow":
-            time.sleep(3)
+        time.sleep({"slow": 3.0}.get(effect or "", 0.6 if "every" in effects else 0.0))
         return real(path)
 
     if "hashed" not in real.__name__:
@@ -200,14 +199,15 @@ def test_machines_that_die_lose_and_double_nothing(films: Path, tmp_path: Path, 
     """Machines are killed and replaced all the time; one file is slow, one kills its workers, 5 % are no videos."""
     rng, kills = np.random.default_rng(seed), 0
     with ThreadPoolExecutor(1) as thread:  # Ray adds machines in the main thread only
-        work = thread.submit(build, films, tmp_path / "there", poisonous(f13="kill", f21="slow"))
+        work = thread.submit(build, films, tmp_path / "there", poisonous(f13="kill", f21="slow", every="delayed"))
         while not work.done():
-            wait([work], rng.uniform(2, 6))
+            wait([work], rng.uniform(4, 10))
             nodes = [each for each in cluster.list_all_nodes() if each is not cluster.head_node]
             cluster.remove_node(nodes[rng.integers(len(nodes))], allow_graceful=False)
             cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
             kills += not work.done()
         _, report = work.result()
+    print(f"{kills} machines killed")  # shown by pytest -s
     assert kills
     found = rows(tmp_path / "there")
     assert len(found) == len({row[0] for row in found}) == 42

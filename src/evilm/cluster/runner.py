@@ -9,12 +9,13 @@ kills its worker ``ATTEMPTS`` times alone is set aside as ``crashed``. The death
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DependencyError, EvilmError, VideoIndexError
@@ -155,7 +156,9 @@ class _Dispatch:
             self._scale()
             self._assign()
             pending = [ref for worker in self._workers for ref in (worker.ready, *worker.tasks) if ref is not None]
-            done, _ = self.ray.wait(pending, num_returns=1, timeout=_TICK) if pending else ([], [])
+            done: list[Any] = self.ray.wait(pending, num_returns=1, timeout=_TICK)[0] if pending else []
+            if not pending:
+                time.sleep(0.05)  # until `_scale` starts workers again
             self._end_stalled()
             for ref in done:
                 owner = next((each for each in self._workers if ref == each.ready or ref in each.tasks), None)
@@ -312,8 +315,8 @@ def connected(address: str) -> Generator[None]:
 
 def _import_ray() -> Any:
     try:
-        import ray  # pyright: ignore[reportMissingImports, reportMissingTypeStubs], an extra
-        import ray.exceptions  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.exceptions")
     except ModuleNotFoundError:
         raise DependencyError("--cluster needs Ray: pip install 'evilm[ray]', or index shards: --shard 0/4") from None
-    return cast("Any", ray)
+    return ray

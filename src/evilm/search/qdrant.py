@@ -6,6 +6,7 @@ the client keeps it in the folder of the index, compares with every vector, and 
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -92,9 +93,7 @@ class Qdrant:
     ) -> tuple[Rows, Cosines]:
         condition = None
         if only is not None:
-            from qdrant_client import models as made  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
-
-            models = cast("Any", made)
+            models = cast("Any", importlib.import_module("qdrant_client.models"))
             condition = models.Filter(must=[models.HasIdCondition(has_id=only.tolist())])
         answer = self._client.query_points(
             self._name, query=query.tolist(), limit=count, query_filter=condition, with_payload=False

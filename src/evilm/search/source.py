@@ -28,15 +28,15 @@ LIST_SUFFIXES = (".txt", ".lst", *TABLES)
 
 
 class Shard(NamedTuple):
-    """One of ``count`` parts of the files; a file's part follows from a hash of its path, whatever else there is.
+    """One of ``total`` parts of the files; a file's part follows from a hash of its path, whatever else there is.
 
     Attributes:
         number: from 0.
-        count: of all shards.
+        total: number of shards.
     """
 
     number: int
-    count: int
+    total: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -56,7 +56,7 @@ class Shard(NamedTuple):
         """Whether a file belongs to this shard; the folder ``root`` may have another name on another machine."""
         relative = path.removeprefix(root).lstrip(b"/")
         digest = hashlib.blake2b(relative, digest_size=8).digest()
-        return int.from_bytes(digest, "little") % self.count == self.number
+        return int.from_bytes(digest, "little") % self.total == self.number
 
 
 @dataclass(frozen=True)
