@@ -25,12 +25,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("training",),
     ("inference", "export", "search", "report", "demo"),
-    ("server",),
+    ("server", "cluster"),
     ("cli", "commands", "__init__", "__main__"),
 )  # fmt: skip
 
 # Rooms of one layer that do not know each other.
-STRANGERS: tuple[frozenset[str], ...] = (frozenset({"model", "data"}),)
+STRANGERS: tuple[frozenset[str], ...] = (frozenset({"model", "data"}), frozenset({"server", "cluster"}))
 
 # Rooms whose own files do not know each other; what those files share is named here.
 SEPARATE: dict[str, frozenset[str]] = {

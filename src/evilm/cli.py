@@ -45,6 +45,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
         "index": search.index,
         "search": search.search,
         "label": search.label,
+        "merge": search.merge,
         "serve": serve.serve,
         "ask": export.ask,
         "adapt": train.adapt,

@@ -9,6 +9,7 @@ import pytest
 from evilm.errors import ConfigError
 from evilm.search import nearest
 from evilm.search.nearest import Exact, Faiss, Lance, check_backend, resolve_backend, top_k
+from evilm.search.qdrant import Qdrant
 from evilm.search.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -44,19 +45,22 @@ def test_ties_come_in_order_of_rows() -> None:
     assert top_k(scores, 0).tolist() == []
 
 
-@pytest.mark.parametrize("name", ["faiss", pytest.param("lance", marks=pytest.mark.slow)])
-def test_other_backends_agree_with_exact(name: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec({"faiss": "faiss", "lance": "lancedb"}[name]) is None:
+@pytest.mark.parametrize("name", ["faiss", pytest.param("lance", marks=pytest.mark.slow), "qdrant"])
+def test_other_backends_agree_with_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec({"faiss": "faiss", "lance": "lancedb", "qdrant": "qdrant_client"}[name]) is None:
         pytest.skip(f"the extra [{name}] is not installed")
-    kind = {"faiss": Faiss, "lance": Lance}[name]
+    kind = {"faiss": Faiss, "lance": Lance, "qdrant": Qdrant}[name]
     found = unit_vectors(2000)
     exact = Exact(found.matrix)
-    allowed = np.arange(2000) % 7 == 0
+    monkeypatch.delenv("EVILM_QDRANT_URL", raising=False)
+    allowed, most = np.arange(2000) % 7 == 0, np.arange(2000) % 3 > 0
+    if name != "faiss":
+        monkeypatch.setattr(importlib.import_module(kind.__module__), "LISTED", 1000)  # `most` is filtered afterwards
     for _ in range(2):  # built, then read from its cache
         other = kind.open(found, tmp_path, "identity")
         for seed in range(3):
             query = unit_vectors(1, seed=100 + seed).matrix[0]
-            for only in (None, allowed):
+            for only in (None, allowed, most, np.zeros(2000, np.bool_)):
                 rows, cosines = exact.nearest(query, 10, only)
                 theirs, their_cosines = other.nearest(query, 10, only)
                 assert theirs.tolist() == rows.tolist()

@@ -37,6 +37,7 @@ class BackendChoice(StrEnum):
     exact = "exact"
     faiss = "faiss"
     lance = "lance"
+    qdrant = "qdrant"
 
 
 def quickstart(
@@ -80,7 +81,13 @@ def quickstart(
 
 
 def index(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of videos, with all folders below it.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of videos with all folders below it, list of videos (.txt), or s3://... address.",
+        ),
+    ],
     index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index: new, or to be updated.")],
     model: Annotated[
         str | None,
@@ -115,6 +122,13 @@ def index(
             min=1, metavar="PIXELS", show_default="7680 x 4320", help="Maximum pixels of a frame, width x height."
         ),
     ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Index only part I of N, counted from 0; see `evilm merge`.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: its address, auto, or local to start one here."),
+    ] = None,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Remove all entries of the folder if it has no videos.")
     ] = False,
@@ -133,7 +147,13 @@ def index(
     from evilm.progress import Meter
     from evilm.search.index import VideoIndex
     from evilm.search.pipeline import LIMITS
+    from evilm.search.source import Shard
 
+    runner = None
+    if cluster is not None:
+        from evilm.cluster.runner import RayRunner
+
+        runner = RayRunner(cluster)
     meters: list[Meter] = []
 
     def show(_: object, done: int, total: int) -> None:
@@ -148,15 +168,16 @@ def index(
     try:
         with VideoIndex.build(
             folder, model, index_dir, config=_config(cut, seconds, keyframes_only), workers=workers, limits=limits,
-            allow_empty=allow_empty, on_commit=show,
+            allow_empty=allow_empty, on_commit=show, shard=None if shard is None else Shard.parse(shard), runner=runner,
         ) as made:  # fmt: skip
             report = made.report
-            calibration = None if labels is None else made.calibrate(_pairs(labels, folder))
+            calibration = None if labels is None else made.calibrate(_pairs(labels, Path(folder)))
             if compact:
                 made.compact()
     except KeyboardInterrupt:
-        named = [] if model is None else ["--model", model]
-        say_how_to_resume("stopped; what was indexed is kept", ["index", str(folder), str(index_dir), *named])
+        options = {"--model": model, "--shard": shard, "--cluster": cluster}
+        named = [word for option, value in options.items() if value is not None for word in (option, value)]
+        say_how_to_resume("stopped; what was indexed is kept", ["index", folder, str(index_dir), *named])
         raise typer.Exit(130) from None
     finally:
         for meter in meters:
@@ -209,6 +230,35 @@ def _print_report(index_dir: Path, report: "Report", calibration: "Calibration |
         )
 
 
+def merge(
+    index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index: new, or to be extended.")],
+    parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Folders of the indexes to join.")],
+    as_json: AsJson = False,
+) -> None:
+    """Join indexes of one model, such as the shards of a folder."""
+    from evilm.inference import load
+    from evilm.progress import Meter
+    from evilm.search.merge import merge as join
+
+    meters: list[Meter] = []
+
+    def show(done: int, total: int) -> None:
+        if not meters:
+            meters.append(Meter("merging", total, "files"))
+            meters[0].__enter__()
+        meters[0].update(done)
+
+    try:
+        merged = join(index_dir, parts, load, show)
+    except KeyboardInterrupt:
+        say_how_to_resume("stopped; what was copied is kept", ["merge", str(index_dir), *map(str, parts)])
+        raise typer.Exit(130) from None
+    finally:
+        for meter in meters:
+            meter.__exit__()
+    typer.echo(json.dumps(merged.__dict__, indent=2) if as_json else f"{index_dir}: {merged}")
+
+
 def search(
     index_dir: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `evilm index` made.")],
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Description of what the video shows.")] = None,
@@ -242,7 +292,7 @@ def search(
         int, typer.Option(min=0, metavar="K", help="Number of best hits that the fusion decoder orders.")
     ] = 0,
     backend: Annotated[
-        BackendChoice, typer.Option(help="Nearest-neighbour search; faiss and lance are optional packages.")
+        BackendChoice, typer.Option(help="Nearest-neighbour search; faiss, lance and qdrant are optional packages.")
     ] = BackendChoice.auto,
     as_json: AsJson = False,
 ) -> None:
@@ -265,6 +315,7 @@ def search(
 
 def _print_hits(hits: "Hits", *, empty: bool) -> None:
     from evilm.progress import clock
+    from evilm.search.remote import address
 
     if not hits:
         say("nothing found: " + ("the index is empty" if empty else "no indexed file meets the conditions"))
@@ -272,7 +323,7 @@ def _print_hits(hits: "Hits", *, empty: bool) -> None:
     if hits.no_good_match:
         typer.echo("no good match; the nearest segments are:")
     for hit in hits:
-        typer.echo(f"{hit.score:4.2f}  {clock(hit.start)}-{clock(hit.end)}  {hit.path}")
+        typer.echo(f"{hit.score:4.2f}  {clock(hit.start)}-{clock(hit.end)}  {address(hit.path)}")
     if hits.calibration.origin == "none":
         say("scores are only a guess: the index has too few segments to calibrate them")
 

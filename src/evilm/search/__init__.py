@@ -2,6 +2,9 @@
 
 index        ``VideoIndex``: the public interface
 update       bring an index up to date with a folder
+source       folder, list or address; shards
+remote       videos at addresses of fsspec
+merge        join the indexes of shards
 scan         find new, changed, moved and deleted files
 segments     cut a video into segments
 pipeline     decode and embed segments
@@ -9,6 +12,8 @@ model        the model of an index
 database     SQLite: files, segments and vectors
 vectors      all vectors as one memory-mapped array, a cache
 nearest      nearest neighbours by NumPy, FAISS or LanceDB
+qdrant       nearest neighbours by a Qdrant server
+table        write an index as Parquet files
 calibration  from cosines to scores
 query        queries, filters and hits
 """

@@ -33,6 +33,7 @@ from evilm.search.query import (
     rerank_hits,
 )
 from evilm.search.searcher import Searcher
+from evilm.search.source import Source
 from evilm.search.update import update_index, writing
 from evilm.types import Clip
 
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from evilm.search.model import IndexConfig
     from evilm.search.nearest import BackendName
     from evilm.search.query import Query
-    from evilm.search.update import Report
+    from evilm.search.source import Shard
+    from evilm.search.update import Report, Runner
 
 DEFAULT_FOLDER = ".evilm-index"  # of an index, within the folder of videos; scans leave out hidden folders
 
@@ -122,11 +124,12 @@ class VideoIndex:
         cls, folder: str | Path, model: Embedder | str | Path | None = None, index_dir: str | Path | None = None, *,
         config: IndexConfig | None = None, workers: int = 2, batch: int = 16, limits: Limits = LIMITS,
         allow_empty: bool = False, on_commit: Callable[[Sequence[bytes], int, int], None] | None = None,
+        shard: Shard | None = None, runner: Runner | None = None,
     ) -> Self:  # fmt: skip
         """Make an index of a folder, or bring one up to date. After an interruption, the same call continues.
 
         Args:
-            folder: with videos, scanned with all folders below it.
+            folder: with videos, scanned with all folders below it; or a list of videos, or an address (see ``source``).
             model: an ``Embedder``, or what ``evilm.load`` takes; None: the index's own, or a bundled one.
             index_dir: folder of the index; None: ``.evilm-index`` within ``folder``.
             config: how videos are decoded and cut; an existing index keeps its own.
@@ -135,16 +138,20 @@ class VideoIndex:
             limits: of each file.
             allow_empty: remove all entries of a folder that has no videos any more.
             on_commit: called with the paths of files that were just committed, the number of files done and of all.
+            shard: the part of the videos that is indexed; ``merge.merge`` joins the indexes of all shards.
+            runner: does the work elsewhere (see ``cluster``); None: in this process and its decoders.
 
         Raises:
             VideoIndexError: there is nothing to index, another model made the index, or another process writes to it.
             OutputError: the index's folder holds something else, or the disk is full (what is committed is kept).
         """
-        videos = Path(folder).expanduser()
-        place = videos / DEFAULT_FOLDER if index_dir is None else Path(index_dir).expanduser()
+        source = Source.of(folder, shard)
+        if index_dir is None and source.kind != "folder":
+            raise VideoIndexError(f"{folder}: name a folder for its index")
+        place = Path(source.name) / DEFAULT_FOLDER if index_dir is None else Path(index_dir).expanduser()
         embedder, report = update_index(
-            videos, place, model, config=config, workers=workers, batch=batch, limits=limits, allow_empty=allow_empty,
-            on_commit=on_commit,
+            source, place, model, config=config, workers=workers, batch=batch, limits=limits, allow_empty=allow_empty,
+            on_commit=on_commit, runner=runner,
         )  # fmt: skip
         index = cls(place, embedder)
         index.report = report
@@ -161,7 +168,7 @@ class VideoIndex:
     ) -> Report:  # fmt: skip
         """Bring this index up to date with a folder; see ``build``."""
         _, self.report = update_index(
-            Path(folder).expanduser(), self.folder, self.model, config=None, workers=workers, batch=16, limits=limits,
+            Source.of(folder), self.folder, self.model, config=None, workers=workers, batch=16, limits=limits,
             allow_empty=allow_empty, on_commit=on_commit,
         )  # fmt: skip
         return self.report

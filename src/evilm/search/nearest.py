@@ -1,9 +1,9 @@
-"""Nearest neighbours of a query vector: exact by NumPy, or by FAISS or LanceDB, behind one method.
+"""Nearest neighbours of a query vector: exact by NumPy, or by FAISS, LanceDB or Qdrant, behind one method.
 
 ``exact`` computes the cosine of every vector; its time grows with rows x width, limited by memory bandwidth. ``faiss``
 reads 8-bit vectors, a quarter of the memory, and computes the cosines of its candidates from the float32 vectors.
-``lance`` keeps a table on disk. What FAISS and LanceDB write is a cache: it can be deleted at any time, and is rebuilt
-when it does not belong to the current vectors.
+``lance`` keeps a table on disk, ``qdrant`` (see ``search.qdrant``) a collection on a server. What they write is a
+cache: it can be deleted at any time, and is rebuilt when it does not belong to the current vectors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evilm.errors import ConfigError, DependencyError
 from evilm.files import write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     Rows = NDArray[np.int64]
     Cosines = NDArray[np.float32]
 
-BackendName = Literal["auto", "exact", "faiss", "lance"]
-BACKENDS: tuple[BackendName, ...] = ("auto", "exact", "faiss", "lance")
+BackendName = Literal["auto", "exact", "faiss", "lance", "qdrant"]
+BACKENDS: tuple[BackendName, ...] = ("auto", "exact", "faiss", "lance", "qdrant")
 EXACT_LIMIT = 800_000_000  # rows x width above which ``auto`` uses FAISS: 1.5 million vectors of 512 numbers
 
 _PRODUCT = 32_000_000  # cosines of several queries that are in memory together
@@ -43,7 +43,7 @@ _CANDIDATES = 8  # FAISS candidates for each requested hit
 _PROBES = 0.05  # fraction of the clusters that is searched
 _LANCE_FOLDER = "lance.cache"
 _LANCE_BATCH = 16_384  # rows written together
-_LANCE_LISTED = 10_000  # a filter lists at most so many row numbers; for more, hits are filtered afterwards
+LISTED = 10_000  # a filter lists at most so many row numbers; for more, hits are filtered afterwards
 
 
 class Backend(Protocol):
@@ -100,7 +100,33 @@ def open_backend(name: BackendName, vectors: Vectors, folder: Path, identity: st
         return Faiss.open(vectors, folder, identity)
     if name == "lance":
         return Lance.open(vectors, folder, identity)
+    if name == "qdrant":
+        from evilm.search.qdrant import Qdrant  # it needs what is defined here
+
+        return Qdrant.open(vectors, folder, identity)
     return Exact(vectors.matrix)
+
+
+def filtered(
+    fetch: Callable[[int], tuple[Rows, Cosines]], k: int, allowed: NDArray[np.bool_], total: int
+) -> tuple[Rows, Cosines]:
+    """The ``k`` best allowed rows of a store that cannot filter: ever more rows are fetched until enough are allowed.
+
+    Args:
+        fetch: returns so many best rows and their cosines.
+        k: number of rows.
+        allowed: (n,) rows that may be returned.
+        total: n.
+    """
+    wanted = min(k, int(allowed.sum()))
+    count = min(total, 2 * k * total // max(1, int(allowed.sum())))
+    while True:
+        rows, cosines = fetch(count)
+        kept = allowed[rows]
+        if kept.sum() >= wanted or count == total:
+            best = top_k(cosines[kept], k)
+            return rows[kept][best], cosines[kept][best]
+        count = min(total, 4 * count)
 
 
 class Exact:
@@ -274,20 +300,23 @@ class Lance:
         """See ``Backend.nearest``."""
         if not self.rows or (allowed is not None and not allowed.any()):
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        count, search = k, self._table.search(query).distance_type("dot")
-        if allowed is not None and allowed.sum() <= _LANCE_LISTED:
-            listed = ",".join(str(row) for row in np.flatnonzero(allowed))
-            search = search.where(f"row IN ({listed})", prefilter=True)
-        elif allowed is not None:
-            count = min(self.rows, k + int((~allowed).sum()))
+        if allowed is not None and allowed.sum() > LISTED:
+            return filtered(lambda count: self._fetch(query, count), k, allowed, self.rows)
+        condition = None
+        if allowed is not None:
+            condition = f"row IN ({','.join(str(row) for row in np.flatnonzero(allowed))})"
+        return self._fetch(query, k, condition)
+
+    def _fetch(self, query: NDArray[np.float32], count: int, condition: str | None = None) -> tuple[Rows, Cosines]:
+        search = self._table.search(query).distance_type("dot")
+        if condition is not None:
+            search = search.where(condition, prefilter=True)
         found = search.limit(count).select(["row", "vector", "_distance"]).to_arrow()
         rows = found["row"].to_numpy().astype(np.int64)
         matrix = np.stack(found["vector"].to_numpy(zero_copy_only=False)).astype(np.float32)
         order = np.argsort(rows)
         rows, cosines = rows[order], matrix[order] @ query
-        if allowed is not None:
-            rows, cosines = rows[allowed[rows]], cosines[allowed[rows]]
-        best = top_k(cosines, k)
+        best = top_k(cosines, count)
         return rows[best], cosines[best]
 
 

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,11 +22,13 @@ from evilm.data.video import DecoderPool, Limits
 from evilm.errors import VideoError
 from evilm.search.database import READABLE, NewFile
 from evilm.search.model import unit_rows
+from evilm.search.remote import local_copy
 from evilm.search.scan import FoundFile, content_hash
 from evilm.search.segments import cut
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -210,10 +211,14 @@ class Pipeline:
     decoding: float = field(default=0.0, init=False)
     encoding: float = field(default=0.0, init=False)
 
-    def run(self, files: Sequence[FoundFile]) -> Iterator[list[NewFile]]:
+    def run(self, files: Sequence[FoundFile], pool: DecoderPool | None = None) -> Iterator[list[NewFile]]:
         """Yield the complete files in groups, at most ``FLUSH_FILES`` together and at least every ``FLUSH_SECONDS``.
 
         They come in the order in which they are completed. A file that was deleted since the scan is left out.
+
+        Args:
+            files: to decode and embed.
+            pool: decoders that stay open afterwards; None starts and closes some.
         """
         jobs: queue.SimpleQueue[tuple[int, FoundFile]] = queue.SimpleQueue()
         for job in enumerate(files):
@@ -221,9 +226,9 @@ class Pipeline:
         events: queue.Queue[_Event] = queue.Queue(_QUEUE)
         stop = threading.Event()
         count = max(1, min(self.workers, len(files)))
-        pool = DecoderPool(count, self.limits)
+        decoders = pool or DecoderPool(count, self.limits)
         threads = [
-            threading.Thread(target=self._decode_files, args=(pool, jobs, events, stop), daemon=True)
+            threading.Thread(target=self._decode_files, args=(decoders, jobs, events, stop), daemon=True)
             for _ in range(count)
         ]
         for thread in threads:
@@ -235,7 +240,8 @@ class Pipeline:
             while any(thread.is_alive() for thread in threads):  # empty the queue, so that no thread waits for room
                 with contextlib.suppress(queue.Empty):
                     events.get(timeout=0.05)
-            pool.close()
+            if pool is None:
+                decoders.close()
 
     def _collect(self, files: Sequence[FoundFile], events: queue.Queue[_Event]) -> Iterator[list[NewFile]]:
         open_files: dict[int, _OpenFile] = {}
@@ -293,23 +299,24 @@ class Pipeline:
         try:
             while not stop.is_set():
                 number, found = jobs.get_nowait()
-                try:
-                    own_hash = content_hash(found.path)
-                except FileNotFoundError:
-                    events.put(_Event(number))  # deleted since the scan
-                    continue
-                except OSError as error:
-                    reason = f"cannot be read: {error.strerror}"
-                    events.put(_Event(number, outcome=Outcome("not_a_file", reason, 0.0, 0.0)))
-                    continue
-                pieces = read_file(pool, Path(os.fsdecode(found.path)), self.model, self.config)
-                outcome = None
-                while outcome is None and not stop.is_set():
+                with contextlib.ExitStack() as stack:
                     try:
-                        events.put(_Event(number, segments=next(pieces)))
-                    except StopIteration as end:
-                        outcome = end.value
-                events.put(_Event(number, outcome=outcome, content_hash=own_hash))
+                        path = stack.enter_context(local_copy(found.path))
+                        own_hash = content_hash(os.fsencode(path))
+                    except FileNotFoundError:
+                        events.put(_Event(number))  # deleted since the scan
+                        continue
+                    except OSError as error:
+                        reason = f"cannot be read: {error.strerror}"
+                        events.put(_Event(number, outcome=Outcome("not_a_file", reason, 0.0, 0.0)))
+                        continue
+                    pieces, outcome = read_file(pool, path, self.model, self.config), None
+                    while outcome is None and not stop.is_set():
+                        try:
+                            events.put(_Event(number, segments=next(pieces)))
+                        except StopIteration as end:
+                            outcome = end.value
+                    events.put(_Event(number, outcome=outcome, content_hash=own_hash))
         except queue.Empty:
             return
         except BaseException as error:  # noqa: BLE001 - the caller must receive a fault of this thread

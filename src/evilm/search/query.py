@@ -17,6 +17,7 @@ from evilm.files import PICTURE_SUFFIXES
 from evilm.search.database import under
 from evilm.search.model import unit_rows
 from evilm.search.pipeline import LIMITS, PooledFile, decode_segments, embed_segments
+from evilm.search.remote import address
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Hits:
     def as_json(self) -> dict[str, Any]:
         """``query``, ``hits`` (``path, start, end, score``), ``no_good_match``."""
         rows = [
-            {"path": str(each.path), "start": round(each.start, 3), "end": round(each.end, 3),
+            {"path": address(each.path), "start": round(each.start, 3), "end": round(each.end, 3),
              "score": round(each.score, 4)}
             for each in self.hits
         ]  # fmt: skip

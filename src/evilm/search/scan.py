@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from evilm.files import VIDEO_SUFFIXES
+from evilm.search.remote import is_remote, local_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,12 +54,14 @@ class Walk:
         refused: (path, reason) of entries with a video suffix that are not regular files.
         unlisted: (folder, reason) of folders that could not be listed; the index keeps what it has of their files.
         others: number of files with other suffixes.
+        total: number of videos before a shard was chosen; 0 without shards.
     """
 
     files: list[FoundFile] = field(default_factory=lambda: [])
     refused: list[tuple[bytes, str]] = field(default_factory=lambda: [])
     unlisted: list[tuple[bytes, str]] = field(default_factory=lambda: [])
     others: int = 0
+    total: int = 0
 
 
 @dataclass
@@ -138,9 +141,14 @@ def _list_folder(folder: bytes, result: Walk) -> list[os.DirEntry[bytes]]:
         return []
 
 
+def is_video_name(name: bytes) -> bool:
+    """Whether a file name has the suffix of a video."""
+    return name.lower().endswith(_SUFFIXES)
+
+
 def _add_file(entry: os.DirEntry[bytes], result: Walk) -> None:
     """Add an entry that is not a folder to the list that it belongs to."""
-    if not entry.name.lower().endswith(_SUFFIXES):
+    if not is_video_name(entry.name):
         result.others += 1
         return
     try:
@@ -183,7 +191,8 @@ def compare(known: Iterable[FileRecord], walked: Walk, elsewhere: Iterable[FileR
         sources[record.size, record.mtime_ns].append(record)
     arrived = {(found.size, found.mtime_ns) for found in walked.files if found.path not in before}
     for record in elsewhere:
-        if (record.size, record.mtime_ns) in arrived and not os.path.lexists(record.path):
+        gone = not is_remote(record.path) and not os.path.lexists(record.path)
+        if gone and (record.size, record.mtime_ns) in arrived:
             sources[record.size, record.mtime_ns].append(record)
     for found in walked.files:
         old = before.get(found.path)
@@ -212,7 +221,8 @@ def _same_content(found: FoundFile, candidates: Iterable[FileRecord]) -> FileRec
     if not candidates:
         return None
     try:
-        own = content_hash(found.path)
+        with local_copy(found.path) as copy:
+            own = content_hash(os.fsencode(copy))
     except OSError:
         return None
     return next((record for record in candidates if record.content_hash == own), None)

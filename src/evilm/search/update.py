@@ -16,19 +16,25 @@ import numpy as np
 from evilm import files
 from evilm.errors import OutputError, VideoIndexError, VocabularyError
 from evilm.progress import say
-from evilm.search import calibration, scan, vectors
-from evilm.search.database import NAME, READABLE, Database, NewFile, under
+from evilm.search import calibration, remote, scan, vectors
+from evilm.search.database import NAME, READABLE, Database, NewFile
 from evilm.search.model import bind_config, bind_model, foreign_to_world_tiny, resolve_model
 from evilm.search.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from evilm.data.video import Limits
     from evilm.inference import Embedder
     from evilm.search.model import IndexConfig
     from evilm.search.scan import FoundFile, Walk
+    from evilm.search.source import Source
+
+    Embed = Callable[[Sequence[FoundFile]], Iterable[list[NewFile]]]
+    # From a pipeline and the name of its model (None: only in memory) to what embeds files elsewhere.
+    Runner = Callable[[Pipeline, str | None], AbstractContextManager[Embed]]
 
 KIND = "index of videos"
 LOCK = "lock"
@@ -104,21 +110,23 @@ def writing(folder: Path) -> Generator[None]:
 
 
 def update_index(
-    folder: Path, index_dir: Path, model: Embedder | str | Path | None, *, config: IndexConfig | None, workers: int,
+    source: Source, index_dir: Path, model: Embedder | str | Path | None, *, config: IndexConfig | None, workers: int,
     batch: int, limits: Limits, allow_empty: bool, on_commit: Callable[[Sequence[bytes], int, int], None] | None,
+    runner: Runner | None = None,
 ) -> tuple[Embedder, Report]:  # fmt: skip
-    """Make an index of a folder, or bring it up to date; see ``VideoIndex.build`` for arguments and errors."""
-    if not folder.is_dir():
-        raise VideoIndexError(f"{folder}: no such folder of videos")
+    """Make an index of videos, or bring it up to date; see ``VideoIndex.build`` for arguments and errors."""
     files.check_output_dir(index_dir, KIND)
     is_new = not (index_dir / NAME).exists()
-    embedder, source = resolve_model(model, is_new=is_new)
+    embedder, origin = resolve_model(model, is_new=is_new)
     files.acquire_dir(index_dir, KIND)
     try:
         with writing(index_dir), Database(index_dir, write=True) as database:
-            embedder = bind_model(database, embedder, source)
+            embedder = bind_model(database, embedder, origin)
             pipeline = Pipeline(embedder, bind_config(database, config), workers, batch, limits)
-            return embedder, _Update(database, pipeline, on_commit).run(folder, allow_empty=allow_empty)
+            if runner is None:
+                return embedder, _Update(database, pipeline, pipeline.run, on_commit).run(source, allow_empty)
+            with runner(pipeline, database.metadata("model")["path"]) as run:
+                return embedder, _Update(database, pipeline, run, on_commit).run(source, allow_empty)
     except VideoIndexError:
         if is_new:
             _remove_if_empty(index_dir)
@@ -138,23 +146,25 @@ def _remove_if_empty(index_dir: Path) -> None:
     files.release_dir(index_dir)
 
 
+def _exists(path: bytes) -> bool:
+    return remote.is_remote(path) or os.path.lexists(path)
+
+
 @dataclass
 class _Update:
-    """An update of a database from one folder; the caller holds the lock."""
+    """An update of a database from one source; the caller holds the lock."""
 
     database: Database
     pipeline: Pipeline
+    embed: Embed
     on_commit: Callable[[Sequence[bytes], int, int], None] | None
 
-    def run(self, folder: Path, *, allow_empty: bool) -> Report:
-        """Make the index describe what ``folder`` holds; entries of other folders stay."""
+    def run(self, source: Source, allow_empty: bool) -> Report:
+        """Make the index describe what ``source`` holds; entries of other folders stay."""
         began = time.monotonic()
-        walked = scan.walk(folder, skip=self.database.folder)
-        root = os.fsencode(os.path.realpath(folder))
-        known = self.database.files(*under(root))
-        self._check_not_empty(folder, walked, len(known), allow_empty)
-        condition, values = under(root)
-        elsewhere = self.database.files(f"NOT ({condition})", values)
+        walked = source.scan(skip=self.database.folder)
+        known, elsewhere = source.records(self.database, walked)
+        self._check_not_empty(source, walked, len(known), allow_empty)
         changes = scan.compare(known, walked, elsewhere)
         refused = {path for path, _ in walked.refused}
         changes.deleted = [record for record in changes.deleted if record.path not in refused]
@@ -165,7 +175,7 @@ class _Update:
                 "scores on other videos mean nothing: name a model of real videos with --model"
             )
         with self.database.transaction():  # what needs no decoding
-            self.database.set_metadata("folder", os.fsdecode(root))
+            self.database.set_metadata("folder", os.fsdecode(source.root))
             self.database.delete_files([record.path for record in changes.deleted])
             for record, found in [*changes.moved, *changes.touched]:
                 self.database.move_file(record.id, *found)
@@ -178,19 +188,21 @@ class _Update:
             unlisted=[{"path": os.fsdecode(path), "reason": reason} for path, reason in walked.unlisted],
             others=walked.others, decoding=self.pipeline.decoding, encoding=self.pipeline.encoding,
         )  # fmt: skip
-        self._finish(report)
+        report.unreadable = finish(self.database, lambda: self.pipeline.model)
+        report.files, report.segments = self.database.counts
         report.seconds = time.monotonic() - began
-        here = self.database.files(*under(root))
-        if here and not any(record.status in READABLE for record in here):
+        here = source.records(self.database, walked)[0]
+        if here and source.shard is None and not any(record.status in READABLE for record in here):
             counts = ", ".join(f"{count} {status}" for status, count in Counter(r.status for r in here).items())
             raise VideoIndexError(
-                f"{folder}: none of its {len(here)} videos can be read ({counts}); "
+                f"{source.name}: none of its {len(here)} videos can be read ({counts}); "
                 f"{self.database.folder / UNREADABLE} has the reason for each"
             )
         return report
 
-    def _check_not_empty(self, folder: Path, walked: Walk, known: int, allow_empty: bool) -> None:
-        if walked.files or allow_empty:
+    def _check_not_empty(self, source: Source, walked: Walk, known: int, allow_empty: bool) -> None:
+        folder = source.name
+        if walked.files or walked.total or allow_empty:
             return
         if known:
             raise VideoIndexError(
@@ -207,8 +219,8 @@ class _Update:
         """Decode, embed and write files; returns how many of them were deleted meanwhile."""
         left = {found.path for found in todo}
         unsaved = 0
-        for group in self.pipeline.run(todo):
-            entries = [each for each in group if each.status != "not_a_file" or os.path.lexists(each.path)]
+        for group in self.embed(todo):
+            entries = [each for each in group if each.status != "not_a_file" or _exists(each.path)]
             with self.database.transaction():
                 for entry in entries:
                     self.database.put(entry)
@@ -217,47 +229,51 @@ class _Update:
             if self.on_commit is not None:
                 self.on_commit([entry.path for entry in entries], len(todo) - len(left), len(todo))
             if unsaved >= max(_CACHE_ROWS, _CACHE_SHARE * self.database.counts[1]):
-                self._save_cache()
+                save_cache(self.database)
                 unsaved = 0
         if left:
             with self.database.transaction():
                 self.database.delete_files(left)
         return len(left)
 
-    def _save_cache(self) -> vectors.Vectors:
-        current = vectors.load(self.database, self.database.metadata("width"))
-        vectors.save(self.database.folder, self.database.metadata("identity"), current)
-        return current
 
-    def _finish(self, report: Report) -> None:
-        """Write the cache, the calibrations and the list of unreadable files."""
-        current = self._save_cache()
-        if len(current):
-            self._calibrate(current)
-        report.files, report.segments = self.database.counts
-        report.unreadable = [
-            {"path": os.fsdecode(record.path), "status": record.status, "reason": record.reason}
-            for record in self.database.files("status != 'ok'")
-        ]
-        path = self.database.folder / UNREADABLE
+def save_cache(database: Database) -> vectors.Vectors:
+    """Write the cache of all vectors; returns them."""
+    current = vectors.load(database, database.metadata("width"))
+    vectors.save(database.folder, database.metadata("identity"), current)
+    return current
+
+
+def finish(database: Database, model: Callable[[], Embedder]) -> list[dict[str, str]]:
+    """Write the cache, the calibrations and the list of unreadable files, which is returned."""
+    current = save_cache(database)
+    if len(current):
+        _calibrate(database, current, model)
+    unreadable = [
+        {"path": os.fsdecode(record.path), "status": record.status, "reason": record.reason}
+        for record in database.files("status != 'ok'")
+    ]
+    path = database.folder / UNREADABLE
+    try:
+        files.write_atomic(path, "".join(json.dumps(each) + "\n" for each in unreadable))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is complete") from None
+    return unreadable
+
+
+def _calibrate(database: Database, current: vectors.Vectors, model: Callable[[], Embedder]) -> None:
+    """Calibrate searches by text and by example without labels; a calibration from labels is kept."""
+    rows = np.linspace(0, len(current) - 1, min(len(current), _EXAMPLES)).astype(np.int64)[1::2]
+    # An example finds itself and its neighbours, so files of the examples are left out.
+    others = current.matrix[~np.isin(current.file_ids, current.file_ids[rows])]
+    values = {"example_calibration": calibration.from_background(current.matrix[rows], others).as_json()}
+    if database.metadata("text_calibration", {}).get("origin") != "labels":
         try:
-            files.write_atomic(path, "".join(json.dumps(each) + "\n" for each in report.unreadable))
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}; the index itself is complete") from None
-
-    def _calibrate(self, current: vectors.Vectors) -> None:
-        """Calibrate searches by text and by example without labels; a calibration from labels is kept."""
-        rows = np.linspace(0, len(current) - 1, min(len(current), _EXAMPLES)).astype(np.int64)[1::2]
-        # An example finds itself and its neighbours, so files of the examples are left out.
-        others = current.matrix[~np.isin(current.file_ids, current.file_ids[rows])]
-        values = {"example_calibration": calibration.from_background(current.matrix[rows], others).as_json()}
-        if self.database.metadata("text_calibration", {}).get("origin") != "labels":
-            try:
-                queries = self.pipeline.model.embed_texts(list(calibration.UNRELATED))
-                by_text = calibration.from_background(queries, current.matrix)
-            except VocabularyError:
-                by_text = calibration.UNKNOWN
-            values["text_calibration"] = by_text.as_json()
-        with self.database.transaction():
-            for name, value in values.items():
-                self.database.set_metadata(name, value)
+            queries = model().embed_texts(list(calibration.UNRELATED))
+            by_text = calibration.from_background(queries, current.matrix)
+        except VocabularyError:
+            by_text = calibration.UNKNOWN
+        values["text_calibration"] = by_text.as_json()
+    with database.transaction():
+        for name, value in values.items():
+            database.set_metadata(name, value)
