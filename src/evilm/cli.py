@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 import typer
 
 from evilm import __version__
-from evilm.commands import data, export, report, search, serve, train
+from evilm.commands import data, export, index, report, search, serve, train
 from evilm.commands.console import say
 from evilm.errors import DependencyError, EvilmError
 
@@ -42,10 +42,10 @@ class Group(NamedTuple):
 PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
     "Search your videos": {
         "quickstart": search.quickstart,
-        "index": search.index,
+        "index": index.index,
         "search": search.search,
         "label": search.label,
-        "merge": search.merge,
+        "merge": index.merge,
         "serve": serve.serve,
         "ask": export.ask,
         "adapt": train.adapt,

@@ -301,13 +301,11 @@ class VideoIndex:
 
     def video(self, video_id: int) -> Video | None:
         """A file of the index; None if there is no such file."""
-        records = self._database.files("id = ?", [video_id])
-        return Video.of(records[0]) if records else None
+        return next(map(Video.of, self._database.files("id = ?", [video_id])), None)
 
     def segment(self, segment_id: int) -> Segment | None:
         """A segment of the index; None if there is no such segment."""
-        segments = self._database.segments([segment_id])
-        return segments[0] if segments else None
+        return next(iter(self._database.segments([segment_id])), None)
 
     def lifts(self, segment_ids: Sequence[int], queries: Sequence[QueryVector]) -> NDArray[np.float64]:
         """How much segments (n,) fit queries (m,): (n, m) standard deviations above the mean cosine of the query.
@@ -324,11 +322,7 @@ class VideoIndex:
         return result
 
     def label(self, names: Sequence[str]) -> Iterator[labels.Label]:
-        """The best of ``names`` for each segment (zero-shot), in order of segment ids.
-
-        Raises:
-            QueryError: a name is empty or in words that the model does not have.
-        """
+        """The best of ``names`` for each segment, in order of segment ids; see ``search.labels``."""
         return labels.label(self._database, self._searcher.load(), self.model, names)
 
     @property

@@ -84,29 +84,6 @@ def resolve_backend(name: BackendName, rows: int, width: int) -> BackendName:
     return "faiss" if rows * width > EXACT_LIMIT and importlib.util.find_spec("faiss") is not None else "exact"
 
 
-def open_backend(name: BackendName, vectors: Vectors, folder: Path, identity: str) -> Backend:
-    """Make the named backend (not ``auto``) ready to search.
-
-    Args:
-        name: of the backend.
-        vectors: what is searched.
-        folder: of the index, for caches.
-        identity: of the database, so that no cache of another index is used.
-
-    Raises:
-        DependencyError: the backend's package is not installed.
-    """
-    if name == "faiss":
-        return Faiss.open(vectors, folder, identity)
-    if name == "lance":
-        return Lance.open(vectors, folder, identity)
-    if name == "qdrant":
-        from evilm.search.qdrant import Qdrant  # it needs what is defined here
-
-        return Qdrant.open(vectors, folder, identity)
-    return Exact(vectors.matrix)
-
-
 def filtered(
     fetch: Callable[[int], tuple[Rows, Cosines]], k: int, allowed: NDArray[np.bool_], total: int
 ) -> tuple[Rows, Cosines]:

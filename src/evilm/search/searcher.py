@@ -14,7 +14,8 @@ from evilm.progress import say
 from evilm.search import calibration, vectors
 from evilm.search.calibration import Calibration
 from evilm.search.database import UNFINISHED
-from evilm.search.nearest import Exact, check_backend, open_backend, resolve_backend, select
+from evilm.search.backends import open_backend
+from evilm.search.nearest import Exact, check_backend, resolve_backend, select
 from evilm.search.query import Hit, Hits
 
 if TYPE_CHECKING:
