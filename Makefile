@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check docs clean
+.PHONY: help setup demo test test-all check docs evidence clean
 
 help:            ## list these commands
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -55,6 +55,9 @@ photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), 
 	$(BIN)/evilm evaluate runs/photo/retrieval --split test --out runs/photo/retrieval/evaluation-flickr8k \
 	  data.test.annotations=$(SHARED)/flickr8k data.test.split=dev
 	$(BIN)/python benchmarks/ship_model.py evilm-photo runs/photo/retrieval
+
+evidence: setup  ## write the paper's tables and figures with the evaluations in runs/ to docs/results/paper; trains nothing
+	$(BIN)/evilm report all runs --out docs/results/paper
 
 clean:           ## remove what can be made again, .venv included; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

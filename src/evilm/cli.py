@@ -75,6 +75,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
             {
                 "table": report.table,
                 "figure": report.figure,
+                "all": report.everything,
                 "compare": report.compare,
                 "splits": report.splits,
             },

@@ -47,6 +47,20 @@ def figure(
     typer.echo(json.dumps(figures.as_json(filled), indent=2) if as_json else figures.as_markdown(filled))
 
 
+def everything(
+    runs: Runs = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Use only evaluations whose reader or annotations contain this.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the files.")] = Path("docs/results/paper"),
+) -> None:
+    """Write all tables and figures of the paper with our runs: Markdown, CSV, LaTeX, PNG."""
+    from evilm.report import write
+
+    for path in write.write_all(runs or (), out, on):
+        typer.echo(path)
+
+
 def compare(
     first: Annotated[Path, typer.Argument(metavar="FIRST", help="Folder of an evaluation.")],
     second: Annotated[Path, typer.Argument(metavar="SECOND", help="Folder of another evaluation of the same samples.")],

@@ -211,8 +211,8 @@ def as_json(filled: FilledTable) -> dict[str, Any]:
     return {"source": paper.source(), "table": paper_table, "ours": ours, "unused": filled.unused}
 
 
-def as_markdown(filled: FilledTable) -> str:
-    """The table as Markdown: each row of the paper, ours below the one that they belong to, and numbered sources."""
+def rows_of(filled: FilledTable) -> tuple[list[list[str]], list[str]]:
+    """The rows as text, each of the paper with ours below, the header first; and the sources that they number."""
     table, notes = filled.table, list[str]()
 
     def own(line: Line) -> list[str]:
@@ -225,7 +225,7 @@ def as_markdown(filled: FilledTable) -> str:
             cells.append("" if cell is None else _shown(cell.value) + mark)
         return [f"ours: {line.label}", *cells]
 
-    rows: list[list[str]] = []
+    rows = [["method", *(column.name for column in table.columns.values())]]
     for row in table.rows:
         cells = {key: _shown(value) + "*" * (key in row.starred) for key, value in row.values.items()}
         rows.append([row.method, *(cells.get(key, "") for key in table.columns)])
@@ -233,11 +233,17 @@ def as_markdown(filled: FilledTable) -> str:
             lines = [line for line in filled.lines if line.method == row.method]
             rows += [own(line) for line in lines or [Line("none", row.method)]]
     rows += [own(line) for line in filled.lines if line.method is None]
+    return rows, notes
+
+
+def as_markdown(filled: FilledTable) -> str:
+    """The table as Markdown: the rows of ``rows_of``, and the numbered sources."""
+    table, (rows, notes) = filled.table, rows_of(filled)
     return document(
         f"Table {table.number}: {table.title}",
         f"Published values: {paper.source()}. `*`: reproduced by its authors from published weights.",
-        ["method", *(column.name for column in table.columns.values())],
-        rows,
+        rows[0],
+        rows[1:],
         {
             "Sources of our values": [f"[{number}] {note}" for number, note in enumerate(notes, 1)],
             "Contradictions in the paper": table.contradictions,

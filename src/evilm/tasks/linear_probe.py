@@ -121,7 +121,7 @@ class LinearProbe(VideoTextTask):
         labels = np.array([-1 if p.example.label is None else p.example.label for p in predictions])
         readable = np.array([p.readable for p in predictions]) & np.isfinite(logits).all(axis=1)
         order = np.argsort(-logits, axis=1, kind="stable")
-        right = np.arange(logits.shape[1]) == labels[:, None]
+        right = np.asarray(np.arange(len(self.classes))[None] == labels[:, None])
         top1, top5 = (np.where(readable, metrics.hits(logits, right, k), 0.0) for k in (1, 5))
         confusion = np.zeros((len(self.classes), len(self.classes)), dtype=int)
         known = (labels >= 0) & (labels < len(self.classes))

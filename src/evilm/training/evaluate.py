@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import sys
 import time
@@ -319,8 +321,8 @@ def parquet_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
         DependencyError: pyarrow is not installed.
     """
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        pa: Any = importlib.import_module("pyarrow")
+        pq: Any = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise DependencyError("Parquet files need pyarrow: pip install 'evilm[parquet]'") from None
     columns: dict[str, Any] = {}
@@ -330,9 +332,9 @@ def parquet_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
             columns[name] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             columns[name] = pa.array([json.dumps(value, ensure_ascii=False) for value in values])
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    return sink.getvalue().to_pybytes()
+    target = io.BytesIO()
+    pq.write_table(pa.table(columns), target)
+    return target.getvalue()
 
 
 def fingerprint(folder: Path) -> str:
