@@ -105,6 +105,12 @@ def resident(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) >> 10
 
 
+def processor_seconds(pid: int) -> float:
+    """CPU time that a process used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     """Make an index, start the server, load it, and print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,9 +133,9 @@ def main() -> None:
             asyncio.run(request(port, b'{"text": "a red square", "limit": 24}'))
             first = time.perf_counter() - began
             asyncio.run(load(port, 4, 2.0))
-            before = resident(server.pid)
+            before, used = resident(server.pid), processor_seconds(server.pid)
             results, broken = asyncio.run(load(port, options.clients, options.seconds))
-            after = resident(server.pid)
+            after, used = resident(server.pid), processor_seconds(server.pid) - used
             address = f"http://127.0.0.1:{port}/metrics"
             metrics = urllib.request.urlopen(address).read().decode()
         finally:
@@ -142,6 +148,7 @@ def main() -> None:
         "segments": options.segments, "clients": options.clients, "seconds": options.seconds,
         "start_to_first_answer_s": round(first, 2), "answers_per_s": round(len(good) / options.seconds, 1),
         "p50_ms": round(float(np.percentile(good, 50))), "p99_ms": round(float(np.percentile(good, 99))),
+        "server_cpu_ms_per_request": round(1e3 * used / max(1, len(results)), 2),
         "statuses": statuses, "broken_connections": broken,
         "503_with_retry_after": sum(retry for _, status, retry in results if status == 503),
         "searches": values["evilm_searches_total"], "batches": values["evilm_search_batches_total"],

@@ -51,8 +51,9 @@ def test_words_of_the_query_that_a_segment_matches_are_listed(site: Any) -> None
     like = site.search(segment=site.hit("trip1.mp4")["segment"], text="circle square", limit=30)["hits"]
     assert not any(row["words"] for row in like if not row["good"]), "nothing is claimed of weak hits"
     library = site.services.catalog.library
-    hits = library.search(Request(plus=("green circle and the square",), count=40))
-    words = library.matching_words(Request(plus=("green circle and the square",)), list(hits))
+    request = Request(plus=("green circle and the square",), count=40)
+    [hits] = library.search([request])
+    [words] = library.matching_words([(request, list(hits))])
     assert {word for row in words for word in row} <= {"green", "circle", "square"}
     assert any(words)
 

@@ -3,6 +3,7 @@
 Typer reads the annotations at run time, so they are evaluated here and not postponed.
 """
 
+import os
 import secrets
 import socket
 from pathlib import Path
@@ -40,6 +41,8 @@ def serve(
     max_upload: Annotated[int, typer.Option(min=1, max=4096, help="Largest upload in MB.")] = 64,
 ) -> None:  # fmt: skip
     """Search, watch and ask in the browser."""
+    # Read when NumPy is imported. A matrix product that takes all cores delays the answers that are being sent.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
     try:
         import uvicorn
 

@@ -260,8 +260,7 @@ class VideoIndex:
         texts = [query for query in queries if isinstance(query, str)]
         by_text = dict(zip(texts, self.embed_texts(texts), strict=True))
         embedded = [by_text[query] if isinstance(query, str) else self.embed(query) for query in queries]
-        none, zeros = [None] * len(queries), [0] * len(queries)
-        return self._searcher.search(embedded, counts, where or none, offsets or zeros)
+        return self._searcher.search(embedded, counts, where or [None] * len(queries), offsets or [0] * len(queries))
 
     def embed(self, query: Query) -> QueryVector:
         """The vector of a query, which can be searched for; arguments and errors are those of ``search``."""
@@ -300,8 +299,12 @@ class VideoIndex:
 
     def video(self, video_id: int) -> Video | None:
         """A file of the index; None if there is no such file."""
-        records = self._database.files("id = ?", [video_id])
-        return Video.of(records[0]) if records else None
+        return next(iter(self.videos_by_id([video_id])), None)
+
+    def videos_by_id(self, ids: Sequence[int]) -> list[Video]:
+        """Files of the index by their ids; those that do not exist are left out."""
+        condition = "id IN (SELECT value FROM json_each(?))"
+        return [Video.of(record) for record in self._database.files(condition, [str([*ids])])]
 
     def segment(self, segment_id: int) -> Segment | None:
         """A segment of the index; None if there is no such segment."""
