@@ -77,7 +77,7 @@ def serve(
     app = create_app(config)
     settings = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=15,
-        server_header=False, limit_concurrency=1000,
+        server_header=False, limit_concurrency=1000, proxy_headers=False,
     )  # fmt: skip
     server = uvicorn.Server(settings)
     handle_exit = server.handle_exit

@@ -30,6 +30,7 @@ MAX_QUESTIONS = 4  # that are answered or wait at the same time
 SUBTRACT = 0.6  # weight of a subtracted text
 VECTORS = 8192  # text vectors that are kept
 WORD_LIFT = 1.5  # standard deviations from which a word of the query is shown as one that a segment matches
+WORD_BLOCK = 16  # searches whose words are compared by one product
 _STOP_WORDS = frozenset("a an and are at by for from in into is it of off on or over that the then to with".split())
 _TERM = re.compile(r'(?:(?<=\s)|^)([-+])("[^"]*"|\S+)')
 
@@ -181,10 +182,17 @@ class Library:
         index = self.need()
         words = [self._words(request) if hits else [] for request, hits in searches]
         vectors = self._embed(index, {word for some in words for word in some})
-        return [
-            _matching(index, hits, {word: vectors[word] for word in some})
-            for (_, hits), some in zip(searches, words, strict=True)
-        ]
+        matched: list[list[list[str]]] = []
+        for start in range(0, len(searches), WORD_BLOCK):
+            part = slice(start, start + WORD_BLOCK)
+            columns = {word: i for i, word in enumerate(dict.fromkeys(word for some in words[part] for word in some))}
+            ids = [hit.segment_id for _, hits in searches[part] for hit in hits]
+            lifts = iter(index.lifts(ids, [vectors[word] for word in columns]).tolist())
+            matched += [
+                [_matching(next(lifts), some, columns) for _ in hits]
+                for (_, hits), some in zip(searches[part], words[part], strict=True)
+            ]
+        return matched
 
     def _words(self, request: Request) -> list[str]:
         """Words of a query that a segment may match: known to the model, not too short, at most eight."""
@@ -235,8 +243,7 @@ def _combine(index: VideoIndex, request: Request, vectors: dict[str, QueryVector
     return QueryVector(unit, all(part.by_text for part in parts))
 
 
-def _matching(index: VideoIndex, hits: Sequence[Hit], vectors: dict[str, QueryVector]) -> list[list[str]]:
-    words = [*vectors]
-    lifts = index.lifts([hit.segment_id for hit in hits], [*vectors.values()])
-    best = np.argsort(-lifts, 1)
-    return [[words[i] for i in order if row[i] >= WORD_LIFT][:4] for order, row in zip(best, lifts, strict=True)]
+def _matching(lifts: Sequence[float], words: Sequence[str], columns: dict[str, int]) -> list[str]:
+    """Words of a query that a segment matches, by the lifts of the segment in the columns of the words."""
+    high = [word for word in words if lifts[columns[word]] >= WORD_LIFT]
+    return sorted(high, key=lambda word: -lifts[columns[word]])[:4]
