@@ -6,7 +6,11 @@ import csv
 import io
 import itertools
 import json
+import resource
+import struct
+import time
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -140,6 +144,25 @@ def test_uploads_that_are_no_pictures_are_refused(site: Any) -> None:
         assert reply.status == 415, (name, reply.body)
         assert str(site.services.media.folder) not in reply.body.decode()
     assert site.ask("POST", "/api/uploads", b"x" * (4 << 20) + b"y", X_Filename="a.mp4").status == 413
+
+
+def test_a_picture_bomb_is_refused(site: Any) -> None:
+    """16,000 x 16,000 pixels in 31 kB: 768 MB as RGB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes(2001) * 16_000, 9)
+    header = struct.pack(">IIBBBBB", 16_000, 16_000, 1, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert len(bomb) < 64_000
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    for name in ("bomb.png", "bomb.mp4"):
+        reply = site.ask("POST", "/api/uploads", bomb, X_Filename=name)
+        assert reply.status == 415, reply.body
+    assert time.monotonic() - began < 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200_000, "KiB of this process"
 
 
 def test_an_unknown_segment_or_video_is_404(site: Any) -> None:
