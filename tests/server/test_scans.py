@@ -170,7 +170,7 @@ def test_searches_in_work_are_answered_when_the_server_stops(world_index: Path) 
                 if stopping.is_set():  # not accepted any more
                     return
                 outcomes.append("broken")
-            except Exception as error:
+            except (http.client.HTTPException, OSError, ValueError) as error:
                 outcomes.append(repr(error))  # such as an answer that was cut off
                 return
 
