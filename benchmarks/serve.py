@@ -2,15 +2,18 @@
 
     python benchmarks/serve.py --segments 100000 --clients 64 --seconds 60
     python benchmarks/serve.py --segments 100000 --clients 512 --seconds 20
+    python benchmarks/serve.py --segments 100000 --clients 64 --seconds 300    # does the memory stay flat?
 
 Server and clients share the machine. Each client sends its next search when it has the answer of the last one; every
-query is another sentence. Prints one JSON object: requests a second, latencies, statuses, memory of the server.
+query is another sentence. Prints one JSON object: requests a second, latencies, statuses, CPU time and
+memory of the server: MiB at ten moments of the load.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -18,9 +21,11 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +34,9 @@ from evilm.search import vectors
 from evilm.search.database import Database, NewFile
 from evilm.search.model import bind_model
 from evilm.search.update import KIND
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 EACH = 20  # segments of a video
 WORDS = [
@@ -105,6 +113,31 @@ def resident(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) >> 10
 
 
+@contextlib.contextmanager
+def watched(pid: int, seconds: float) -> Iterator[list[int]]:
+    """The memory of a process at ten moments of the next seconds."""
+    samples: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(seconds / 10):
+            samples.append(resident(pid))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+
+
+def processor_seconds(pid: int) -> float:
+    """CPU time that a process used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     """Make an index, start the server, load it, and print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,9 +160,10 @@ def main() -> None:
             asyncio.run(request(port, b'{"text": "a red square", "limit": 24}'))
             first = time.perf_counter() - began
             asyncio.run(load(port, 4, 2.0))
-            before = resident(server.pid)
-            results, broken = asyncio.run(load(port, options.clients, options.seconds))
-            after = resident(server.pid)
+            before, used = resident(server.pid), processor_seconds(server.pid)
+            with watched(server.pid, options.seconds) as samples:
+                results, broken = asyncio.run(load(port, options.clients, options.seconds))
+            used = processor_seconds(server.pid) - used
             address = f"http://127.0.0.1:{port}/metrics"
             metrics = urllib.request.urlopen(address).read().decode()
         finally:
@@ -142,10 +176,11 @@ def main() -> None:
         "segments": options.segments, "clients": options.clients, "seconds": options.seconds,
         "start_to_first_answer_s": round(first, 2), "answers_per_s": round(len(good) / options.seconds, 1),
         "p50_ms": round(float(np.percentile(good, 50))), "p99_ms": round(float(np.percentile(good, 99))),
+        "server_cpu_ms_per_request": round(1e3 * used / max(1, len(results)), 2),
         "statuses": statuses, "broken_connections": broken,
         "503_with_retry_after": sum(retry for _, status, retry in results if status == 503),
         "searches": values["evilm_searches_total"], "batches": values["evilm_search_batches_total"],
-        "server_mib_before_and_after": [before, after], "load_average": round(os.getloadavg()[0], 1),
+        "server_mib": [before, *samples], "load_average": round(os.getloadavg()[0], 1),
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}",
     }))  # fmt: skip
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evilm.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
-    from pathlib import Path
 
 MARK = ".evilm"
 LOCK = ".evilm-lock"
@@ -23,6 +24,12 @@ VIDEO_SUFFIXES = tuple(
 )
 # Names of files that may be still pictures.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".avif")
+
+
+@functools.lru_cache(8192)  # searches find segments of the same files again and again
+def decode_path(stored: bytes) -> Path:
+    """The path that a database stores as bytes."""
+    return Path(os.fsdecode(stored))
 
 
 def write_atomic(path: Path, parts: bytes | str | Iterable[bytes | memoryview]) -> None:

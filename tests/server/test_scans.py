@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,42 @@ def test_sigterm_ends_the_server_in_order(world_index: Path) -> None:
     process.wait(20)
     assert time.monotonic() - began < 8
     assert not list(Path(f"/proc/{process.pid}").glob("task")), "it is gone"
+
+
+def test_searches_in_work_are_answered_when_the_server_stops(world_index: Path) -> None:
+    process, port = start(world_index)
+    assert ask(port, "/api/index") == 200
+    outcomes: list[Any] = []
+    stopping = threading.Event()
+
+    def client(number: int) -> None:
+        for n in itertools.count():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            try:
+                connection.connect()
+                body = json.dumps({"text": f"a red square {number} {n}", "limit": 24})
+                connection.request("POST", "/api/search", body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                outcomes.append((answer.status, len(json.loads(answer.read())["hits"])))
+            except (ConnectionError, http.client.RemoteDisconnected):
+                if stopping.is_set():  # not accepted any more
+                    return
+                outcomes.append("broken")
+            except (http.client.HTTPException, OSError, ValueError) as error:
+                outcomes.append(repr(error))  # such as an answer that was cut off
+                return
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    for each in clients:
+        each.start()
+    time.sleep(1.0)
+    stopping.set()
+    process.send_signal(signal.SIGTERM)
+    process.wait(20)
+    for each in clients:
+        each.join(20)
+    assert len(outcomes) > 8
+    assert {*outcomes} == {(200, 24)}, {*outcomes}
 
 
 def test_a_killed_server_leaves_the_index_whole(world: Path, tmp_path: Path) -> None:

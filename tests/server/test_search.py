@@ -6,7 +6,11 @@ import csv
 import io
 import itertools
 import json
+import resource
+import struct
+import time
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -51,8 +55,9 @@ def test_words_of_the_query_that_a_segment_matches_are_listed(site: Any) -> None
     like = site.search(segment=site.hit("trip1.mp4")["segment"], text="circle square", limit=30)["hits"]
     assert not any(row["words"] for row in like if not row["good"]), "nothing is claimed of weak hits"
     library = site.services.catalog.library
-    hits = library.search(Request(plus=("green circle and the square",), count=40))
-    words = library.matching_words(Request(plus=("green circle and the square",)), list(hits))
+    request = Request(plus=("green circle and the square",), count=40)
+    [hits] = library.search([request])
+    [words] = library.matching_words([(request, list(hits))])
     assert {word for row in words for word in row} <= {"green", "circle", "square"}
     assert any(words)
 
@@ -139,6 +144,25 @@ def test_uploads_that_are_no_pictures_are_refused(site: Any) -> None:
         assert reply.status == 415, (name, reply.body)
         assert str(site.services.media.folder) not in reply.body.decode()
     assert site.ask("POST", "/api/uploads", b"x" * (4 << 20) + b"y", X_Filename="a.mp4").status == 413
+
+
+def test_a_picture_bomb_is_refused(site: Any) -> None:
+    """16,000 x 16,000 pixels in 31 kB: 768 MB as RGB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes(2001) * 16_000, 9)
+    header = struct.pack(">IIBBBBB", 16_000, 16_000, 1, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert len(bomb) < 64_000
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    for name in ("bomb.png", "bomb.mp4"):
+        reply = site.ask("POST", "/api/uploads", bomb, X_Filename=name)
+        assert reply.status == 415, reply.body
+    assert time.monotonic() - began < 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200_000, "KiB of this process"
 
 
 def test_an_unknown_segment_or_video_is_404(site: Any) -> None:

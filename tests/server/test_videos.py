@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import itertools
+import random
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import av
 import pytest
 
-from evilm.server.media import FullError, Media
+from evilm.server.media import FullError, Job, Media, Part
+from evilm.server.video_routes import MAX_RANGES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +82,37 @@ def test_ranges_follow_the_standard(site: Any, value: str) -> None:
             assert data[first : last + 1] in reply.body
 
 
+def test_random_ranges_follow_the_standard(site: Any) -> None:
+    path = site.videos / "long.mp4"
+    data, address, draw = path.read_bytes(), f"/api/videos/{site.hit('long.mp4')['video']}/file", random.Random(5)
+    size = len(data)
+
+    def number() -> str:
+        return str(draw.choice([0, 1, draw.randrange(size), size - 1, size, size + 1, draw.randrange(2 * size)]))
+
+    def part() -> str:
+        return draw.choice(
+            [f"{number()}-{number()}", f"{number()}-", f"-{number()}", draw.choice(["x", "", "--", "1"])]
+        )
+
+    for _ in range(400):
+        value = "bytes=" + ",".join(part() for _ in range(draw.choice([1, 1, 1, 2, 3, MAX_RANGES + 1])))
+        expected = None if value.count(",") >= MAX_RANGES else oracle(value, size)
+        reply = site.ask("GET", address, Range=value)
+        if expected is None:
+            assert (reply.status, len(reply.body)) == (200, size), value
+        elif expected == "unsatisfiable":
+            assert reply.status == 416, value
+        else:
+            assert reply.status == 206, value
+            if reply.headers["content-type"].startswith("multipart/"):
+                assert all(data[first : last + 1] in reply.body for first, last in expected), value
+            else:  # one range, or several that touch each other
+                first, last = min(first for first, _ in expected), max(last for _, last in expected)
+                assert reply.headers["content-range"] == f"bytes {first}-{last}/{size}", value
+                assert reply.body == data[first : last + 1], value
+
+
 def test_if_range_sends_the_part_only_of_the_same_file(site: Any) -> None:
     address = f"/api/videos/{site.hit('long.mp4')['video']}/file"
     first = site.ask("GET", address, Range="bytes=0-9")
@@ -137,6 +171,32 @@ def test_playable_versions_are_bounded(tmp_path: Path, site: Any, monkeypatch: p
     finally:
         media.close()
     assert not media.folder.exists()
+
+
+def test_exports_are_bounded_in_size_time_and_number(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [Part(site.videos / "long.mp4", 0.0, 2.0, {})] * 3
+
+    def made(media: Media) -> Job:
+        job, end = media.clips(parts, exact=False), time.monotonic() + 60
+        while job.state in ("queued", "running") and time.monotonic() < end:
+            time.sleep(0.02)
+        return job
+
+    media = Media()
+    try:
+        for name, value, message in (("MAX_BYTES", 1000, "MiB together"), ("EXPORT_SECONDS", 0.0, "minutes")):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"evilm.server.media.{name}", value)
+                job = made(media)
+            assert (job.state, job.download) == ("failed", False)
+            assert message in job.message
+            assert not list(media.folder.iterdir()), "nothing is left of it"
+        monkeypatch.setattr("evilm.server.media.MAX_FILES", 2)
+        jobs = [made(media) for _ in range(4)]
+        assert [media.file(job.job) is not None for job in jobs] == [False, False, True, True]
+        assert len(list(media.folder.iterdir())) == 2
+    finally:
+        media.close()
 
 
 def test_a_file_that_a_link_replaced_is_not_served(serve: Any, world: Path, tmp_path: Path) -> None:

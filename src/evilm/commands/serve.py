@@ -3,6 +3,7 @@
 Typer reads the annotations at run time, so they are evaluated here and not postponed.
 """
 
+import os
 import secrets
 import socket
 from pathlib import Path
@@ -40,6 +41,8 @@ def serve(
     max_upload: Annotated[int, typer.Option(min=1, max=4096, help="Largest upload in MB.")] = 64,
 ) -> None:  # fmt: skip
     """Search, watch and ask in the browser."""
+    # Read when NumPy is imported. A matrix product that takes all cores delays the answers that are being sent.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
     try:
         import uvicorn
 
@@ -74,7 +77,7 @@ def serve(
     app = create_app(config)
     settings = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=10, timeout_keep_alive=15,
-        server_header=False, limit_concurrency=1000,
+        server_header=False, limit_concurrency=1000, proxy_headers=False,
     )  # fmt: skip
     server = uvicorn.Server(settings)
     handle_exit = server.handle_exit

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import numpy as np
 
 from evilm.errors import OutputError, VideoIndexError
+from evilm.files import decode_path
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -311,7 +312,7 @@ class Database:
         for start in range(0, len(ids), _ID_BLOCK):  # SQLite limits the number of placeholders
             some = list(ids[start : start + _ID_BLOCK])
             rows += self._rows(f"{query} m.id IN ({','.join('?' * len(some))})", some)
-        return [Segment(number, file, Path(os.fsdecode(path)), start, end) for number, file, path, start, end in rows]
+        return [Segment(number, file, decode_path(path), start, end) for number, file, path, start, end in rows]
 
     def vectors(self, ids: NDArray[np.int64], width: int) -> NDArray[np.float32]:
         """(n, width) vectors of the segments ``ids`` (increasing)."""

@@ -240,20 +240,25 @@ class VideoIndex:
             what = "this model has no fusion decoder" if isinstance(query, str) else "only a text can be re-ranked"
             raise QueryError(f"{what}: search without --rerank")
         embedded = self.embed(query)
-        result = self._searcher.search([embedded], [max(offset + k, rerank)], [where])[0]
-        hits = rerank_hits([*result.hits], embedded.label, self.model, rerank) if rerank else result.hits
         label = query if isinstance(query, str) else embedded.label
+        if not rerank:
+            [result] = self._searcher.search([embedded], [k], [where], [offset])
+            return replace(result, query=label)
+        [result] = self._searcher.search([embedded], [max(offset + k, rerank)], [where], [0])
+        hits = rerank_hits([*result.hits], embedded.label, self.model, rerank)
         return replace(result, query=label, hits=tuple(hits[offset : offset + k]))
 
     def search_many(
-        self, queries: Sequence[Query], k: int | Sequence[int] = 10, where: Sequence[Filter | None] | None = None
-    ) -> list[Hits]:
+        self, queries: Sequence[Query], k: int | Sequence[int] = 10, where: Sequence[Filter | None] | None = None, *,
+        offsets: Sequence[int] | None = None,
+    ) -> list[Hits]:  # fmt: skip
         """Answer several searches together: texts in one pass of the encoder, cosines by one matrix product.
 
         Args:
             queries: see ``search``.
             k: number of hits, of all queries or of each.
             where: for each query, only files that meet these conditions.
+            offsets: for each query, the number of best hits to leave out.
 
         Raises:
             QueryError, VideoError, VideoIndexError: as ``search``, if one of the queries is wrong.
@@ -262,7 +267,7 @@ class VideoIndex:
         texts = [query for query in queries if isinstance(query, str)]
         by_text = dict(zip(texts, self.embed_texts(texts), strict=True))
         embedded = [by_text[query] if isinstance(query, str) else self.embed(query) for query in queries]
-        return self._searcher.search(embedded, counts, where or [None] * len(queries))
+        return self._searcher.search(embedded, counts, where or [None] * len(queries), offsets or [0] * len(queries))
 
     def embed(self, query: Query) -> QueryVector:
         """The vector of a query, which can be searched for; arguments and errors are those of ``search``."""
@@ -289,7 +294,7 @@ class VideoIndex:
         rows = np.flatnonzero(loaded.vectors.file_ids == video_id)
         if not len(rows):
             raise QueryError(f"video {video_id}: the index has no segments of such a video")
-        hits, _ = self._searcher.hits(loaded, rows, loaded.vectors.matrix[rows] @ embedded.vector, embedded)
+        hits = self._searcher.hits(loaded, rows, loaded.vectors.matrix[rows] @ embedded.vector, embedded)
         return sorted(hits, key=lambda hit: (hit.start, hit.segment_id))
 
     # Content
@@ -301,7 +306,12 @@ class VideoIndex:
 
     def video(self, video_id: int) -> Video | None:
         """A file of the index; None if there is no such file."""
-        return next(map(Video.of, self._database.files("id = ?", [video_id])), None)
+        return next(iter(self.videos_by_id([video_id])), None)
+
+    def videos_by_id(self, ids: Sequence[int]) -> list[Video]:
+        """Files of the index by their ids; those that do not exist are left out."""
+        condition = "id IN (SELECT value FROM json_each(?))"
+        return [Video.of(record) for record in self._database.files(condition, [str([*ids])])]
 
     def segment(self, segment_id: int) -> Segment | None:
         """A segment of the index; None if there is no such segment."""
@@ -313,12 +323,13 @@ class VideoIndex:
         Zero for a segment that does not exist.
         """
         loaded, result = self._searcher.load(), np.zeros((len(segment_ids), len(queries)))
-        present = np.isin(np.asarray(segment_ids, np.int64), loaded.vectors.segment_ids)
-        if not (present.any() and queries):
+        if not (len(loaded.vectors) and len(segment_ids) and queries):
             return result
-        rows = np.searchsorted(loaded.vectors.segment_ids, np.asarray(segment_ids, np.int64)[present])
+        known = loaded.vectors.segment_ids  # increasing
+        rows = np.minimum(np.searchsorted(known, np.asarray(segment_ids, np.int64)), len(known) - 1)
+        present = known[rows] == segment_ids
         matrix = np.stack([query.vector for query in queries])
-        result[present] = calibration.lifts(loaded.vectors.matrix[rows] @ matrix.T, matrix, loaded.sample)
+        result[present] = calibration.lifts(loaded.vectors.matrix[rows[present]] @ matrix.T, matrix, loaded.sample)
         return result
 
     def label(self, names: Sequence[str]) -> Iterator[labels.Label]:

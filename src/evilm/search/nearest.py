@@ -36,7 +36,7 @@ BACKENDS: tuple[BackendName, ...] = ("auto", "exact", "faiss", "lance", "qdrant"
 EXACT_LIMIT = 800_000_000  # rows x width above which ``auto`` uses FAISS: 1.5 million vectors of 512 numbers
 
 _PRODUCT = 32_000_000  # cosines of several queries that are in memory together
-_TOP_BLOCK = 64  # scores of which only the highest is looked at first
+_TOP_GROUP = 64  # scores of which only the highest is looked at first
 _FAISS_FILE = "faiss.cache"
 _IVF_ROWS = 2_000_000  # from here on FAISS searches only some clusters of the vectors
 _CANDIDATES = 8  # FAISS candidates for each requested hit
@@ -145,10 +145,10 @@ def top_k(scores: NDArray[np.float32], k: int) -> Rows:
     if min(k, len(scores)) <= 0:
         return np.zeros(0, dtype=np.int64)
     bound = -np.inf
-    blocks = len(scores) // _TOP_BLOCK
-    if blocks > 2 * k:  # at least k scores reach the k-th highest maximum of the blocks, and few others do
-        highest = scores[: blocks * _TOP_BLOCK].reshape(blocks, _TOP_BLOCK).max(1)
-        bound = float(np.partition(highest, blocks - k)[blocks - k])
+    groups = len(scores) // _TOP_GROUP  # a group holds every ``groups``-th score: NumPy's fast direction
+    if groups > 2 * k:  # at least k scores reach the k-th highest maximum of the groups, and few others do
+        highest = scores[: groups * _TOP_GROUP].reshape(_TOP_GROUP, groups).max(0)
+        bound = float(np.partition(highest, groups - k)[groups - k])
     candidates = np.flatnonzero(scores >= bound)
     return candidates[np.lexsort((candidates, -scores[candidates]))[:k]]
 

@@ -6,14 +6,13 @@ import datetime as dt
 import os
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError
-from evilm.files import PICTURE_SUFFIXES
+from evilm.files import PICTURE_SUFFIXES, decode_path
 from evilm.search.database import under
 from evilm.search.model import unit_rows
 from evilm.search.pipeline import LIMITS, PooledFile, decode_segments, embed_segments
@@ -22,6 +21,7 @@ from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -124,7 +124,7 @@ class Video:
     @classmethod
     def of(cls, record: FileRecord) -> Self:
         """The public form of a record of the database."""
-        path = Path(os.fsdecode(record.path))
+        path = decode_path(record.path)
         modified = dt.datetime.fromtimestamp(record.mtime_ns // 10**9, dt.UTC)
         return cls(
             record.id, path, record.duration, record.status, record.reason, record.num_segments, record.size, modified

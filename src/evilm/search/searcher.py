@@ -19,11 +19,11 @@ from evilm.search.nearest import Exact, check_backend, resolve_backend, select
 from evilm.search.query import Hit, Hits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from evilm.search.database import Database
+    from evilm.search.database import Database, Segment
     from evilm.search.nearest import Backend, BackendName
     from evilm.search.query import Filter, QueryVector
 
@@ -37,6 +37,17 @@ class Loaded:
     vectors: vectors.Vectors
     sample: NDArray[np.float32]
     backend: Backend | None = None
+
+
+@dataclass
+class _Found:
+    """Rows of the vectors that a query found: (n,) each; numbers of good ones and of all that were compared."""
+
+    rows: NDArray[np.int64]
+    cosines: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    good: int = 0
+    total: int = 0
 
 
 class Searcher:
@@ -66,66 +77,70 @@ class Searcher:
             return previous
 
     def search(
-        self, queries: Sequence[QueryVector], counts: Sequence[int], where: Sequence[Filter | None]
-    ) -> list[Hits]:
-        """The best hits of each query: at most so many, of files that meet its condition.
+        self, queries: Sequence[QueryVector], counts: Sequence[int], where: Sequence[Filter | None],
+        offsets: Sequence[int],
+    ) -> list[Hits]:  # fmt: skip
+        """The best hits of each query: at most so many, of files that meet its condition, without the first ones.
 
         Raises:
             QueryError: no indexed file lies in the folder of a condition.
             VideoIndexError: the vectors of the index have another width.
         """
-        results, complete = self._search_once(queries, counts, where)
+        results, complete = self._search_once(queries, counts, where, offsets)
         for _ in range(ATTEMPTS - 1):
             if not complete:
-                results, complete = self._search_once(queries, counts, where)
+                results, complete = self._search_once(queries, counts, where, offsets)
         return results
 
     def _search_once(
-        self, queries: Sequence[QueryVector], counts: Sequence[int], where: Sequence[Filter | None]
-    ) -> tuple[list[Hits], bool]:
+        self, queries: Sequence[QueryVector], counts: Sequence[int], where: Sequence[Filter | None],
+        offsets: Sequence[int],
+    ) -> tuple[list[Hits], bool]:  # fmt: skip
         """The results, and whether all segments that were found are still in the database."""
-        loaded, results, all_complete = self.load(), list[Hits](), True
+        loaded = self.load()
         for query in queries:
             if len(loaded.vectors) and loaded.vectors.matrix.shape[1] != len(query.vector):
                 width = loaded.vectors.matrix.shape[1]
                 raise VideoIndexError(f"{self._folder}: has vectors of {width} numbers, not {len(query.vector)}")
-        backend = self._open_backend(loaded)
+        backend, curves = self._open_backend(loaded), dict[bool, Calibration]()
         cosines: Iterable[NDArray[np.float32] | None] = itertools.repeat(None, len(queries))
         if isinstance(backend, Exact) and len(loaded.vectors) and queries:
             cosines = backend.cosines(np.stack([query.vector for query in queries]))
-        for query, count, condition, scores in zip(queries, counts, where, cosines, strict=True):
+        found: list[_Found] = []
+        for query, count, condition, offset, every in zip(queries, counts, where, offsets, cosines, strict=True):
             allowed = None
             if condition:
                 ids = self._database.file_ids(*condition.condition(self._database))
                 allowed = np.isin(loaded.vectors.file_ids, ids)
-            if scores is None:
-                nearest = backend.nearest(query.vector, count, allowed)
+            curve = curves.setdefault(query.by_text, curves.get(query.by_text) or self._calibration(query))
+            if every is None:
+                rows, best = backend.nearest(query.vector, offset + count, allowed)
             else:
-                scores = scores if allowed is None else np.where(allowed, scores, np.float32(-np.inf))  # noqa: PLW2901
-                nearest = select(scores, count)
-            curve = self._calibration(query)
-            hits, complete = self.hits(loaded, *nearest, query)
-            good = sum(hit.score >= calibration.GOOD for hit in hits)
-            if scores is not None and good == len(hits):  # further ones may be good, too
-                good = max(good, int(np.count_nonzero(scores >= curve.good_cosine(query.vector, loaded.sample))))
+                every = every if allowed is None else np.where(allowed, every, np.float32(-np.inf))  # noqa: PLW2901
+                rows, best = select(every, offset + count)
+            scores = curve.score(best, query.vector, loaded.sample)
+            good = int(np.count_nonzero(scores >= calibration.GOOD))
+            if every is not None and good == len(rows):  # further ones may be good, too
+                good = max(good, int(np.count_nonzero(every >= curve.good_cosine(query.vector, loaded.sample))))
             total = len(loaded.vectors) if allowed is None else int(allowed.sum())
-            results.append(Hits(query.label, tuple(hits), not good, curve, total, good))
-            all_complete &= complete
-        return results, all_complete
+            found.append(_Found(rows[offset:], best[offset:], scores[offset:], good, total))
+        segments, results = self._segments(loaded, found), list[Hits]()
+        for query, each in zip(queries, found, strict=True):
+            hits = tuple(_hits(loaded, each, segments))
+            results.append(Hits(query.label, hits, not each.good, curves[query.by_text], each.total, each.good))
+        return results, all(len(hits) == len(each.rows) for hits, each in zip(results, found, strict=True))
 
     def hits(
         self, loaded: Loaded, rows: NDArray[np.int64], cosines: NDArray[np.float32], query: QueryVector
-    ) -> tuple[list[Hit], bool]:
-        """Rows of the vectors as hits, without segments that are no longer there; and whether all are there."""
-        ids = loaded.vectors.segment_ids[rows].tolist()
-        segments = {segment.id: segment for segment in self._database.segments(ids)}
-        scores = self._calibration(query).score(cosines, query.vector, loaded.sample)
-        hits = [
-            Hit(found.path, found.start, found.end, float(score), float(cosine), found.id, found.video_id)
-            for number, cosine, score in zip(ids, cosines, scores, strict=True)
-            if (found := segments.get(number)) is not None
-        ]
-        return hits, len(hits) == len(rows)
+    ) -> list[Hit]:
+        """Rows of the vectors as hits, without segments that are no longer there."""
+        found = _Found(rows, cosines, self._calibration(query).score(cosines, query.vector, loaded.sample))
+        return _hits(loaded, found, self._segments(loaded, [found]))
+
+    def _segments(self, loaded: Loaded, found: Sequence[_Found]) -> dict[int, Segment]:
+        """The segments that were found, read together, by their ids."""
+        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(each.rows for each in found)]))
+        return {each.id: each for each in self._database.segments(loaded.vectors.segment_ids[rows].tolist())}
 
     def _calibration(self, query: QueryVector) -> Calibration:
         value = self._database.metadata("text_calibration" if query.by_text else "example_calibration")
@@ -142,3 +157,12 @@ class Searcher:
                 identity = self._database.metadata("identity")
                 loaded.backend = open_backend(chosen, loaded.vectors, self._folder, identity)
             return loaded.backend
+
+
+def _hits(loaded: Loaded, found: _Found, segments: Mapping[int, Segment]) -> list[Hit]:
+    ids = loaded.vectors.segment_ids[found.rows].tolist()
+    return [
+        Hit(each.path, each.start, each.end, score, cosine, each.id, each.video_id)
+        for number, cosine, score in zip(ids, found.cosines.tolist(), found.scores.tolist(), strict=True)
+        if (each := segments.get(number)) is not None
+    ]

@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 from evilm import __version__
 from evilm.errors import EvilmError, VideoError
 from evilm.server import index_routes, schemas, search_routes, video_routes
-from evilm.server.catalog import MissingError
-from evilm.server.library import BusyError
+from evilm.server.batches import BusyError
 from evilm.server.media import FullError
 from evilm.server.security import Guard
 from evilm.server.services import ServerConfig, Services
+from evilm.server.videos import MissingError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
-import os
-import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
 
 from evilm.errors import EvilmError, QueryError, VideoError
 from evilm.server import schemas
+from evilm.server.batches import Batches
 from evilm.server.library import Library, Request, filter_of, parse_text
 from evilm.server.media import Part, playable
 from evilm.server.uploads import Uploads
+from evilm.server.videos import MissingError, Videos, order, printable, relative
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
 
     from evilm.search.database import Segment
-    from evilm.search.query import Filter, Hit, Video
+    from evilm.search.query import Hit, Hits, Video
     from evilm.server.media import Media
+    from evilm.server.videos import Shown
 
 GOOD, PAGE = 0.5, 100  # score of a good hit; rows of lists
 SORTED = 2000  # best hits that are sorted by date or name
-LISTINGS, MAX_FOLDERS = 8, 2000  # sorted lists of videos that are kept; folders that are offered as filters
-
-
-class MissingError(EvilmError):
-    """A segment or video that the index does not have."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"there is no such {what} in the index; it may have been removed")
-
-
-@dataclass(frozen=True)
-class _Overview:
-    """What is computed from all files of one generation: the folder that holds them all, their folders and hours."""
-
-    generation: int
-    root: Path
-    folders: list[str]
-    hours: float
-    at: float
-    cost: float
+MAX_BATCH, MAX_WAITING = 64, 256  # searches that are answered together; that wait
+SECONDS = 30.0  # that a search waits at most
 
 
 class Catalog:
@@ -60,21 +48,19 @@ class Catalog:
     def __init__(self, folder: Path, model: str | None) -> None:
         self.library = Library(folder, model)
         self.uploads = Uploads(self.library)
+        self.videos = Videos(self.library)
+        self.searches = Batches(self._answer, "evilm-search", MAX_BATCH, MAX_WAITING)
         self._folder = folder
-        self._lock = threading.Lock()
-        self._overview: _Overview | None = None
-        self._generation = -1  # of the two below
-        self._videos: dict[int, Video] = {}
-        self._listings: OrderedDict[tuple[Filter, str], list[Video]] = OrderedDict()
 
     def close(self) -> None:
+        """Answer the searches that wait, and close the index."""
+        self.searches.close()
         self.library.close()
 
     def warm_up(self) -> None:
         """Load the model and the vectors, so that the first search is as fast as the others."""
         with contextlib.suppress(EvilmError):
-            self.library.search(Request(plus=("a video",), count=1))
-            self._current_overview()
+            self._answer([(schemas.SearchBody(text="a video"), time.perf_counter())])
 
     # Content
 
@@ -89,7 +75,7 @@ class Catalog:
         if index is None:
             empty = {"ready": False, "name": "", "files": 0, "segments": 0, "hours": 0.0, "bytes": 0, "updated": None}
             return empty | {"statuses": {}, "folders": [], "model": None}
-        overview = self._current_overview()
+        overview = self.videos.overview()
         try:
             model = self._about_model()
         except EvilmError:
@@ -97,7 +83,7 @@ class Catalog:
                      "embeds": False, "asks": False, "chooses": False, "example": ""}  # fmt: skip
         changed = dt.datetime.fromtimestamp((self._folder / "index.db").stat().st_mtime, dt.UTC)
         return {
-            "ready": len(index) > 0, "name": _printable(overview.root.name), "files": index.num_videos,
+            "ready": len(index) > 0, "name": printable(overview.root.name), "files": index.num_videos,
             "segments": len(index), "hours": overview.hours,
             "bytes": sum(path.stat().st_size for path in self._folder.iterdir() if path.is_file()),
             "updated": changed.isoformat(), "statuses": index.status_counts(), "folders": overview.folders,
@@ -117,46 +103,8 @@ class Catalog:
             "example": "a red square moves to the left" if name == TINY else "a dog runs on the beach",
         }  # fmt: skip
 
-    def _current_overview(self) -> _Overview:
-        """The overview of this generation, or an older one while computing it anew would take too much time."""
-        index, before, began = self.library.need(), self._overview, time.monotonic()
-        generation = index.generation
-        if before is not None and (before.generation == generation or began - before.at < 20 * before.cost):
-            return before
-        videos = index.videos()
-        parents = {video.path.parent for video in videos}
-        root = index.scanned_folder
-        if parents and (root is None or not all(parent.is_relative_to(root) for parent in parents)):
-            root = Path(os.path.commonpath([*parents, *([root] if root else [])]))
-        root = root or Path()
-        folders = sorted(_relative(parent, root) for parent in parents)[:MAX_FOLDERS]
-        hours = sum(video.duration for video in videos if video.num_segments) / 3600
-        now = time.monotonic()
-        self._overview = _Overview(generation, root, folders, hours, now, now - began)
-        return self._overview
-
-    def _refresh(self) -> None:
-        """Forget what was read of an older generation; the caller holds the lock."""
-        generation = self.library.need().generation
-        if generation != self._generation:
-            self._generation = generation
-            self._videos.clear()
-            self._listings.clear()
-
     def _video(self, number: int) -> Video:
-        return self._videos_of([number])[number]
-
-    def _videos_of(self, numbers: Sequence[int]) -> dict[int, Video]:
-        """Videos by their ids, read once for each generation of the index."""
-        with self._lock:
-            self._refresh()
-            for number in numbers:
-                if number not in self._videos:
-                    video = self.library.need().video(number)
-                    if video is None:
-                        raise MissingError("video")
-                    self._videos[number] = video
-            return {number: self._videos[number] for number in numbers}
+        return self.videos[number].video
 
     def _segment(self, number: int) -> Segment:
         segment = self.library.need().segment(number)
@@ -166,74 +114,79 @@ class Catalog:
 
     # Searching
 
-    def search(self, body: schemas.SearchBody) -> schemas.SearchOut:
-        """Answer a search; without a query, list all segments."""
-        began, root = time.perf_counter(), self._current_overview().root
-        where, offset = filter_of(body.filters, root), int(body.cursor or 0)
-        plus, minus = parse_text(body.text or "")
-        if not (plus or minus or body.segment or body.upload):
-            return self._list(body, where, offset, root, began)
-        segment = int(body.segment) if body.segment else None
-        count = SORTED if body.sort != "score" else offset + body.limit
-        request = Request(plus, minus, segment, self.uploads.get(body.upload), where, count)
-        hits = self.library.search(request)
-        ordered = list(hits)
-        if body.sort != "score":
-            ordered = [hit for hit in ordered if hit.score >= GOOD] or ordered[: body.limit]
-            all_videos = self._videos_of([hit.video_id for hit in ordered])
-            ordered.sort(key=lambda hit: _order(all_videos[hit.video_id], body.sort))
-        page = ordered[offset : offset + body.limit]
-        more = bool(page) and offset + len(page) < (hits.total if body.sort == "score" else len(ordered))
-        videos = self._videos_of([hit.video_id for hit in page])
-        good = [hit for hit in page if hit.score >= GOOD]
-        words = dict(zip(good, self.library.matching_words(request, good), strict=True))
-        return schemas.SearchOut(
-            hits=[_of_hit(hit, videos[hit.video_id], root, words.get(hit, [])) for hit in page],
-            next=str(offset + len(page)) if more else None, total=hits.total, good=hits.good,
-            no_good_match=hits.no_good_match, seconds=time.perf_counter() - began,
-            query={"plus": list(plus), "minus": list(minus)},
-        )  # fmt: skip
+    async def search(self, body: schemas.SearchBody) -> bytes:
+        """Answer a search by a ``SearchOut`` in JSON; without a query, list all segments.
 
-    def _list(
-        self, body: schemas.SearchBody, where: Filter, offset: int, root: Path, began: float
-    ) -> schemas.SearchOut:
+        The thread of ``searches`` writes the JSON of a whole batch. So a search needs no thread of its own: many
+        threads would compete for the interpreter.
+
+        Raises:
+            BusyError, TimeoutError: too many searches wait.
+            EvilmError: the query cannot be searched for.
+        """
+        if not ((body.text or "").strip() or body.segment or body.upload):
+            return await run_in_threadpool(self._list, body)
+        future: Future[bytes] = self.searches.submit((body, time.perf_counter()))
+        return await asyncio.wait_for(asyncio.wrap_future(future), SECONDS)
+
+    def _answer(self, batch: Sequence[tuple[schemas.SearchBody, float]]) -> list[bytes]:
+        """The answers to searches that came at some times of ``perf_counter``."""
+        root = self.videos.overview().root
+        requests = [self._request(body, root) for body, _ in batch]
+        found = self.library.search(requests)
+        shown = self.videos.get({hit.video_id for hits in found for hit in hits})
+        pages = [_page(hits, body, shown) for hits, (body, _) in zip(found, batch, strict=True)]
+        good = [[hit for hit in page.hits if hit.score >= GOOD] for page in pages]
+        words = self.library.matching_words([*zip(requests, good, strict=True)])
+        answers: list[bytes] = []
+        for (_, began), request, page, fits, some in zip(batch, requests, pages, good, words, strict=True):
+            matched = dict(zip(fits, some, strict=True))
+            rows = [
+                _row(hit.segment_id, shown[hit.video_id], hit.start, hit.end)
+                | {"score": round(hit.score, 4), "good": hit.score >= GOOD, "words": matched.get(hit, [])}
+                for hit in page.hits
+            ]
+            counts = {"total": page.total, "good": page.good, "no_good_match": page.no_good_match}
+            query = {"plus": request.plus, "minus": request.minus}
+            answers.append(_json(rows, page.next, began, query, counts))
+        return answers
+
+    def _request(self, body: schemas.SearchBody, root: Path) -> Request:
+        plus, minus = parse_text(body.text or "")
+        segment = int(body.segment) if body.segment else None
+        by_score = body.sort == "score"
+        count, offset = (body.limit, int(body.cursor or 0)) if by_score else (SORTED, 0)
+        where = filter_of(body.filters, root)
+        return Request(plus, minus, segment, self.uploads.get(body.upload), where, count, offset)
+
+    def _list(self, body: schemas.SearchBody) -> bytes:
         """All segments that meet the filters, by date (newest first) or by name."""
-        index, sort = self.library.need(), "name" if body.sort == "name" else "date"
-        with self._lock:
-            self._refresh()
-            generation, videos = self._generation, self._listings.get((where, sort))
-        if videos is None:
-            videos = [video for video in index.videos(where) if video.num_segments]
-            videos.sort(key=lambda video: _order(video, sort))
-            with self._lock:
-                if generation == self._generation:  # else it may be older than the lists beside it
-                    self._listings[where, sort] = videos
-                while len(self._listings) > LISTINGS:
-                    self._listings.popitem(last=False)
-        total = sum(video.num_segments for video in videos)
-        page: list[schemas.SegmentOut] = []
-        skip = offset
-        for video in videos:
-            if skip >= video.num_segments:
-                skip -= video.num_segments
-                continue
-            segments = index.segments_of(video.id)[skip : skip + body.limit - len(page)]
-            page += [_row(segment.id, video, segment.start, segment.end, root) for segment in segments]
-            skip = 0
-            if len(page) >= body.limit:
+        began, root = time.perf_counter(), self.videos.overview().root
+        listing = self.videos.listing(filter_of(body.filters, root), "name" if body.sort == "name" else "date")
+        offset, total = int(body.cursor or 0), int(listing.ends[-1]) if len(listing.ends) else 0
+        first = int(np.searchsorted(listing.ends, offset, "right"))
+        skip = offset - int(listing.ends[first - 1]) if first else offset
+        rows: list[dict[str, Any]] = []
+        for number in listing.ids[first:].tolist():
+            if len(rows) >= body.limit:
                 break
-        following = offset + len(page)
-        return schemas.SearchOut(
-            hits=page, next=str(following) if page and following < total else None, total=total, good=0,
-            no_good_match=False, seconds=time.perf_counter() - began, query={"plus": [], "minus": []},
+            segments = self.library.need().segments_of(number)[skip : skip + body.limit - len(rows)]
+            skip = 0
+            if segments and (known := self.videos.get([number]).get(number)) is not None:
+                rows += [_row(segment.id, known, segment.start, segment.end) for segment in segments]
+        following = offset + len(rows)
+        return _json(
+            rows, str(following) if rows and following < total else None, began, {"plus": (), "minus": ()},
+            {"total": total, "good": 0, "no_good_match": False},
         )  # fmt: skip
 
     # Segments and videos
 
     def segment(self, number: int) -> schemas.SegmentOut:
         """One segment."""
-        segment, root = self._segment(number), self._current_overview().root
-        return _row(segment.id, self._video(segment.video_id), segment.start, segment.end, root)
+        segment = self._segment(number)
+        row = _row(segment.id, self.videos[segment.video_id], segment.start, segment.end)
+        return schemas.SegmentOut.model_validate(row)
 
     def stills(self, number: int) -> tuple[Path, list[float]]:
         """The file of a segment and eight times in it."""
@@ -253,8 +206,8 @@ class Catalog:
         except (VideoError, OSError):
             play, shape = "none", (0, 0, "unknown", "unknown")
         return schemas.VideoOut(
-            video=str(video.id), name=_printable(video.path.name),
-            folder=_relative(video.path.parent, self._current_overview().root), date=video.modified.isoformat(),
+            video=str(video.id), name=printable(video.path.name),
+            folder=relative(video.path.parent, self.videos.overview().root), date=video.modified.isoformat(),
             duration=video.duration, width=shape[0], height=shape[1], codec=shape[2], container=shape[3],
             bytes=video.size, play=play, segments=spans,
         )  # fmt: skip
@@ -269,7 +222,7 @@ class Catalog:
         with contextlib.suppress(OSError):
             real, status = video.path.resolve(strict=True), video.path.stat()
             same = (status.st_size, int(status.st_mtime)) == (video.size, int(video.modified.timestamp()))
-            if real.is_file() and (same or real.is_relative_to(self._current_overview().root.resolve())):
+            if real.is_file() and (same or real.is_relative_to(self.videos.overview().root.resolve())):
                 return video.path
         raise VideoError(video.path, "not_a_file", "it is no longer there; scan the folder again")
 
@@ -294,7 +247,7 @@ class Catalog:
         index = self.library.index
         videos = [] if index is None else index.unreadable()
         rows = [
-            {"name": _printable(each.path.name), "folder": _relative(each.path.parent, self._current_overview().root),
+            {"name": printable(each.path.name), "folder": relative(each.path.parent, self.videos.overview().root),
              "status": each.status, "reason": each.reason}
             for each in videos[cursor : cursor + PAGE]
         ]  # fmt: skip
@@ -319,28 +272,42 @@ def _bounds(start: float, end: float) -> tuple[float, float]:
     raise QueryError(f"the part from {start:g} s to {end:g} s is empty")
 
 
-def _order(video: Video, sort: str) -> tuple[Any, ...]:
-    return (video.path.name.lower(), video.id) if sort == "name" else (-video.modified.timestamp(), video.id)
+@dataclass(frozen=True)
+class _Page:
+    """The hits that an answer shows, the cursor of the next page, and the counts of the whole search."""
+
+    hits: Sequence[Hit]
+    next: str | None
+    total: int
+    good: int
+    no_good_match: bool
 
 
-def _of_hit(hit: Hit, video: Video, root: Path, words: list[str]) -> schemas.SegmentOut:
-    row = _row(hit.segment_id, video, hit.start, hit.end, root)
-    row.score, row.good, row.words = round(hit.score, 4), hit.score >= GOOD, words
-    return row
+def _page(hits: Hits, body: schemas.SearchBody, shown: dict[int, Shown]) -> _Page:
+    """The page of the hits that a request asks for, without hits whose video was removed meanwhile."""
+    ordered, offset = [hit for hit in hits if hit.video_id in shown], int(body.cursor or 0)
+    following, total = offset + len(hits), hits.total
+    if body.sort != "score":
+        ordered = [hit for hit in ordered if hit.score >= GOOD] or ordered[: body.limit]
+        ordered.sort(key=lambda hit: order(shown[hit.video_id].video, body.sort))
+        following, total = min(offset + body.limit, len(ordered)), len(ordered)
+        ordered = ordered[offset:following]
+    more = bool(ordered) and following < total
+    return _Page(ordered, str(following) if more else None, hits.total, hits.good, hits.no_good_match)
 
 
-def _row(number: int, video: Video, start: float, end: float, root: Path) -> schemas.SegmentOut:
-    return schemas.SegmentOut.model_construct(
-        segment=str(number), video=str(video.id), start=start, end=end, seconds=end - start, words=[],
-        name=_printable(video.path.name), folder=_relative(video.path.parent, root), date=video.modified.isoformat(),
-        duration=video.duration)  # fmt: skip
+def _json(
+    rows: list[dict[str, Any]], cursor: str | None, began: float, query: dict[str, tuple[str, ...]],
+    counts: dict[str, Any],
+) -> bytes:  # fmt: skip
+    """A ``SearchOut`` in JSON."""
+    seconds = time.perf_counter() - began
+    return to_json({"hits": rows, "next": cursor, **counts, "seconds": seconds, "query": query}, inf_nan_mode="null")
 
 
-def _printable(name: str) -> str:
-    """A file name that JSON can carry: bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(name).decode(errors="replace")
-
-
-def _relative(folder: Path, root: Path) -> str:
-    text = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else folder.name
-    return "" if text == "." else _printable(text)
+def _row(number: int, shown: Shown, start: float, end: float) -> dict[str, Any]:
+    """The fields of a ``SegmentOut``."""
+    return {
+        "segment": str(number), "start": start, "end": end, "seconds": end - start, "score": 0.0, "good": False,
+        "words": [], **shown.fields,
+    }  # fmt: skip

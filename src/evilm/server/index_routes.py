@@ -30,11 +30,11 @@ def health(here: Here) -> dict[str, Any]:
 @router.get("/metrics", response_class=Response)
 def metrics(here: Here) -> Response:
     """Counters for Prometheus."""
-    access, library = here.config.access, here.catalog.library
+    access, searches = here.config.access, here.catalog.searches
     values = {
         "evilm_requests_total": access.requests, "evilm_refused_total": access.refused,
-        "evilm_errors_total": access.errors, "evilm_searches_total": library.searches,
-        "evilm_search_batches_total": library.batches, "evilm_requests_in_work": access.in_work,
+        "evilm_errors_total": access.errors, "evilm_searches_total": searches.items,
+        "evilm_search_batches_total": searches.batches, "evilm_requests_in_work": access.in_work,
         "evilm_uptime_seconds": time.monotonic() - here.began,
     }  # fmt: skip
     lines = [

@@ -1,18 +1,12 @@
-"""The open index as the interface needs it: searches in batches, segments and videos by id, filters, paging, questions.
-
-A thread of its own runs the model and the comparison with all vectors. It takes all searches that wait at that moment
-as one batch, so 64 clients cost one pass of the text encoder and one matrix product.
-"""
+"""The open index as the interface needs it: several searches at once, the words that hits match, questions."""
 
 from __future__ import annotations
 
 import glob
-import queue
 import re
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +15,7 @@ import numpy as np
 from evilm.errors import EvilmError, QueryError
 from evilm.search.index import VideoIndex
 from evilm.search.query import Filter, QueryVector, parse_day
+from evilm.server.batches import BusyError
 from evilm.types import Clip
 
 if TYPE_CHECKING:
@@ -31,17 +26,13 @@ if TYPE_CHECKING:
     from evilm.search.query import Hit, Hits
     from evilm.server import schemas
 
-MAX_BATCH, MAX_WAITING = 64, 256
 MAX_QUESTIONS = 4  # that are answered or wait at the same time
 SUBTRACT = 0.6  # weight of a subtracted text
 VECTORS = 8192  # text vectors that are kept
 WORD_LIFT = 1.5  # standard deviations from which a word of the query is shown as one that a segment matches
+WORD_BLOCK = 16  # searches whose words are compared by one product
 _STOP_WORDS = frozenset("a an and are at by for from in into is it of off on or over that the then to with".split())
 _TERM = re.compile(r'(?:(?<=\s)|^)([-+])("[^"]*"|\S+)')
-
-
-class BusyError(Exception):
-    """More searches wait than the server takes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,7 @@ class Request:
         example: an uploaded picture or clip.
         where: condition on files.
         count: number of hits.
+        offset: number of best hits to leave out.
     """
 
     plus: tuple[str, ...] = ()
@@ -62,6 +54,7 @@ class Request:
     example: QueryVector | None = None
     where: Filter | None = None
     count: int = 48
+    offset: int = 0
 
 
 def parse_text(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -96,14 +89,8 @@ def filter_of(filters: schemas.Filters, root: Path) -> Filter:
     return Filter(folder, name, filters.min_seconds, filters.max_seconds, *days)
 
 
-@dataclass
-class _Waiting:
-    request: Request
-    future: Future[Hits] = field(default_factory=Future[Any])
-
-
 class Library:
-    """An index, its model, and the thread that searches.
+    """An index and its model; safe to use from several threads.
 
     Args:
         folder: of the index; it may not exist yet.
@@ -114,17 +101,12 @@ class Library:
         self.folder, self.model_name = folder, model
         self._index: VideoIndex | None = None
         self._lock = threading.Lock()
-        self._waiting: queue.Queue[_Waiting | None] = queue.Queue(MAX_WAITING)
         self._vectors: OrderedDict[str, QueryVector] = OrderedDict()
         self._vectors_lock = threading.Lock()
         self._questions = threading.BoundedSemaphore(MAX_QUESTIONS)
-        self.searches = 0
-        self.batches = 0
-        threading.Thread(target=self._work, name="evilm-search", daemon=True).start()
 
     def close(self) -> None:
-        """End the thread and close the index."""
-        self._waiting.put(None)
+        """Close the index."""
         if self._index is not None:
             self._index.close()
 
@@ -158,64 +140,33 @@ class Library:
 
     # Searching
 
-    def search(self, request: Request, timeout: float = 30.0) -> Hits:
-        """The best segments; waits for its turn.
+    def search(self, requests: Sequence[Request]) -> list[Hits]:
+        """The best segments of each search: one pass of the text encoder and one matrix product for all of them.
 
         Raises:
-            BusyError: too many searches wait.
-            EvilmError: the query cannot be searched for.
+            EvilmError: one of the searches cannot be made.
         """
-        waiting = _Waiting(request)
-        try:
-            self._waiting.put_nowait(waiting)
-        except queue.Full:
-            raise BusyError from None
-        return waiting.future.result(timeout)
-
-    def _work(self) -> None:
-        closed = False
-        while not closed and (first := self._waiting.get()) is not None:
-            batch = [first]
-            while len(batch) < MAX_BATCH and not self._waiting.empty():  # nobody else takes from the queue
-                more = self._waiting.get_nowait()
-                if more is None:
-                    closed = True  # after this batch
-                    break
-                batch.append(more)
-            self.batches += 1
-            self.searches += len(batch)
-            self._answer(batch)
-
-    def _answer(self, batch: Sequence[_Waiting]) -> None:
-        """Answer a batch; if one of its searches fails, answer each of them alone."""
-        try:
-            index = self.need()
-            vectors = self._embed(index, {text for each in batch for text in (*each.request.plus, *each.request.minus)})
-            results = index.search_many(
-                [_combine(index, each.request, vectors) for each in batch],
-                [each.request.count for each in batch], [each.request.where for each in batch],
-            )  # fmt: skip
-        except Exception as error:  # noqa: BLE001, the request that caused it gets it
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
-            else:
-                for each in batch:
-                    self._answer([each])
-            return
-        for each, hits in zip(batch, results, strict=True):
-            each.future.set_result(hits)
+        index = self.need()
+        vectors = self._embed(index, {text for each in requests for text in (*each.plus, *each.minus)})
+        return index.search_many(
+            [_combine(index, each, vectors) for each in requests],
+            [each.count for each in requests], [each.where for each in requests],
+            offsets=[each.offset for each in requests],
+        )  # fmt: skip
 
     def _embed(self, index: VideoIndex, texts: set[str]) -> dict[str, QueryVector]:
-        """The vectors of texts; those that are not kept are embedded together."""
+        """The vectors of texts; those that are not kept are embedded together, while other threads go on."""
         with self._vectors_lock:
-            missing = sorted(texts - self._vectors.keys())
-            self._vectors.update(zip(missing, index.embed_texts(missing), strict=True))
+            found = {text: self._vectors[text] for text in texts if text in self._vectors}
+        missing = sorted(texts - found.keys())
+        found.update(zip(missing, index.embed_texts(missing), strict=True))
+        with self._vectors_lock:
+            self._vectors.update(found)
             for text in texts:
                 self._vectors.move_to_end(text)
-            found = {text: self._vectors[text] for text in texts}
             while len(self._vectors) > VECTORS:
                 self._vectors.popitem(last=False)
-            return found
+        return found
 
     def vector(self, request: Request) -> QueryVector:
         """The vector of a search.
@@ -226,18 +177,29 @@ class Library:
         index = self.need()
         return _combine(index, request, self._embed(index, {*request.plus, *request.minus}))
 
-    def matching_words(self, request: Request, hits: Sequence[Hit]) -> list[list[str]]:
-        """For each hit, the words of the query that its segment matches, the best first."""
-        words = [word.strip(".,;:!?'\"").lower() for text in request.plus for word in text.split()]
-        words = list(dict.fromkeys(word for word in words if len(word) > 2 and word not in _STOP_WORDS))[:8]
+    def matching_words(self, searches: Sequence[tuple[Request, Sequence[Hit]]]) -> list[list[list[str]]]:
+        """For each hit of each search, the words of the query that its segment matches, the best first."""
         index = self.need()
-        words = [word for word in words if index.model.unknown_share([word]) == 0]
-        if not words or not hits:
-            return [[] for _ in hits]
-        vectors = self._embed(index, set(words))
-        lifts = index.lifts([hit.segment_id for hit in hits], [vectors[word] for word in words])
-        best = np.argsort(-lifts, 1)
-        return [[words[i] for i in order if row[i] >= WORD_LIFT][:4] for order, row in zip(best, lifts, strict=True)]
+        words = [self._words(request) if hits else [] for request, hits in searches]
+        vectors = self._embed(index, {word for some in words for word in some})
+        matched: list[list[list[str]]] = []
+        for start in range(0, len(searches), WORD_BLOCK):
+            part = slice(start, start + WORD_BLOCK)
+            columns = {word: i for i, word in enumerate(dict.fromkeys(word for some in words[part] for word in some))}
+            ids = [hit.segment_id for _, hits in searches[part] for hit in hits]
+            lifts = iter(index.lifts(ids, [vectors[word] for word in columns]).tolist())
+            matched += [
+                [_matching(next(lifts), some, columns) for _ in hits]
+                for (_, hits), some in zip(searches[part], words[part], strict=True)
+            ]
+        return matched
+
+    def _words(self, request: Request) -> list[str]:
+        """Words of a query that a segment may match: known to the model, not too short, at most eight."""
+        words = [word.strip(".,;:!?'\"").lower() for text in request.plus for word in text.split()]
+        words = [word for word in words if len(word) > 2 and any(c.isalnum() for c in word)]
+        words = [word for word in dict.fromkeys(words) if word not in _STOP_WORDS][:8]
+        return [word for word in words if self.model.unknown_share([word]) == 0]
 
     def ask(self, path: Path, start: float, end: float, question: str, choices: Sequence[str]) -> dict[str, Any]:
         """The answer to a question about a part of a video.
@@ -279,3 +241,9 @@ def _combine(index: VideoIndex, request: Request, vectors: dict[str, QueryVector
         vector = vector - SUBTRACT * vectors[text].vector
     unit = (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
     return QueryVector(unit, all(part.by_text for part in parts))
+
+
+def _matching(lifts: Sequence[float], words: Sequence[str], columns: dict[str, int]) -> list[str]:
+    """Words of a query that a segment matches, by the lifts of the segment in the columns of the words."""
+    high = [word for word in words if lifts[columns[word]] >= WORD_LIFT]
+    return sorted(high, key=lambda word: -lifts[columns[word]])[:4]

@@ -6,12 +6,14 @@ number and size; the oldest go first.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
 import threading
+import time
 import zipfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +34,8 @@ State = Literal["queued", "running", "done", "failed"]
 
 STILLS = 3000  # that are kept in memory
 PROXY_HEIGHT = 480
-MAX_JOBS, MAX_BYTES = 64, 4 << 30  # queued or running jobs; bytes of all files
-JOB_SECONDS = 600.0
+MAX_JOBS, MAX_FILES, MAX_BYTES = 64, 500, 4 << 30  # queued or running jobs; files; bytes of one and of all of them
+JOB_SECONDS, EXPORT_SECONDS = 600.0, 3600.0  # of one conversion; of all clips of an export
 _DIRECT = {("mp4", "h264"), ("mov", "h264"), ("matroska", "vp8"), ("matroska", "vp9"), ("webm", "vp8"), ("webm", "vp9"),
            ("mp4", "av1"), ("webm", "av1"), ("matroska", "av1"), ("mp4", "vp9"), ("ogg", "theora")}  # fmt: skip
 _DIRECT_SUFFIXES = (".mp4", ".m4v", ".webm", ".mov", ".ogv")
@@ -178,6 +180,7 @@ class Media:
         """
 
         def make(job: Job, out: Path) -> None:
+            began = time.monotonic()
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as bundle:
                 for number, part in enumerate(parts, 1):
                     piece = out.with_suffix(f".{number}.mp4")
@@ -187,6 +190,10 @@ class Media:
                         bundle.write(piece, f"{number:03d} {stem} {part.start:.1f}-{part.end:.1f}.mp4")
                     finally:
                         piece.unlink(missing_ok=True)
+                    if out.stat().st_size > MAX_BYTES:
+                        raise OSError(errno.EFBIG, f"these clips have more than {MAX_BYTES >> 20:,} MiB together")
+                    if time.monotonic() - began > EXPORT_SECONDS:
+                        raise OSError(errno.ETIMEDOUT, f"these clips take more than {EXPORT_SECONDS / 60:.0f} minutes")
                     job.progress = number / len(parts)
                     self.notify(job)
 
@@ -214,6 +221,7 @@ class Media:
             if sum(each.state in ("queued", "running") for each in self._jobs.values()) >= MAX_JOBS:
                 raise FullError
             job = self._jobs[name] = Job(name, kind)
+            self._jobs.move_to_end(name)  # a failed job that starts again is the newest
             while len(self._jobs) > 20 * MAX_JOBS:
                 self._jobs.popitem(last=False)
         self._work.submit(self._make, job, make)
@@ -239,11 +247,11 @@ class Media:
         self.notify(job)
 
     def _drop_old(self) -> None:
-        """Remove the oldest files while all of them together are too large."""
+        """Remove the oldest files while there are too many of them, or all of them together are too large."""
         sizes = {name: path.stat().st_size for name, path in self._files.items() if path.is_file()}
         total = sum(sizes.values())
         for name in list(self._files)[:-1]:
-            if total <= MAX_BYTES:
+            if total <= MAX_BYTES and len(self._files) <= MAX_FILES:
                 return
             self._files.pop(name).unlink(missing_ok=True)
             total -= sizes.get(name, 0)

@@ -21,10 +21,10 @@ Name = Annotated[str, InPath(max_length=40, pattern=r"^[A-Za-z0-9-]+$")]
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
-@router.post("/search")
-def search(body: schemas.SearchBody, here: Here) -> schemas.SearchOut:
+@router.post("/search", response_model=schemas.SearchOut)
+async def search(body: schemas.SearchBody, here: Here) -> Response:
     """Find segments by text, a segment, an uploaded picture or clip, or all of them together."""
-    return here.catalog.search(body)
+    return Response(await here.catalog.search(body), media_type="application/json")
 
 
 @router.get("/segments/{segment}")
