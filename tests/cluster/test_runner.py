@@ -207,7 +207,6 @@ def test_machines_that_die_lose_and_double_nothing(films: Path, tmp_path: Path, 
             cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
             kills += not work.done()
         _, report = work.result()
-    print(f"{kills} machines killed")  # shown by pytest -s
     assert kills
     found = rows(tmp_path / "there")
     assert len(found) == len({row[0] for row in found}) == 42
