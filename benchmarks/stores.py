@@ -24,8 +24,7 @@ import numpy as np
 
 from evilm.search.database import Database, NewFile
 from evilm.search.merge import merge
-from evilm.search.backends import open_backend
-from evilm.search.nearest import Exact
+from evilm.search.nearest import Exact, open_backend
 from evilm.search.vectors import Vectors
 
 

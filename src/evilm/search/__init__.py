@@ -12,6 +12,7 @@ model        the model of an index
 database     SQLite: files, segments and vectors
 vectors      all vectors as one memory-mapped array, a cache
 nearest      nearest neighbours by NumPy, FAISS or LanceDB
+ranking      the best rows of a set of scores
 qdrant       nearest neighbours by a Qdrant server
 table        write an index as Parquet files
 calibration  from cosines to scores

@@ -318,19 +318,8 @@ class VideoIndex:
         return next(iter(self._database.segments([segment_id])), None)
 
     def lifts(self, segment_ids: Sequence[int], queries: Sequence[QueryVector]) -> NDArray[np.float64]:
-        """How much segments (n,) fit queries (m,): (n, m) standard deviations above the mean cosine of the query.
-
-        Zero for a segment that does not exist.
-        """
-        loaded, result = self._searcher.load(), np.zeros((len(segment_ids), len(queries)))
-        if not (len(loaded.vectors) and len(segment_ids) and queries):
-            return result
-        known = loaded.vectors.segment_ids  # increasing
-        rows = np.minimum(np.searchsorted(known, np.asarray(segment_ids, np.int64)), len(known) - 1)
-        present = known[rows] == segment_ids
-        matrix = np.stack([query.vector for query in queries])
-        result[present] = calibration.lifts(loaded.vectors.matrix[rows[present]] @ matrix.T, matrix, loaded.sample)
-        return result
+        """How much segments fit queries; see ``Searcher.lifts``."""
+        return self._searcher.lifts(segment_ids, queries)
 
     def label(self, names: Sequence[str]) -> Iterator[labels.Label]:
         """The best of ``names`` for each segment, in order of segment ids; see ``search.labels``."""

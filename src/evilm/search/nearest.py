@@ -19,31 +19,29 @@ import numpy as np
 
 from evilm.errors import ConfigError, DependencyError
 from evilm.files import write_atomic
+from evilm.search.qdrant import Qdrant
+from evilm.search.ranking import LISTED, filtered, select, top_k
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from evilm.search.ranking import Cosines, Rows
     from evilm.search.vectors import Vectors
-
-    Rows = NDArray[np.int64]
-    Cosines = NDArray[np.float32]
 
 BackendName = Literal["auto", "exact", "faiss", "lance", "qdrant"]
 BACKENDS: tuple[BackendName, ...] = ("auto", "exact", "faiss", "lance", "qdrant")
 EXACT_LIMIT = 800_000_000  # rows x width above which ``auto`` uses FAISS: 1.5 million vectors of 512 numbers
 
 _PRODUCT = 32_000_000  # cosines of several queries that are in memory together
-_TOP_GROUP = 64  # scores of which only the highest is looked at first
 _FAISS_FILE = "faiss.cache"
 _IVF_ROWS = 2_000_000  # from here on FAISS searches only some clusters of the vectors
 _CANDIDATES = 8  # FAISS candidates for each requested hit
 _PROBES = 0.05  # fraction of the clusters that is searched
 _LANCE_FOLDER = "lance.cache"
 _LANCE_BATCH = 16_384  # rows written together
-LISTED = 10_000  # a filter lists at most so many row numbers; for more, hits are filtered afterwards
 
 
 class Backend(Protocol):
@@ -84,26 +82,25 @@ def resolve_backend(name: BackendName, rows: int, width: int) -> BackendName:
     return "faiss" if rows * width > EXACT_LIMIT and importlib.util.find_spec("faiss") is not None else "exact"
 
 
-def filtered(
-    fetch: Callable[[int], tuple[Rows, Cosines]], k: int, allowed: NDArray[np.bool_], total: int
-) -> tuple[Rows, Cosines]:
-    """The ``k`` best allowed rows of a store that cannot filter: ever more rows are fetched until enough are allowed.
+def open_backend(name: BackendName, vectors: Vectors, folder: Path, identity: str) -> Backend:
+    """Make the named backend (not ``auto``) ready to search.
 
     Args:
-        fetch: returns so many best rows and their cosines.
-        k: number of rows.
-        allowed: (n,) rows that may be returned.
-        total: n.
+        name: of the backend.
+        vectors: what is searched.
+        folder: of the index, for caches.
+        identity: of the database, so that no cache of another index is used.
+
+    Raises:
+        DependencyError: the backend's package is not installed.
     """
-    wanted = min(k, int(allowed.sum()))
-    count = min(total, 2 * k * total // max(1, int(allowed.sum())))
-    while True:
-        rows, cosines = fetch(count)
-        kept = allowed[rows]
-        if kept.sum() >= wanted or count == total:
-            best = top_k(cosines[kept], k)
-            return rows[kept][best], cosines[kept][best]
-        count = min(total, 4 * count)
+    if name == "faiss":
+        return Faiss.open(vectors, folder, identity)
+    if name == "lance":
+        return Lance.open(vectors, folder, identity)
+    if name == "qdrant":
+        return Qdrant.open(vectors, folder, identity)
+    return Exact(vectors.matrix)
 
 
 class Exact:
@@ -131,26 +128,6 @@ class Exact:
         for start in range(0, len(queries), block):
             some = queries[start : start + block]
             yield from [self.matrix @ some[0]] if len(some) == 1 else some @ self.matrix.T
-
-
-def select(scores: NDArray[np.float32], k: int) -> tuple[Rows, Cosines]:
-    """Rows of the ``k`` highest finite scores, and these scores."""
-    rows = top_k(scores, k)
-    rows = rows[np.isfinite(scores[rows])]
-    return rows, scores[rows]
-
-
-def top_k(scores: NDArray[np.float32], k: int) -> Rows:
-    """Rows of the ``k`` highest scores, highest first, ties in order of rows."""
-    if min(k, len(scores)) <= 0:
-        return np.zeros(0, dtype=np.int64)
-    bound = -np.inf
-    groups = len(scores) // _TOP_GROUP  # a group holds every ``groups``-th score: NumPy's fast direction
-    if groups > 2 * k:  # at least k scores reach the k-th highest maximum of the groups, and few others do
-        highest = scores[: groups * _TOP_GROUP].reshape(_TOP_GROUP, groups).max(0)
-        bound = float(np.partition(highest, groups - k)[groups - k])
-    candidates = np.flatnonzero(scores >= bound)
-    return candidates[np.lexsort((candidates, -scores[candidates]))[:k]]
 
 
 class Faiss:

@@ -6,6 +6,7 @@ the client keeps it in the folder of the index, compares with every vector, and 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 
 from evilm.errors import DependencyError, VideoIndexError
-from evilm.search.nearest import LISTED, filtered, top_k
+from evilm.search.ranking import LISTED, filtered, top_k
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from evilm.search.nearest import Cosines, Rows
+    from evilm.search.ranking import Cosines, Rows
     from evilm.search.vectors import Vectors
 
 _FOLDER = "qdrant.cache"
@@ -110,4 +111,5 @@ _clients: dict[str, Any] = {}  # of folders: a folder can be opened once in a pr
 def _local_client(module: Any, place: str) -> Any:
     if place not in _clients:
         _clients[place] = module.QdrantClient(path=place)
+        atexit.register(_clients[place].close)  # the client's own finalizer comes too late and prints a traceback
     return _clients[place]

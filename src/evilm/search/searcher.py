@@ -14,9 +14,9 @@ from evilm.progress import say
 from evilm.search import calibration, vectors
 from evilm.search.calibration import Calibration
 from evilm.search.database import UNFINISHED
-from evilm.search.backends import open_backend
-from evilm.search.nearest import Exact, check_backend, resolve_backend, select
+from evilm.search.nearest import Exact, check_backend, open_backend, resolve_backend
 from evilm.search.query import Hit, Hits
+from evilm.search.ranking import select
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -129,6 +129,21 @@ class Searcher:
             hits = tuple(_hits(loaded, each, segments))
             results.append(Hits(query.label, hits, not each.good, curves[query.by_text], each.total, each.good))
         return results, all(len(hits) == len(each.rows) for hits, each in zip(results, found, strict=True))
+
+    def lifts(self, segment_ids: Sequence[int], queries: Sequence[QueryVector]) -> NDArray[np.float64]:
+        """How much segments (n,) fit queries (m,): (n, m) standard deviations above the mean cosine of the query.
+
+        Zero for a segment that does not exist.
+        """
+        loaded, result = self.load(), np.zeros((len(segment_ids), len(queries)))
+        if not (len(loaded.vectors) and len(segment_ids) and queries):
+            return result
+        known = loaded.vectors.segment_ids  # increasing
+        rows = np.minimum(np.searchsorted(known, np.asarray(segment_ids, np.int64)), len(known) - 1)
+        present = known[rows] == segment_ids
+        matrix = np.stack([query.vector for query in queries])
+        result[present] = calibration.lifts(loaded.vectors.matrix[rows[present]] @ matrix.T, matrix, loaded.sample)
+        return result
 
     def hits(
         self, loaded: Loaded, rows: NDArray[np.int64], cosines: NDArray[np.float32], query: QueryVector
