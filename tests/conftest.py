@@ -146,7 +146,6 @@ def make_recipe(
             "device": "cpu",
             "precision": "fp32",
             "threads": 1,
-            "log_every": 1,
         }
         tables: dict[str, dict[str, Any]] = {"data": data, "optim": optim, "run": run}
         changed = {name: table | rest.pop(name, {}) for name, table in tables.items()}

@@ -44,7 +44,6 @@ output_dir = "{runs}/{out}"
 device = "cpu"
 precision = "fp32"
 threads = 1
-log_every = 1
 checkpoint_minutes = 1e-9
 validate_every = 0.5
 """

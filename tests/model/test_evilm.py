@@ -200,7 +200,7 @@ def test_pooled_features_are_worked_out_by_hand(tiny: ModelConfig, vocabulary: V
         video = model.video_encoder.patches(features)
     assert pooled is not None
     assert alone is not None
-    red, disc = encoder.word_embeddings[text.ids[0, 2:4]].detach()
+    red, disc = encoder.bag_embeddings.weight[text.ids[0, 2:4]].detach()
     for row, bag, mean in ((0, 2 * red + disc, states[0, :5].mean(0)), (1, disc, states[1, :4].mean(0))):
         parts = [part / part.square().mean().sqrt() for part in (bag, mean)]
         torch.testing.assert_close(pooled[row], torch.cat(parts))

@@ -163,7 +163,7 @@ def golden_run(
         "task": {"name": name, **SETTINGS[name], **({"tokenizer": shape.model_dump()} if tokenizes else {})},
         "data": {"train": {"reader": "webvid", "annotations": "nowhere"}},
         "optim": {"epochs": 5 if name == "pretrain" else 2, "batch_size": 12, "lr": 2e-3},
-        "run": {"output_dir": str(out), "device": "cpu", "precision": "fp32", "log_every": 1},
+        "run": {"output_dir": str(out), "device": "cpu", "precision": "fp32"},
         **({} if tokenizes else {"model": tiny.model_dump()}),
     }
     recipe = config.check(Recipe, table, "golden")

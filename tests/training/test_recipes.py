@@ -47,7 +47,7 @@ def shrunk(
     for name in ("validation", "test", "packed", "extra_train"):
         table["data"].pop(name, None)
     table["optim"] |= {"epochs": 0.01, "batch_size": 12, "grad_accum_steps": 1}
-    table["run"] |= {"output_dir": str(out), "device": "cpu", "precision": "fp32", "threads": 1, "log_every": 1}
+    table["run"] |= {"output_dir": str(out), "device": "cpu", "precision": "fp32", "threads": 1}
     table["run"] |= {"compile": False}
     table.pop("vocabulary", None)
     if "model" in table:

@@ -200,7 +200,7 @@ def test_a_time_limit_shortens_the_run_and_is_taken_up_on_resume(
     build: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     optim = {"epochs": 4000, "batch_size": 18, "max_minutes": 0.05}
-    out = trainer.train(build(tmp_path / "run", "question_answering", optim=optim, run={"log_every": 1}))
+    out = trainer.train(build(tmp_path / "run", "question_answering", optim=optim))
     rows = rows_of(out)
     planned = json.loads(capsys.readouterr().err.split("steps fit")[0].split()[-1])
     assert rows[-1]["step"] < planned

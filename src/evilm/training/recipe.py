@@ -28,7 +28,7 @@ RENAMED: dict[str, dict[str, str | None]] = {
         "accumulate": "grad_accum_steps", "warmup": "warmup_ratio", "explodes": "loss_spike_factor", "power": None,
         "fused": None, "betas": None, "layer_decay": None,
     },
-    "run": {"out": "output_dir", "recompute": "grad_checkpointing", "curves": None},
+    "run": {"out": "output_dir", "recompute": "grad_checkpointing", "curves": None, "log_every": None},
     "data": {
         "fit": "resize_mode", "candidates": "cached_frames", "bad_share": "max_bad_ratio", "more": "extra_train",
     },
@@ -67,7 +67,6 @@ class RunConfig(Config):
     compile: bool = Field(default=False, description="torch.compile the encoders and the fusion decoder")
     grad_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
     checkpoint_minutes: float = Field(default=5.0, gt=0, description="minutes between checkpoints")
-    log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
     validate_every: float = Field(
         default=0, ge=0, description="epochs between validations; 0 validates at the end only"
     )

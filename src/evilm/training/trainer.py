@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evilm.types import Batch, Losses
 
 KIND = "run of evilm"  # content of the mark in a run's folder
+_LOG_ALL, _LOG_EVERY = 1000, 10  # metrics.jsonl has each of the first steps, then every tenth
 
 
 class Interrupted(KeyboardInterrupt):
@@ -167,7 +168,7 @@ class Trainer:
         for batch in self._batches():
             result = self._take_step(batch)
             self._fit_total(meter)
-            if self.step % self.recipe.run.log_every == 0 or self.step == self.total:
+            if self.step <= _LOG_ALL or self.step % _LOG_EVERY == 0 or self.step == self.total:
                 self._log(result)
                 curve.append(result.loss)
             losses = " ".join(f"{name} {value:.3g}" for name, value in result.parts.items())
