@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import av
 
 from evilm.demo import clips
+from evilm.demo.real_clips import search_by_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_clips_are_small_and_browsers_play_them() -> None:
@@ -28,3 +34,13 @@ def test_notices_name_every_clip_and_licence() -> None:
         assert text in notices
     assert "Permission is hereby granted" in notices
     assert "THE SOFTWARE IS PROVIDED" in notices
+
+
+def test_the_bundled_model_finds_clips_by_their_names(tmp_path: Path) -> None:
+    found = search_by_name(tmp_path / "index")
+    assert found["metrics"]["samples"] == len(found["searches"]) == 33
+    ranks = {search["text"]: search["rank"] for search in found["searches"]}
+    assert found["metrics"]["metrics"]["R@1"] == 100 * sum(rank == 1 for rank in ranks.values()) / 33
+    assert found["metrics"]["metrics"]["R@10"] > 1.5 * found["metrics"]["chance"]["R@10"]
+    assert ranks["stream of water"] == 1
+    assert all(len(set(search["first"])) == 5 for search in found["searches"])

@@ -68,6 +68,10 @@ def finished(out: Path, probe: int = 90, untrained: int = 40) -> Demo:
                 "metrics": {"R@1": 30.6, "R@5": 59.0, "R@10": 79.8, "MdR": 3.0}, "checkpoint": ranks,
                 "megabytes": {"model": 3.0}, "seconds": 7.0,
             },
+            "real_clips": {
+                "metrics": {"title": "T", "metrics": {"R@1": 50.0}, "chance": {"R@1": 25.0}},
+                "searches": [{"video": str(rank), "rank": rank} for rank in (1, 1, 2, 9)], "seconds": 2.0,
+            },
         },
     )  # fmt: skip
 
@@ -85,7 +89,9 @@ def test_results_hold_value_chance_and_baselines_of_each_metric(tmp_path: Path) 
     assert results["question_answering"]["temporal"]["met"] is True
     assert results["question_answering"]["kinds"]["order"]["baselines"]["question only"]["value"] == 20.0
     assert results["export"]["R@1"] == {"value": 30.6, "baselines": {"checkpoint": {"value": 65.0}}}
-    assert results["seconds"]["value"] == 38.0
+    assert results["real_clips"]["R@1"]["value"] == 50.0
+    assert results["real_clips"]["R@1"]["chance"] == 25.0
+    assert results["seconds"]["value"] == 40.0
     assert terminal_table(results).row_count > 10
 
 

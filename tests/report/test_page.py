@@ -119,6 +119,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage, rows in (("retrieval", hits), ("question_answering", [asked]), ("multiple_choice", [chosen])):
         put(run / stage / "evaluation" / "predictions.jsonl", rows, lines=True)
         put(run / stage / "evaluation" / "metrics.json", {"rule": EVIL})
+    real = [{"video": "people/a.mp4", "text": "walking", "rank": 2, "first": ["people/b.mp4", "people/a.mp4"]}]
+    for row in ("a", "b"):
+        film(run / "real" / "people" / f"{row}.mp4")
+    put(run / "real_clips.json", {"folder": str(run / "real"), "searches": real})
     curve = [{"step": step, "loss": 2.0 / step, "mvm": 1.0 / step, "lr": 77.0, EVIL: 0.5} for step in range(1, 400)]
     put(run / "pretrain" / "metrics.jsonl", curve, lines=True)
     case = {
@@ -184,6 +188,8 @@ def test_texts_of_the_page(whole: Path) -> None:
     assert "2 of 4 codes occur" in text
     assert "evilm demo --minutes 15" in text
     assert "13:32 in total, with a budget of 15:00" in text
+    assert "ranks the 1 sample clips of the package" in text
+    assert "“walking” ✕ right clip at rank 2" in text
 
 
 def test_marks_of_a_metric_are_at_its_numbers(whole: Path) -> None:
@@ -207,8 +213,8 @@ def test_right_and_wrong_hits_are_marked(whole: Path) -> None:
     page = read(write_page(whole))
     assert "✕ right clip at rank 7 of 2" in page.text
     assert "the clip that belongs to the sentence" in page.text
-    # True of the first sentence: its own clip. Of the second: the one that is shown in its place.
-    assert len([f for f in page.all("figure") if f.get("class") == "hit true"]) == 2
+    # Its own clip; the one shown in place of the second; one real clip..
+    assert len([f for f in page.all("figure") if f.get("class") == "hit true"]) == 3
     assert "no frames" in page.text  # video404
     assert "✓ a star" not in page.text
     assert "a star chosen, not correct" in page.text

@@ -219,3 +219,22 @@ def test_an_accuracy_of_one_when_every_guess_is_right(
     assert (
         task.compute_metrics(task.predict(replace(labelled, labels=torch.full((6, 2, 4, 4), 4)))).metrics["score"] == 0
     )
+
+
+def test_without_mvm_frames_are_whole_and_their_features_can_be_cached(
+    model: EViLM, vocabulary: Vocabulary, tokenizer: Tokenizer, batch: Batch
+) -> None:
+    config = PretrainConfig(mvm_weight=0, contrastive_weight=1.0, embed_dim=16)
+    task = Pretrain(model, vocabulary, config, FACTS, None).eval()
+    with torch.no_grad():
+        features = model.video_encoder.features(model.normalise(batch.frames))
+    cached = replace(batch, frames=torch.zeros_like(batch.frames), features=features)
+    torch.manual_seed(7)
+    expected = task.losses(batch).parts
+    torch.manual_seed(7)
+    found = task.losses(cached).parts
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, abs=1e-5
+    )
+    assert task.accepts_features
+    assert not Pretrain(model, vocabulary, PretrainConfig(), FACTS, tokenizer).accepts_features

@@ -318,7 +318,7 @@ def test_means_of_features_are_enough_for_embeddings_that_skip_fusion(
         ),
         ({"data": {"cache": None}}, "retrieval", r"needs cached frames: set data\.cache"),
         ({"data": {"augment": {"shift": 2}}}, "retrieval", r"data\.features needs a limited number of crops"),
-        ({}, "pretrain", r"data\.features: pretrain encodes no unchanged frames"),
+        ({}, "paraphrase", r"data\.features: paraphrase encodes no unchanged frames"),
     ],
 )
 def test_what_kept_features_cannot_do(
@@ -330,9 +330,8 @@ def test_what_kept_features_cannot_do(
     complaint: str,
 ) -> None:
     data = {"features": True, **change.get("data", {})}
-    settings: dict[str, Any] = {"name": task} if task == "retrieval" else {"name": task, "mvm_weight": 0.0}
     optim = {"backbone_lr_scale": 0, **change.get("optim", {})}
-    made = make_recipe(tmp_path, settings, start=str(pretrained_run), data=data, optim=optim)
+    made = make_recipe(tmp_path, {"name": task}, start=str(pretrained_run), data=data, optim=optim)
     rows = build.examples_of(made.data.train)
     built, _ = build.new_task(made, rows)
     with pytest.raises(ConfigError, match=complaint):

@@ -163,7 +163,9 @@ class FeatureCache:
             if frames is not None and self.augment.active:
                 crop, flip = view % self.crops, view >= self.crops
                 plan = transforms.crop_plan(self.augment, self.frames.clip_id(row), self.frames.size, self.seed, crop)
-                frames = transforms.apply(frames, replace(plan, flip=flip))
+                still = (frames == frames[:1]).all()  # a photograph, which needs to be cropped once
+                cropped = transforms.apply(frames[:1] if still else frames, replace(plan, flip=flip))
+                frames = np.broadcast_to(cropped, (len(frames), *cropped.shape[1:]))
             yield frames
 
 

@@ -34,13 +34,13 @@ TRAINING = {
 }  # fmt: skip
 OTHER = {
     "tokenizer": 25.0, "pretrain": 20.0, "retrieval": 20.0, "question_answering": 12.0, "multiple_choice": 12.0,
-    "linear_probe": 12.0, "export": 20.0,
+    "linear_probe": 12.0, "export": 20.0, "real_clips": 10.0,
 }  # fmt: skip
 RUNS = {  # the training runs of each stage, in order
     "tokenizer": ("tokenizer",), "pretrain": ("pretrain",), "retrieval": ("retrieval",),
     "question_answering": ("question_answering", "question_only"),
     "multiple_choice": ("multiple_choice", "text_only"), "linear_probe": ("linear_probe", "untrained_probe"),
-    "export": (),
+    "export": (), "real_clips": (),
 }  # fmt: skip
 LEAST_SECONDS = 3.0  # a run with less time is left out
 FIRST_CLIPS = 32  # rendered to measure the machine

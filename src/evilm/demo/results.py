@@ -36,6 +36,7 @@ def gather(run: Demo) -> Results:
         "tokenizer": _tokenizer,
         "pretrain": _pretrain,
         "export": _export,
+        "real_clips": _real_clips,
     }
     seconds = {name: entry["seconds"] for name, entry in run.found.items()}
     return {
@@ -136,6 +137,15 @@ def _export(run: Demo) -> Results:
         for name in ("R@1", "R@5", "R@10")
     }
     return {"title": "Retrieval, exported to int8"} | leaves
+
+
+def _real_clips(run: Demo) -> Results:
+    found = run.found["real_clips"]
+    leaves = {
+        name: _leaf(found, name, {row["video"]: float(row["rank"] <= int(name[2:])) for row in found["searches"]})
+        for name in found["metrics"]["metrics"]
+    }
+    return {"title": found["metrics"]["title"]} | leaves
 
 
 def _scores(rows: list[Row], wanted: Callable[[Row], bool] = lambda _: True) -> Scores:

@@ -1,4 +1,4 @@
-"""The demo in stages: synthetic videos, tokenizer, pre-training, four tasks with their baselines, export.
+"""The demo in stages: synthetic videos, tokenizer, pre-training, four tasks with their baselines, export, real clips.
 
 Each stage trains with one of the ``world-*`` recipes, with other paths and another length, and returns its results as
 JSON. They are saved as ``<stage>.json``, so that an interrupted demo continues with the first unfinished stage.
@@ -198,6 +198,12 @@ def _export(run: Demo) -> Results:
     }
 
 
+def _real_clips(run: Demo) -> Results:
+    from evilm.demo.real_clips import search_by_name
+
+    return search_by_name(run.out / "real-clips")
+
+
 STAGES: dict[str, tuple[str, Callable[[Demo], Results]]] = {
     "world": ("a world of moving shapes, as H.264 files and published annotation formats", _world),
     "tokenizer": ("the semantic vector-quantized video tokenizer", _tokenizer),
@@ -207,6 +213,7 @@ STAGES: dict[str, tuple[str, Callable[[Demo], Results]]] = {
     "multiple_choice": ("multiple choice, and the same without the video", _multiple_choice),
     "linear_probe": ("linear probe of the frozen model, and of an untrained one", _linear_probe),
     "export": ("export to int8 without torch, and an index of the held-out clips", _export),
+    "real_clips": ("a search over real clips, with the bundled evilm-photo", _real_clips),
 }
 
 

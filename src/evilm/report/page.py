@@ -73,7 +73,8 @@ def render(run: DemoRun) -> str:
         world=run.world,
         metrics={metric.id: metric for metric in metrics},
         contact_sheet=_contact_sheet(run),
-        retrieval=_retrieval(run),
+        retrieval=_searches(run, run.predictions("retrieval")),
+        real_clips=_searches(run, run.real_clips["searches"]),
         questions=_questions(run),
         kinds=[metric for metric in metrics if metric.id.startswith("question_answering kinds.")],
         choices=_choices(run),
@@ -113,9 +114,8 @@ def _contact_sheet(run: DemoRun) -> list[tuple[str, Values]]:
     return [(video, plots.image(frames[len(frames) // 2])) for video, frames in shots if frames is not None]
 
 
-def _retrieval(run: DemoRun) -> Values:
+def _searches(run: DemoRun, rows: list[Row]) -> Values:
     """Queries with the clips that they found: three answered correctly and three not."""
-    rows = run.predictions("retrieval")
     right = [row for row in rows if row["rank"] < 1.5]
     wrong = [row for row in rows if row["rank"] >= 1.5]
     cards: list[Values] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from evilm.data.synthetic.language import relevance
@@ -14,7 +15,6 @@ from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -78,16 +78,27 @@ class DemoRun:
         """Clips with their hidden patches, the tokenizer's labels and the model's guesses."""
         return _read(self.folder / "pretrain" / "masked.json", [])
 
+    @cached_property
+    def real_clips(self) -> Row:
+        """Searches of the bundled clips: their ``folder``, and ``searches`` with ``video, text, rank, first``."""
+        return _read(self.folder / "real_clips.json", {"folder": ".", "searches": []})
+
     @property
     def world(self) -> Row:
         """The description of the synthetic world: numbers of clips by split, and the seed."""
         return _read(self.folder / "world" / "world.json", {})
 
     def frames(self, video: str, size: int = 96) -> NDArray[np.uint8] | None:
-        """(T, size, size, 3) RGB frames of a clip, T as many as the model sees; None for an unreadable file."""
+        """(T, size, size, 3) RGB frames of a clip, T as many as the model sees; None for an unreadable file.
+
+        ``video`` is a name in the world, or a path in the folder of the bundled clips.
+        """
+        path = self.folder / "world" / "videos" / f"{video}.mp4"
+        if video.endswith(".mp4"):
+            path = Path(self.real_clips["folder"]) / video
         count = self.masked[0]["grid"][0] if self.masked else 4
         try:
-            return read_clip(Clip(self.folder / "world" / "videos" / f"{video}.mp4"), count, size)
+            return read_clip(Clip(path), count, size)
         except EvilmError:
             return None
 

@@ -45,7 +45,7 @@ class Paraphrase(VideoTextTask):
     title: ClassVar[str] = "Caption pairs"
     config_class: ClassVar[type[TaskConfig]] = ParaphraseConfig
     primary_metric: ClassVar[str] = "R@1"
-    accepts_features: ClassVar[bool] = False
+    accepts_features: bool = False
     required: ClassVar[str] = "second caption"
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, config: ParaphraseConfig, facts: Facts) -> None:

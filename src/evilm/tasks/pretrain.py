@@ -75,7 +75,6 @@ class Pretrain(VideoTextTask):
     title: ClassVar[str] = "Pre-training"
     config_class: ClassVar[type[TaskConfig]] = PretrainConfig
     primary_metric: ClassVar[str] = "score"
-    accepts_features: ClassVar[bool] = False  # masked frames are encoded anew in each step
 
     def __init__(
         self,
@@ -97,6 +96,7 @@ class Pretrain(VideoTextTask):
             raise ConfigError(
                 "task.mvm_weight, mlm_weight, vtm_weight and contrastive_weight are all 0: nothing would be learned"
             )
+        self.accepts_features = not config.mvm_weight  # masked frames are encoded anew in each step
         # In a list, so that the tokenizer's weights are neither trained nor saved.
         self._tokenizer = [tokenizer] if tokenizer is not None else []
         width = model.embed_dim
@@ -152,10 +152,9 @@ class Pretrain(VideoTextTask):
 
     def losses(self, batch: Batch) -> Losses:
         config, model = self.config, self.model
-        where, frames = self._mask_patches(batch)
+        video, where = self._encode_masked(batch)  # Eq. 1
         clean = self.text(self.captions(batch), batch)
         masked, hidden_words = self._mask_words(clean, batch)
-        video = model.encode_video(frames)  # Eq. 1
         text = model.encode_text(masked)  # Eq. 1
         fused = model.fuse(video, text)  # Eq. 2
         parts: dict[str, Tensor] = {}
@@ -187,12 +186,15 @@ class Pretrain(VideoTextTask):
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()  # Eq. 8
         return Losses(total, {name: loss.detach() for name, loss in parts.items()})
 
-    def _mask_patches(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, N) bool masked patches, and the normalised frames with these patches set to zero."""
+    def _encode_masked(self, batch: Batch) -> tuple[Encoded, Tensor]:
+        """e^V of the frames with masked patches set to zero, and (B, N) bool those patches; none without MVM."""
+        if not self.config.mvm_weight:
+            video = self.encode(batch)
+            return video, torch.zeros(video.tokens.shape[:2], dtype=torch.bool, device=video.tokens.device)
         grid = self.model.video_encoder.grid(batch.frames.shape[1], *batch.frames.shape[-2:])
         where = masking.mask_patches(grid, self.config.mask_ratio, batch.seeds, self.config.mask)
         where = where.to(batch.frames.device)
-        return where, masking.hide_patches(self.model.normalise(batch.frames), where, grid)
+        return self.model.encode_video(masking.hide_patches(self.model.normalise(batch.frames), where, grid)), where
 
     def _mask_words(self, text: Text, batch: Batch) -> tuple[Text, Tensor]:
         """The masked text, and (B, L) the original pieces of its masked words; the text itself without MLM."""
@@ -246,10 +248,10 @@ class Pretrain(VideoTextTask):
     def predict(self, batch: Batch) -> list[Prediction]:
         """Accuracy of each objective, masked as in training."""
         config, model = self.config, self.model
-        where, frames = self._mask_patches(batch)
+        video, where = self._encode_masked(batch)
         clean = self.text(self.captions(batch), batch)
         masked, hidden = self._mask_words(clean, batch)
-        video, text = model.encode_video(frames), model.encode_text(masked)
+        text = model.encode_text(masked)
         fused = model.fuse(video, text)
         columns: dict[str, np.ndarray] = {}
         if config.mvm_weight:
@@ -269,7 +271,7 @@ class Pretrain(VideoTextTask):
                 ((own > others).float() + (own == others).float() / 2).cpu().numpy()
             )  # a tie counts one half
         if config.contrastive_weight:
-            v, t = self._embeddings(model.encode_video(model.normalise(batch.frames)), model.encode_text(clean))
+            v, t = self._embeddings(self.encode(batch), model.encode_text(clean))
             columns["video"], columns["text"] = v.cpu().numpy(), t.cpu().numpy()
         return [
             Prediction(example, bool(ok), {name: values[i] for name, values in columns.items()})

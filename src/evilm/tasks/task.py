@@ -99,7 +99,7 @@ class Task(nn.Module, ABC):
     config_class: ClassVar[type[TaskConfig]]
     primary_metric: ClassVar[str]
     is_tokenizer: ClassVar[bool] = False
-    accepts_features: ClassVar[bool] = False
+    accepts_features: bool = False
     frozen_model: ClassVar[bool] = False
     zero_shot: ClassVar[bool] = False
     measures_exports: ClassVar[bool] = False
@@ -267,7 +267,7 @@ class VideoTextTask(Task):
         max_text_len: longest text in word pieces.
     """
 
-    accepts_features: ClassVar[bool] = True
+    accepts_features: bool = True
 
     def __init__(self, model: EViLM, vocabulary: Vocabulary, facts: Facts, max_text_len: int) -> None:
         super().__init__(facts)
