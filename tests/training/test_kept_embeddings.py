@@ -31,8 +31,14 @@ def test_a_model_that_learns_answers_still_finds_videos(
     model = tiny.model_copy(update={"embedding": "pooled"}).model_dump()
     task = {"name": "retrieval", "max_text_len": 24, "embed_dim": 16}
     first = trainer.train(make_recipe(tmp_path / "first", task, model=model, optim={"epochs": 1}))
+    matching = {"name": "pretrain", "mvm_weight": 0, "max_text_len": 24}
+    middle = trainer.train(
+        make_recipe(tmp_path / "middle", matching, start=str(first), optim={"epochs": 0.5, **FROZEN})
+    )
     questions = {"name": "question_answering", "max_text_len": 24}
-    recipe = make_recipe(tmp_path / "second", questions, "msrvtt_qa", start=str(first), optim={"epochs": 0.5, **FROZEN})
+    recipe = make_recipe(
+        tmp_path / "second", questions, "msrvtt_qa", start=str(middle), optim={"epochs": 0.5, **FROZEN}
+    )
     second = trainer.train(recipe)
     before, after = evilm.load(first), evilm.load(second)
     assert set(after.runtime.metadata.heads) == {"embed_video", "embed_text", "answer"}
