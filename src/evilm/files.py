@@ -20,10 +20,16 @@ _UNFINISHED = MARK + ".tmp"
 # Names of files that may be videos. Decoding decides whether they are.
 VIDEO_SUFFIXES = tuple(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .mpe .m2v .ts .m2ts .mts .vob .flv .f4v .wmv .asf .ogv .ogg .ogm .gif "
-    ".3gp .3g2 .mj2 .qt .divx .dv .rm .rmvb .mxf .y4m .264 .h264 .265 .h265 .hevc .ivf".split()
+    ".3gp .3g2 .mj2 .qt .divx .dv .rm .rmvb .mxf .y4m .ivf .m4s .m2t .m1v .insv .lrv "
+    ".264 .h264 .26l .h26l .jsv .jvt .avc .265 .h265 .hevc .bit".split()
 )
 # Names of files that may be still pictures.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif", ".avif")
+
+
+def is_picture(path: str | bytes | Path) -> bool:
+    """Whether a file has the name of a still picture."""
+    return os.fsdecode(path).lower().endswith(PICTURE_SUFFIXES)
 
 
 @functools.lru_cache(8192)  # searches find segments of the same files again and again

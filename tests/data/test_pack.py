@@ -85,7 +85,7 @@ def test_all_pixel_sources_give_the_same_error(clips: list[Example], tmp_path: P
         assert [bool(ok) for batch in loader for ok in batch.readable] == [i != 5 for i in range(10)]
         assert loader.unreadable == {clips[5].clip.id: said[0][1]}
     assert set(said) == {("not_a_file", said[0][1])}
-    assert "holds no frame 'gone.00.jpg'" in said[0][1]
+    assert "holds no picture 'gone.00.jpg'" in said[0][1]
 
 
 class PowerCutError(Exception):

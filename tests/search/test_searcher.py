@@ -55,13 +55,13 @@ def test_good_counts_all_segments_and_not_only_the_hits(index: VideoIndex) -> No
 
 def test_files_and_segments_are_found_by_id(index: VideoIndex, clips: Path) -> None:
     hit = index.search("red", k=1)[0]
-    segment, video = index.segment(hit.segment_id), index.video(hit.video_id)
+    segment, video = index.segment(hit.segment_id), index.videos_by_id([hit.video_id])[0]
     assert segment is not None
     assert video is not None
     assert (segment.start, segment.end, video.path) == (hit.start, hit.end, hit.path)
     assert (video.size, int(video.modified.timestamp())) == (hit.path.stat().st_size, int(hit.path.stat().st_mtime))
     assert index.segment(999) is None
-    assert index.video(999) is None
+    assert index.videos_by_id([999]) == []
     assert index.scanned_folder == clips.resolve()
     lifts = index.lifts([hit.segment_id, 999], index.embed_texts(["red", "blue"]))
     assert lifts.shape == (2, 2)

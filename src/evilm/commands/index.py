@@ -56,6 +56,12 @@ def index(
     keyframes_only: Annotated[
         bool, typer.Option("--keyframes-only", help="Decode keyframes only: faster, less exact in time.")
     ] = False,
+    pictures: Annotated[
+        bool | None,
+        typer.Option(
+            "--pictures/--no-pictures", show_default="as the last time", help="Index still pictures beside the videos."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of decoder processes.")] = 2,
     timeout: Annotated[
         float,
@@ -116,6 +122,7 @@ def index(
         with VideoIndex.build(
             folder, model, index_dir, config=_config(cut, seconds, keyframes_only), workers=workers, limits=limits,
             allow_empty=allow_empty, on_commit=show, shard=None if shard is None else Shard.parse(shard), runner=runner,
+            pictures=pictures,
         ) as made:  # fmt: skip
             report = made.report
             calibration = None if labels is None else made.calibrate(_pairs(labels, Path(folder)))

@@ -123,6 +123,7 @@ def search(
 
 
 def _print_hits(hits: "Hits", *, empty: bool) -> None:
+    from evilm.files import is_picture
     from evilm.progress import clock
     from evilm.search.remote import address
 
@@ -132,7 +133,8 @@ def _print_hits(hits: "Hits", *, empty: bool) -> None:
     if hits.no_good_match:
         typer.echo("no good match; the nearest segments are:")
     for hit in hits:
-        typer.echo(f"{hit.score:4.2f}  {clock(hit.start)}-{clock(hit.end)}  {address(hit.path)}")
+        times = "picture" if is_picture(hit.path) else f"{clock(hit.start)}-{clock(hit.end)}"
+        typer.echo(f"{hit.score:4.2f}  {times}  {address(hit.path)}")
     if hits.calibration.origin == "none":
         say("scores are only a guess: the index has too few segments to calibrate them")
 

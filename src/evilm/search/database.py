@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 
 from evilm.errors import OutputError, VideoIndexError
-from evilm.files import decode_path
+from evilm.files import decode_path, is_picture
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -147,6 +147,7 @@ class Database:
         address = f"file:{quote(os.fsencode(self.file.resolve()))}?mode={mode}{immutable}"
         connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=10, check_same_thread=False)
         connection.create_function("name_matches", 2, _name_matches, deterministic=True)
+        connection.create_function("is_picture", 1, is_picture, deterministic=True)
         return connection
 
     def _prepare(self, write: bool) -> None:
@@ -334,9 +335,8 @@ class Database:
 
     def compact(self) -> None:
         """Return the disk space of deleted content to the system; an ``OutputError`` loses nothing."""
-        with self._lock, self._translate_errors():
-            self._connection.execute("VACUUM")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+            self._rows(statement)
 
 
 def under(folder: bytes) -> tuple[str, tuple[bytes, bytes]]:

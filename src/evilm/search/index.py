@@ -63,8 +63,7 @@ class VideoIndex:
     Args:
         folder: of the index.
         model: that made the index; None loads it from where it was when the index was made, on first use.
-        backend: that computes nearest neighbours: ``exact``, ``faiss`` or ``lance``; ``auto`` takes ``exact`` up to
-            ``nearest.EXACT_LIMIT``.
+        backend: of nearest neighbours, see ``nearest``; ``auto`` takes ``exact`` up to ``nearest.EXACT_LIMIT``.
 
     Attributes:
         report: of the update that ``build`` or ``update`` made.
@@ -124,7 +123,7 @@ class VideoIndex:
         cls, folder: str | Path, model: Embedder | str | Path | None = None, index_dir: str | Path | None = None, *,
         config: IndexConfig | None = None, workers: int = 2, batch: int = 16, limits: Limits = LIMITS,
         allow_empty: bool = False, on_commit: Callable[[Sequence[bytes], int, int], None] | None = None,
-        shard: Shard | None = None, runner: Runner | None = None,
+        shard: Shard | None = None, runner: Runner | None = None, pictures: bool | None = None,
     ) -> Self:  # fmt: skip
         """Make an index of a folder, or bring one up to date. After an interruption, the same call continues.
 
@@ -140,6 +139,7 @@ class VideoIndex:
             on_commit: called with the paths of files that were just committed, the number of files done and of all.
             shard: the part of the videos that is indexed; ``merge.merge`` joins the indexes of all shards.
             runner: does the work elsewhere (see ``cluster``); None: in this process and its decoders.
+            pictures: index still pictures too, each as one segment of 0 seconds; None: as the last time.
 
         Raises:
             VideoIndexError: there is nothing to index, another model made the index, or another process writes to it.
@@ -151,7 +151,7 @@ class VideoIndex:
         place = Path(source.name) / DEFAULT_FOLDER if index_dir is None else Path(index_dir).expanduser()
         embedder, report = update_index(
             source, place, model, config=config, workers=workers, batch=batch, limits=limits, allow_empty=allow_empty,
-            on_commit=on_commit, runner=runner,
+            on_commit=on_commit, runner=runner, pictures=pictures,
         )  # fmt: skip
         index = cls(place, embedder)
         index.report = report
@@ -189,8 +189,7 @@ class VideoIndex:
         """Calibrate the scores of text searches with texts and the videos of the index that they describe.
 
         Args:
-            pairs: text and path; some dozens of texts. A text that describes several videos is paired with each of
-                them. Pairs of videos that are not in the index are ignored.
+            pairs: text and path, for some dozens of texts; a text may have several videos. Others are ignored.
 
         Raises:
             VideoIndexError: fewer than two texts describe videos of the index, or another process writes to it.
@@ -304,10 +303,6 @@ class VideoIndex:
         condition, values = (where or Filter()).condition(self._database)
         return [Video.of(record) for record in self._database.files(condition, values, limit, offset)]
 
-    def video(self, video_id: int) -> Video | None:
-        """A file of the index; None if there is no such file."""
-        return next(iter(self.videos_by_id([video_id])), None)
-
     def videos_by_id(self, ids: Sequence[int]) -> list[Video]:
         """Files of the index by their ids; those that do not exist are left out."""
         condition = "id IN (SELECT value FROM json_each(?))"
@@ -324,6 +319,11 @@ class VideoIndex:
     def label(self, names: Sequence[str]) -> Iterator[labels.Label]:
         """The best of ``names`` for each segment, in order of segment ids; see ``search.labels``."""
         return labels.label(self._database, self._searcher.load(), self.model, names)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether updates index still pictures too."""
+        return self._database.metadata("pictures", False)
 
     @property
     def generation(self) -> int:

@@ -46,7 +46,7 @@ class Merged:
     def __str__(self) -> str:
         doubled = f", {self.doubled:,} in several of them" if self.doubled else ""
         return (
-            f"{self.files:,} videos, {self.segments:,} segments ({self.added:,} added, {self.replaced:,} replaced, "
+            f"{self.files:,} files, {self.segments:,} segments ({self.added:,} added, {self.replaced:,} replaced, "
             f"{self.same:,} same{doubled}) in {self.seconds:.1f} s"
         )
 
@@ -81,6 +81,8 @@ def merge(
                 with database.transaction():
                     for name in (*_SAME, "folder"):
                         database.set_metadata(name, sources[0].metadata(name))
+            if any(source.metadata("pictures", False) for source in sources):  # else an update would remove them
+                database.set_metadata("pictures", True)
             _copy(database, sources, result, on_commit)
             finish(database, lambda: load(database.metadata("model")["path"]))
             result.files, result.segments = database.counts

@@ -12,7 +12,7 @@ import numpy as np
 
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError
-from evilm.files import PICTURE_SUFFIXES, decode_path
+from evilm.files import decode_path, is_picture
 from evilm.search.database import under
 from evilm.search.model import unit_rows
 from evilm.search.pipeline import LIMITS, PooledFile, decode_segments, embed_segments
@@ -43,7 +43,7 @@ class Hit:
 
     Attributes:
         path: its file.
-        start, end: of the segment, in seconds.
+        start, end: of the segment, in seconds; 0 for a picture.
         score: 0 to 1; below 0.5 is no good match (see ``calibration``).
         cosine: similarity that the score was computed from.
         segment_id, video_id: numbers of the segment and of its file in the index.
@@ -273,16 +273,12 @@ def embed_example(example: Path | Clip, model: Embedder, mode: Mode) -> NDArray[
     if not path.exists():
         raise VideoError(path, "not_a_file", "there is no such file; name a video or a picture")
     with DecoderPool(limits=LIMITS) as pool:
-        if path.suffix.lower() in PICTURE_SUFFIXES:
-            picture = pool.read_picture(path, model.image_size, model.resize_mode)
-            pixels = np.repeat(picture, model.num_frames, axis=0)[None]
-        else:
-            file = PooledFile(pool, path)
-            start, end = (example.start, example.end) if isinstance(example, Clip) else (0.0, None)
-            end = file.duration if end is None else min(end, file.duration)
-            if start and start >= end:
-                raise VideoError(path, "zero_frames", f"nothing from {start:g} s on: the video lasts {end:g} s")
-            pixels = decode_segments(file, [(start, end)], model, mode)
+        file = PooledFile(pool, path)
+        start, end = (example.start, example.end) if isinstance(example, Clip) else (0.0, None)
+        end = file.duration if end is None else min(end, file.duration)
+        if start and start >= end:
+            raise VideoError(path, "zero_frames", f"nothing from {start:g} s on: the video lasts {end:g} s")
+        pixels = decode_segments(file, [(start, end)], model, mode)
     return embed_segments(model, pixels)[0]
 
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from evilm.files import VIDEO_SUFFIXES
+from evilm.files import VIDEO_SUFFIXES, is_picture
 from evilm.search.remote import is_remote, local_copy
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ class Walk:
     """Content of a folder.
 
     Attributes:
-        files: regular files (or links to one) with a video suffix.
-        refused: (path, reason) of entries with a video suffix that are not regular files.
+        files: regular files (or links to one) with the suffix of a video, or of a picture where these are wanted.
+        refused: (path, reason) of entries with such a suffix that are not regular files.
         unlisted: (folder, reason) of folders that could not be listed; the index keeps what it has of their files.
-        others: number of files with other suffixes.
+        others: number of other files.
+        pictures: number of pictures among them.
         total: number of videos before a shard was chosen; 0 without shards.
     """
 
@@ -61,6 +62,7 @@ class Walk:
     refused: list[tuple[bytes, str]] = field(default_factory=lambda: [])
     unlisted: list[tuple[bytes, str]] = field(default_factory=lambda: [])
     others: int = 0
+    pictures: int = 0
     total: int = 0
 
 
@@ -84,7 +86,7 @@ class Changes:
     same: int = 0
 
 
-def walk(folder: Path, skip: Path | None = None) -> Walk:
+def walk(folder: Path, skip: Path | None = None, *, pictures: bool = False) -> Walk:
     """List everything under ``folder`` that has a video suffix, in order of paths.
 
     Hidden files and folders are left out. Links to folders are followed after the real folders, and each folder is
@@ -93,6 +95,7 @@ def walk(folder: Path, skip: Path | None = None) -> Walk:
     Args:
         folder: where to start.
         skip: a folder that is not entered (the index itself).
+        pictures: list still pictures too.
     """
     result = Walk()
     entered = {None, None if skip is None else _identity(os.fsencode(skip))}
@@ -112,7 +115,7 @@ def walk(folder: Path, skip: Path | None = None) -> Walk:
             except OSError:  # for example a link that leads back to itself
                 is_folder = False
             if not is_folder:
-                _add_file(entry, result)
+                _add_file(entry, result, pictures=pictures)
             elif entry.is_symlink():
                 links.append(entry.path)
             else:
@@ -141,15 +144,18 @@ def _list_folder(folder: bytes, result: Walk) -> list[os.DirEntry[bytes]]:
         return []
 
 
-def is_video_name(name: bytes) -> bool:
-    """Whether a file name has the suffix of a video."""
-    return name.lower().endswith(_SUFFIXES)
+def is_wanted(name: bytes, result: Walk, *, pictures: bool) -> bool:
+    """Whether a file name has the suffix of a video, or of a picture if wanted; else counts it in ``result``."""
+    if name.lower().endswith(_SUFFIXES) or (pictures and is_picture(name)):
+        return True
+    result.others += 1
+    result.pictures += is_picture(name)
+    return False
 
 
-def _add_file(entry: os.DirEntry[bytes], result: Walk) -> None:
+def _add_file(entry: os.DirEntry[bytes], result: Walk, *, pictures: bool) -> None:
     """Add an entry that is not a folder to the list that it belongs to."""
-    if not is_video_name(entry.name):
-        result.others += 1
+    if not is_wanted(entry.name, result, pictures=pictures):
         return
     try:
         state = entry.stat()

@@ -94,12 +94,19 @@ class Source:
             f"{path}: no such folder of videos; a list of videos is a .txt file or a table with a column of paths"
         )
 
-    def scan(self, skip: Path) -> scan.Walk:
-        """List the videos; ``skip`` is a folder that is not entered (the index itself)."""
+    def scan(self, skip: Path, *, pictures: bool = False) -> scan.Walk:
+        """List the videos.
+
+        Args:
+            skip: a folder that is not entered (the index itself).
+            pictures: list still pictures too; a list of files is taken as it is.
+        """
         if self.kind == "folder":
-            walked = scan.walk(Path(self.name), skip)
+            walked = scan.walk(Path(self.name), skip, pictures=pictures)
+        elif self.kind == "address":
+            walked = _objects(self.name, pictures=pictures)
         else:
-            walked = _objects(self.name) if self.kind == "address" else _listed(Path(self.name))
+            walked = _listed(Path(self.name))
         if self.shard is not None:
             walked.total = len(walked.files) + len(walked.refused)
             walked.files = [each for each in walked.files if self.shard.has(each.path, self.root)]
@@ -121,14 +128,12 @@ class Source:
         return database.files(condition, values), database.files(f"NOT ({condition})", values)
 
 
-def _objects(url: str) -> scan.Walk:
+def _objects(url: str, *, pictures: bool) -> scan.Walk:
     """The videos under an address."""
     result = scan.Walk()
     for path, *state in remote.list_prefix(url):
         name = path.rsplit(b"/", 1)[-1]
-        if name.startswith(b".") or not scan.is_video_name(name):
-            result.others += 1
-        else:
+        if not name.startswith(b".") and scan.is_wanted(name, result, pictures=pictures):
             result.files.append(scan.FoundFile(path, *state))
     return result
 

@@ -52,7 +52,8 @@ class Report:
         files, segments: numbers in the index afterwards.
         unreadable: path, status and reason of each file that gave no segments, or not all of them.
         unlisted: folders that could not be listed; the index keeps what it has of their files.
-        others: number of files with other suffixes than those of videos.
+        others: number of files with other suffixes than those that are indexed.
+        pictures: number of pictures that have a segment.
         seconds: total time.
         decoding, encoding: seconds of the two stages, summed over workers.
     """
@@ -68,6 +69,7 @@ class Report:
     unreadable: list[dict[str, str]] = field(default_factory=lambda: [])
     unlisted: list[dict[str, str]] = field(default_factory=lambda: [])
     others: int = 0
+    pictures: int = 0
     seconds: float = 0.0
     decoding: float = 0.0
     encoding: float = 0.0
@@ -78,7 +80,9 @@ class Report:
     def __str__(self) -> str:
         counts = {name: getattr(self, name) for name in ("new", "changed", "moved", "deleted", "same", "vanished")}
         parts = [f"{count:,} {name}" for name, count in counts.items() if count or name in ("new", "same")]
-        return f"{self.files:,} videos, {self.segments:,} segments ({', '.join(parts)}) in {self.seconds:.1f} s"
+        pictures = f" and {self.pictures:,} pictures" if self.pictures else ""
+        videos = f"{self.files - self.pictures:,} videos{pictures}"
+        return f"{videos}, {self.segments:,} segments ({', '.join(parts)}) in {self.seconds:.1f} s"
 
 
 @contextlib.contextmanager
@@ -112,7 +116,7 @@ def writing(folder: Path) -> Generator[None]:
 def update_index(
     source: Source, index_dir: Path, model: Embedder | str | Path | None, *, config: IndexConfig | None, workers: int,
     batch: int, limits: Limits, allow_empty: bool, on_commit: Callable[[Sequence[bytes], int, int], None] | None,
-    runner: Runner | None = None,
+    runner: Runner | None = None, pictures: bool | None = None,
 ) -> tuple[Embedder, Report]:  # fmt: skip
     """Make an index of videos, or bring it up to date; see ``VideoIndex.build`` for arguments and errors."""
     files.check_output_dir(index_dir, KIND)
@@ -122,6 +126,8 @@ def update_index(
     try:
         with writing(index_dir), Database(index_dir, write=True) as database:
             embedder = bind_model(database, embedder, origin)
+            if pictures is not None:
+                database.set_metadata("pictures", pictures)
             pipeline = Pipeline(embedder, bind_config(database, config), workers, batch, limits)
             if runner is None:
                 return embedder, _Update(database, pipeline, pipeline.run, on_commit).run(source, allow_empty)
@@ -162,7 +168,7 @@ class _Update:
     def run(self, source: Source, allow_empty: bool) -> Report:
         """Make the index describe what ``source`` holds; entries of other folders stay."""
         began = time.monotonic()
-        walked = source.scan(skip=self.database.folder)
+        walked = source.scan(skip=self.database.folder, pictures=self.database.metadata("pictures", False))
         known, elsewhere = source.records(self.database, walked)
         self._check_not_empty(source, walked, len(known), allow_empty)
         changes = scan.compare(known, walked, elsewhere)
@@ -190,6 +196,7 @@ class _Update:
         )  # fmt: skip
         report.unreadable = finish(self.database, lambda: self.pipeline.model)
         report.files, report.segments = self.database.counts
+        report.pictures = len(self.database.file_ids("status IN (?, ?) AND is_picture(path)", READABLE))
         report.seconds = time.monotonic() - began
         here = source.records(self.database, walked)[0]
         if here and source.shard is None and not any(record.status in READABLE for record in here):
@@ -211,6 +218,8 @@ class _Update:
             )
         if not walked.refused:
             content = f"{walked.others:,} files with other suffixes" if walked.others else "it is empty"
+            if walked.pictures:
+                content = f"{walked.pictures:,} pictures; --pictures indexes them"
             raise VideoIndexError(
                 f"{folder}: holds no videos ({content}); names of videos end in .mp4, .mkv, .webm, .avi, .mov, ..."
             )

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from evilm.errors import EvilmError, QueryError, VideoError
+from evilm.files import is_picture
 from evilm.server import schemas
 from evilm.server.batches import Batches
 from evilm.server.library import Library, Request, filter_of, parse_text
@@ -73,7 +74,8 @@ class Catalog:
         """Counts, model and folders."""
         index = self.library.index
         if index is None:
-            empty = {"ready": False, "name": "", "files": 0, "segments": 0, "hours": 0.0, "bytes": 0, "updated": None}
+            empty = {"ready": False, "name": "", "files": 0, "segments": 0, "hours": 0.0, "bytes": 0, "updated": None,
+                     "pictures": False}  # fmt: skip
             return empty | {"statuses": {}, "folders": [], "model": None}
         overview = self.videos.overview()
         try:
@@ -84,7 +86,7 @@ class Catalog:
         changed = dt.datetime.fromtimestamp((self._folder / "index.db").stat().st_mtime, dt.UTC)
         return {
             "ready": len(index) > 0, "name": printable(overview.root.name), "files": index.num_videos,
-            "segments": len(index), "hours": overview.hours,
+            "segments": len(index), "hours": overview.hours, "pictures": index.pictures,
             "bytes": sum(path.stat().st_size for path in self._folder.iterdir() if path.is_file()),
             "updated": changed.isoformat(), "statuses": index.status_counts(), "folders": overview.folders,
             "model": model,
@@ -239,7 +241,7 @@ class Catalog:
     def ask(self, number: int, body: schemas.AskBody) -> dict[str, Any]:
         """Answer a question about a video."""
         video = self._video(number)
-        start, end = _bounds(body.start or 0.0, body.end if body.end is not None else video.duration)
+        start, end = _bounds(body.start or 0.0, body.end if body.end is not None else video.duration, video.path)
         return self.library.ask(self.path(number), start, end, body.question, body.choices)
 
     def unreadable(self, cursor: int) -> dict[str, Any]:
@@ -253,20 +255,28 @@ class Catalog:
         ]  # fmt: skip
         return {"files": rows, "next": cursor + PAGE if cursor + PAGE < len(videos) else None, "total": len(videos)}
 
-    def parts(self, segments: Sequence[schemas.SegmentPart]) -> list[Part]:
-        """Segments as parts of files, with the bounds that were asked for."""
+    def parts(self, segments: Sequence[schemas.SegmentPart], *, copied: bool) -> list[Part]:
+        """Segments as parts of files, with the bounds that were asked for.
+
+        Args:
+            segments: as the request has them.
+            copied: whether pictures will be copied; they are checked as ``path`` does.
+        """
         parts: list[Part] = []
         for each in segments:
             row = self.segment(int(each.segment))
-            start, end = _bounds(
-                row.start if each.start is None else each.start, row.end if each.end is None else each.end
-            )
             path = self._video(int(row.video)).path
+            path = self.path(int(row.video)) if copied and is_picture(path) else path
+            start, end = _bounds(
+                row.start if each.start is None else each.start, row.end if each.end is None else each.end, path
+            )
             parts.append(Part(path, start, end, {"name": row.name, "folder": row.folder, "date": row.date}))
         return parts
 
 
-def _bounds(start: float, end: float) -> tuple[float, float]:
+def _bounds(start: float, end: float, path: Path) -> tuple[float, float]:
+    if is_picture(path):
+        return 0.0, 0.0
     if 0 <= start < end:
         return start, end
     raise QueryError(f"the part from {start:g} s to {end:g} s is empty")

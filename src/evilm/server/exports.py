@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from evilm.server.media import Part
 
 
+STILL_SECONDS = 5.0  # that a picture is shown in a timeline
+
+
 def to_csv(parts: Sequence[Part]) -> bytes:
     """One row a segment: file, folder, start, end, date, score."""
     out = io.StringIO(newline="")
@@ -48,8 +51,8 @@ def to_edl(parts: Sequence[Part], rate: int = 25) -> bytes:
     lines = ["TITLE: E-ViLM segments", "FCM: NON-DROP FRAME", ""]
     at = 0.0
     for number, part in enumerate(parts, 1):
-        length = part.end - part.start
-        times = " ".join(timecode(value, rate) for value in (part.start, part.end, at, at + length))
+        length = _shown(part)
+        times = " ".join(timecode(value, rate) for value in (part.start, part.start + length, at, at + length))
         lines += [f"{number:03d}  AX       V     C        {times}", f"* FROM CLIP NAME: {part.path.name}", ""]
         at += length
     return "\n".join(lines).encode()
@@ -66,7 +69,7 @@ def to_fcpxml(parts: Sequence[Part], rate: int = 25) -> bytes:
     ET.SubElement(resources, "format", id="r0", frameDuration=f"1/{rate}s", width="1920", height="1080")
     event = ET.SubElement(ET.SubElement(root, "library"), "event", name="E-ViLM")
     project = ET.SubElement(event, "project", name="Segments")
-    total = sum(part.end - part.start for part in parts)
+    total = sum(_shown(part) for part in parts)
     sequence = ET.SubElement(project, "sequence", format="r0", duration=span(total))
     spine = ET.SubElement(sequence, "spine")
     assets: dict[Path, str] = {}
@@ -79,10 +82,15 @@ def to_fcpxml(parts: Sequence[Part], rate: int = 25) -> bytes:
             )
             ET.SubElement(asset, "media-rep", kind="original-media", src=part.path.name)
         clip = {"name": part.path.name, "ref": assets[part.path], "offset": span(at), "start": span(part.start),
-                "duration": span(part.end - part.start)}  # fmt: skip
+                "duration": span(_shown(part))}  # fmt: skip
         ET.SubElement(spine, "asset-clip", clip)
-        at += part.end - part.start
+        at += _shown(part)
     return b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE fcpxml>\n' + ET.tostring(root)
+
+
+def _shown(part: Part) -> float:
+    """Seconds of a part in a timeline."""
+    return part.end - part.start or STILL_SECONDS
 
 
 WRITERS: dict[str, tuple[Callable[[Sequence[Part]], bytes], str]] = {

@@ -59,7 +59,7 @@ def folders(here: Here, parent: Annotated[str | None, Query(max_length=40)] = No
 @router.post("/api/scan")
 def start_scan(body: schemas.ScanBody, here: Here) -> schemas.ScanOut:
     """Scan a folder into the index: a new one, the sample clips, or the folder of the index again."""
-    scan = here.scans.start(_folder(body, here), here.config.model)
+    scan = here.scans.start(_folder(body, here), here.config.model, pictures=body.pictures)
     if scan is None:
         raise HTTPException(409, "A scan is running; stop it or wait for it.")
     return schemas.ScanOut.model_validate(scans.as_json(scan))

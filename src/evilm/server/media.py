@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evilm.data.video import LIMITS, DecoderPool
 from evilm.errors import EvilmError
+from evilm.files import is_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from evilm.data.video.clips import VideoFacts
 
-Play = Literal["direct", "remux", "transcode", "none"]
+Play = Literal["direct", "remux", "transcode", "picture", "none"]
 State = Literal["queued", "running", "done", "failed"]
 
 STILLS = 3000  # that are kept in memory
@@ -82,7 +83,9 @@ class Part:
 
 
 def playable(facts: VideoFacts, path: Path) -> Play:
-    """How a browser can play a file: as it is, in another container, or encoded again."""
+    """How a browser can show a file: as it is, in another container, encoded again, or as a still."""
+    if is_picture(path):
+        return "picture"
     plain = facts.pixel_format in _PLAIN
     sound = facts.audio_codec in (None, "aac", "mp3", "opus", "vorbis")
     container = facts.container.partition(",")[0]
@@ -173,7 +176,7 @@ class Media:
         return self._start(hashlib.sha256(key).hexdigest()[:32], "proxy", make)
 
     def clips(self, parts: Sequence[Part], *, exact: bool) -> Job:
-        """The job that cuts parts of videos into a zip file.
+        """The job that cuts parts of videos into a zip file, beside copies of pictures.
 
         Raises:
             FullError: too many jobs wait.
@@ -181,15 +184,19 @@ class Media:
 
         def make(job: Job, out: Path) -> None:
             began = time.monotonic()
-            with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as bundle:
+            with zipfile.ZipFile(out, "w", strict_timestamps=False) as bundle:
                 for number, part in enumerate(parts, 1):
-                    piece = out.with_suffix(f".{number}.mp4")
-                    try:
-                        self.cutter.cut(part.path, piece, part.start, part.end, None, timeout=JOB_SECONDS, exact=exact)
-                        stem = "".join(c if c.isalnum() or c in "-_. " else "_" for c in part.path.stem)[:80]
-                        bundle.write(piece, f"{number:03d} {stem} {part.start:.1f}-{part.end:.1f}.mp4")
-                    finally:
-                        piece.unlink(missing_ok=True)
+                    stem = "".join(c if c.isalnum() or c in "-_. " else "_" for c in part.path.stem)[:80]
+                    if is_picture(part.path):
+                        bundle.write(part.path, f"{number:03d} {stem}{part.path.suffix.lower()}")
+                    else:
+                        piece = out.with_suffix(f".{number}.mp4")
+                        span = (part.start, part.end)
+                        try:
+                            self.cutter.cut(part.path, piece, *span, None, timeout=JOB_SECONDS, exact=exact)
+                            bundle.write(piece, f"{number:03d} {stem} {span[0]:.1f}-{span[1]:.1f}.mp4")
+                        finally:
+                            piece.unlink(missing_ok=True)
                     if out.stat().st_size > MAX_BYTES:
                         raise OSError(errno.EFBIG, f"these clips have more than {MAX_BYTES >> 20:,} MiB together")
                     if time.monotonic() - began > EXPORT_SECONDS:

@@ -72,7 +72,7 @@ class Scans:
     def running(self) -> bool:
         return self.current is not None and self.current.state in ("running", "stopping")
 
-    def start(self, folder: Path, model: str | None) -> Scan | None:
+    def start(self, folder: Path, model: str | None, *, pictures: bool | None = None) -> Scan | None:
         """Start a scan; None if one is running."""
         with self._lock:
             if self.running:
@@ -80,6 +80,7 @@ class Scans:
             self._count += 1
             self.current = scan = Scan(str(self._count), folder.name or str(folder))
             words = [sys.executable, "-m", "evilm.server.scans", str(self.index), str(folder), model or ""]
+            words += [] if pictures is None else [str(pictures)]
             self._process = subprocess.Popen(  # noqa: S603, our own program; the folder is one argument
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 start_new_session=True,
@@ -135,7 +136,7 @@ def as_json(scan: Scan | None) -> dict[str, object] | None:
     return None if scan is None else asdict(scan)
 
 
-def main(index: str, folder: str, model: str) -> int:
+def main(index: str, folder: str, model: str, pictures: str | None = None) -> int:
     """Bring an index up to date and print progress as lines of JSON; the exit code."""
     from evilm.search.index import VideoIndex
 
@@ -145,8 +146,9 @@ def main(index: str, folder: str, model: str) -> int:
 
     try:
         with VideoIndex.build(
-            folder, model or None, index, on_commit=lambda _, done, total: show({"done": done, "total": total})
-        ) as built:
+            folder, model or None, index, pictures=pictures and pictures == "True",
+            on_commit=lambda _, done, total: show({"done": done, "total": total}),
+        ) as built:  # fmt: skip
             report = built.report
         if report is not None:
             show({
@@ -162,4 +164,4 @@ def main(index: str, folder: str, model: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main(*sys.argv[1:5]))

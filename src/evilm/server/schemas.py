@@ -66,6 +66,7 @@ class ScanBody(Body):
 
     folder: str | None = Field(default=None, max_length=40)
     samples: bool = False
+    pictures: bool | None = Field(default=None, description="index still pictures too; null: as the last time")
 
 
 class SavedSearch(Body):
@@ -95,6 +96,7 @@ class SegmentOut(BaseModel):
     folder: str
     date: str
     duration: float
+    picture: bool = False
     words: list[str] = []
 
 
@@ -132,7 +134,7 @@ class VideoOut(BaseModel):
     codec: str
     container: str
     bytes: int
-    play: Literal["direct", "remux", "transcode", "none"]
+    play: Literal["direct", "remux", "transcode", "picture", "none"]
     segments: list[SpanOut]
 
 

@@ -58,7 +58,7 @@ async def upload(request: Request, here: Here) -> dict[str, str]:
 @router.post("/exports", response_model=None)
 def export(body: schemas.ExportBody, here: Here) -> Response:
     """Export segments: a list at once, or a job that cuts clips."""
-    parts = here.catalog.parts(body.segments)
+    parts = here.catalog.parts(body.segments, copied=body.format == "clips")
     if body.format == "clips":
         return JSONResponse(media.as_json(here.media.clips(parts, exact=body.exact)), 202)
     write, kind = exports.WRITERS[body.format]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evilm.errors import EvilmError
+from evilm.files import is_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -164,5 +165,5 @@ def relative(folder: Path, root: Path) -> str:
 def _fields(video: Video, root: Path) -> dict[str, Any]:
     return {
         "video": str(video.id), "name": printable(video.path.name), "folder": relative(video.path.parent, root),
-        "date": video.modified.isoformat(), "duration": video.duration,
+        "date": video.modified.isoformat(), "duration": video.duration, "picture": is_picture(video.path),
     }  # fmt: skip

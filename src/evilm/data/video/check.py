@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from evilm.data import sampling
+from evilm.data.video.clips import open_reader
 from evilm.data.video.limits import LIMITS
-from evilm.data.video.reader import VideoReader
 from evilm.errors import VideoError, VideoStatus
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def check(path: Path, limits: Limits = LIMITS) -> Finding:
     less than that. Other places in the file are not checked.
     """
     try:
-        with VideoReader(path, limits) as reader:
+        with open_reader(path, limits) as reader:
             duration = reader.duration
             reader.frames_at([*sampling.frame_times(_SEGMENTS, duration), duration], size=_SIDE)
             if reader.damaged:

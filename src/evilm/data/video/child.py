@@ -28,7 +28,6 @@ import numpy as np
 from evilm.data.video import clips, container
 from evilm.data.video.check import check
 from evilm.data.video.limits import Limits
-from evilm.data.video.reader import VideoReader
 from evilm.errors import EvilmError, VideoError
 from evilm.types import Clip
 
@@ -111,7 +110,7 @@ def _clip(path: Path, question: Facts, limits: Limits) -> NDArray[np.uint8]:
 
 
 def _frames(path: Path, question: Facts, limits: Limits) -> NDArray[np.uint8]:
-    with VideoReader(path, limits) as reader:
+    with clips.open_reader(path, limits) as reader:
         return reader.frames_at(question["times"], question["mode"], question["size"], question["fit"])
 
 
@@ -120,7 +119,7 @@ def _picture(path: Path, question: Facts, limits: Limits) -> NDArray[np.uint8]:
 
 
 def _duration(path: Path, _: Facts, limits: Limits) -> Facts:
-    with VideoReader(path, limits) as reader:
+    with clips.open_reader(path, limits) as reader:
         return {"seconds": reader.duration}
 
 

@@ -9,7 +9,7 @@ import contextlib
 import io
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,10 +19,10 @@ import numpy as np
 from evilm.data import sampling
 from evilm.data.video import container
 from evilm.data.video.limits import FFMPEG_ERRORS, LIMITS
-from evilm.data.video.pictures import read_still
+from evilm.data.video.pictures import StillReader, read_still
 from evilm.data.video.reader import VideoReader
 from evilm.errors import VideoError
-from evilm.files import PICTURE_SUFFIXES
+from evilm.files import is_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,11 +72,11 @@ def frames_of(
 ) -> NDArray[np.uint8]:
     """``read_clip`` with the random part of the rule given: ``within`` (T,) is the result of ``frames.draw``."""
     names = clip.frames
-    if names and names[0].lower().endswith(PICTURE_SUFFIXES):
+    if names and is_picture(names[0]):
         chosen = [int(i) for i in sampling.frames_at(len(names), within)]
         pixels = {i: read_still(clip.path, names[i], size, fit, limits) for i in sorted(set(chosen))}
         return np.stack([pixels[i] for i in chosen])
-    with VideoReader(clip.path, limits, names[0] if names else None) as reader:
+    with VideoReader(clip.path, limits, names[0]) if names else open_reader(clip.path, limits) as reader:
         duration = reader.duration
         if clip.start and clip.start >= duration:
             raise VideoError(clip.path, "zero_frames", f"nothing from {clip.start:g} s on: it lasts {duration:g} s")
@@ -85,28 +85,31 @@ def frames_of(
         return reader.frames_at(times, mode, size, fit)
 
 
+def open_reader(path: Path, limits: Limits = LIMITS) -> VideoReader | StillReader:
+    """The reader of a file: a ``StillReader`` if it has the name of a picture, else a ``VideoReader``."""
+    return StillReader(path, limits) if is_picture(path) else VideoReader(path, limits)
+
+
 def read_picture(path: Path, size: int | None, fit: Fit = "crop", limits: Limits = LIMITS) -> NDArray[np.uint8]:
     """A still picture as a clip of one frame, upright by its EXIF orientation: (1, H, W, 3) uint8 RGB.
 
     Args:
-        path: a JPEG, PNG, WebP, BMP, AVIF or HEIC file.
+        path: the picture, whatever its name.
         size: H = W in pixels; None keeps the size of the picture.
         fit: as in ``VideoReader.frames_at``.
-        limits: a picture may have twice as many pixels as a frame, as cameras take larger pictures than videos.
+        limits: see ``StillReader``.
 
     Raises:
-        VideoError: the picture is missing, damaged, too large or not supported.
+        VideoError: as ``StillReader``.
     """
-    container.locate(path)  # a regular file
-    limits = replace(limits, max_pixels=2 * limits.max_pixels)
-    return read_still(path.parent, path.name, size, fit, limits)[None]
+    return StillReader(path, limits).frames_at([0.0], size=size, fit=fit)
 
 
 def thumbnails(path: Path, times: Sequence[float], height: int, limits: Limits = LIMITS) -> list[bytes]:
     """The frames on screen at some times, each as a JPEG.
 
     Args:
-        path: a video file.
+        path: a video or a picture.
         times: seconds from the first frame.
         height: pixels; a smaller frame keeps its size.
         limits: limits of the file.
@@ -114,7 +117,7 @@ def thumbnails(path: Path, times: Sequence[float], height: int, limits: Limits =
     Raises:
         VideoError: as ``VideoReader``.
     """
-    with VideoReader(path, limits) as reader:
+    with open_reader(path, limits) as reader:
         frames = reader.frames_at(times, height=height)
     pictures: list[bytes] = []
     for pixels in frames:
@@ -129,15 +132,15 @@ def thumbnails(path: Path, times: Sequence[float], height: int, limits: Limits =
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What a player needs to know about a video.
+    """What a player needs to know about a video or picture.
 
     Attributes:
         width, height: pixels as displayed.
         codec: FFmpeg's name, such as ``h264``.
         pixel_format: FFmpeg's name, such as ``yuv420p``.
-        container: FFmpeg's name, such as ``matroska``; ``mov`` for MP4.
-        seconds: the length.
-        frame_rate: average number of frames a second.
+        container: FFmpeg's name, such as ``matroska``; ``mov`` for MP4; ``picture`` for a still picture.
+        seconds: the length; 0 for a picture.
+        frame_rate: average number of frames a second; 0 for a picture.
         audio_codec: FFmpeg's name; None without sound.
     """
 
@@ -157,6 +160,9 @@ def describe(path: Path, limits: Limits = LIMITS) -> VideoFacts:
     Raises:
         VideoError: as ``VideoReader``.
     """
+    if is_picture(path):
+        height, width, codec, pixel_format = StillReader(path, limits).describe()
+        return VideoFacts(width, height, codec, pixel_format, "picture", 0.0, 0.0, None)
     file = container.locate(path)
     with VideoReader(path, limits) as reader:
         height, width = reader.frames_at([0.0]).shape[1:3]

@@ -1,4 +1,4 @@
-"""Pictures: from decoded frames to RGB, and still pictures in folders and tar files."""
+"""Pictures: from decoded frames to RGB, and still pictures: alone, in folders and in tar files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import io
 import math
 import re
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import av
 import av.error
@@ -16,8 +17,8 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from evilm.data.video.container import tar_members
-from evilm.data.video.limits import FFMPEG_ERRORS
+from evilm.data.video import container
+from evilm.data.video.limits import FFMPEG_ERRORS, LIMITS
 from evilm.errors import VideoError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from numpy.typing import NDArray
 
-    from evilm.data.video.limits import Fit, Limits
+    from evilm.data.video.limits import Fit, Limits, Mode
 
 SQUARE = Fraction(1)
 _SCALERS = {"bicubic": Interpolation.BICUBIC, "bilinear": Interpolation.BILINEAR}
@@ -114,8 +115,51 @@ def pixel_aspect(stated: Fraction | None) -> Fraction:
 # Still pictures
 
 
-def read_still(path: Path, name: str, size: int | None, fit: Fit, limits: Limits) -> NDArray[np.uint8]:
-    """One still picture of a folder or tar file, upright: (H, W, 3) uint8 RGB.
+class StillReader:
+    """A still picture as a video of one frame that lasts 0 seconds, with the methods of ``VideoReader``.
+
+    Args:
+        path: a JPEG, PNG, WebP, BMP, AVIF or HEIC file.
+        limits: a picture may have twice as many pixels as a frame, as cameras take larger pictures than videos.
+
+    Raises:
+        VideoError: on opening or reading: the picture is missing, damaged, too large or not supported.
+    """
+
+    raw, damaged, reached, duration = False, 0, 0.0, 0.0
+
+    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
+        container.locate(path)  # a regular file
+        self.path, self.limits = path, replace(limits, max_pixels=2 * limits.max_pixels)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def frames_at(
+        self, times: Sequence[float] | NDArray[np.float64], mode: Mode = "exact", size: int | None = None,
+        fit: Fit = "crop", height: int | None = None,
+    ) -> NDArray[np.uint8]:  # fmt: skip
+        """The picture once for each time; see ``VideoReader.frames_at``."""
+        del mode
+        pixels = read_still(self.path.parent, self.path.name, size, fit, self.limits, height)
+        return np.repeat(pixels[None], len(times), axis=0)
+
+    def describe(self) -> tuple[int, int, str, str]:
+        """Height and width in pixels as displayed, codec and pixel format."""
+        (data,) = read_members(self.path.parent, [self.path.name])
+        frame = decode(self.path.parent, self.path.name, data, self.limits.max_pixels)
+        turned, codec = _orientation(data)[0] % 2, _CODECS.get(data[:2], "heif")
+        sides = (frame.width, frame.height) if turned else (frame.height, frame.width)
+        return *sides, "jpeg" if codec == "mjpeg" else codec, frame.format.name
+
+
+def read_still(
+    path: Path, name: str, size: int | None, fit: Fit, limits: Limits, height: int | None = None
+) -> NDArray[np.uint8]:
+    """One still picture of a folder or tar file, upright: (H, W, 3) uint8 RGB; arguments as those of ``to_rgb``.
 
     Raises:
         VideoError: the picture is missing, damaged, too large or not supported.
@@ -123,11 +167,11 @@ def read_still(path: Path, name: str, size: int | None, fit: Fit, limits: Limits
     (data,) = read_members(path, [name])
     frame = decode(path, name, data, limits.max_pixels)
     try:
-        return to_rgb(frame, size, fit, VideoReformatter(), orientation=_orientation(data))
+        return to_rgb(frame, size, fit, VideoReformatter(), height=height, orientation=_orientation(data))
     except MemoryError:
         raise limits.out_of_memory(path) from None
     except FFMPEG_ERRORS as error:
-        raise VideoError(path, "unsupported", f"frame {name!r} cannot be converted to RGB: {error}") from None
+        raise VideoError(path, "unsupported", f"picture {name!r} cannot be converted to RGB: {error}") from None
 
 
 def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
@@ -140,19 +184,19 @@ def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
 
 
 def _from_tar(path: Path, names: Sequence[str]) -> list[bytes]:
-    index = tar_members(path)
+    index = container.tar_members(path)
     contents: list[bytes] = []
     try:
         with path.open("rb") as archive:
             for name in names:
                 if name not in index:
-                    raise VideoError(path, "not_a_file", f"holds no frame {name!r}")
+                    raise VideoError(path, "not_a_file", f"holds no picture {name!r}")
                 offset, size = index[name]
                 _check_bytes(path, name, size)
                 archive.seek(offset)
                 contents.append(archive.read(size))
                 if len(contents[-1]) < size:
-                    raise VideoError(path, "corrupt", f"ends within frame {name!r}")
+                    raise VideoError(path, "corrupt", f"ends within picture {name!r}")
     except OSError as error:
         raise VideoError(path, "not_a_file", f"cannot be read: {error.strerror}") from None
     return contents
@@ -162,20 +206,20 @@ def _from_folder(path: Path, names: Sequence[str]) -> list[bytes]:
     contents: list[bytes] = []
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise VideoError(path, "refused", f"frame {name!r} is outside the folder")
+            raise VideoError(path, "refused", f"picture {name!r} is outside the folder")
         try:
             if not (path / name).is_file():
-                raise VideoError(path, "not_a_file", f"holds no frame {name!r}")
+                raise VideoError(path, "not_a_file", f"holds no picture {name!r}")
             _check_bytes(path, name, (path / name).stat().st_size)
             contents.append((path / name).read_bytes())
         except (OSError, ValueError) as error:
-            raise VideoError(path, "not_a_file", f"frame {name!r} cannot be read: {error}") from None
+            raise VideoError(path, "not_a_file", f"picture {name!r} cannot be read: {error}") from None
     return contents
 
 
 def _check_bytes(path: Path, name: str, size: int) -> None:
     if size > _MAX_BYTES:
-        raise VideoError(path, "too_large", f"frame {name!r} has {size} bytes, more than {_MAX_BYTES}")
+        raise VideoError(path, "too_large", f"picture {name!r} has {size} bytes, more than {_MAX_BYTES}")
 
 
 def decode(path: Path, name: str, data: bytes, max_pixels: int) -> VideoFrame:
@@ -188,7 +232,7 @@ def decode(path: Path, name: str, data: bytes, max_pixels: int) -> VideoFrame:
     options = {"max_pixels": str(max_pixels)}
     try:
         if codec is None and not _HEIF.match(data):
-            raise VideoError(path, "unsupported", f"frame {name!r} is no JPEG, PNG, WebP, BMP, AVIF or HEIC picture")
+            raise VideoError(path, "unsupported", f"picture {name!r} is no JPEG, PNG, WebP, BMP, AVIF or HEIC picture")
         if codec is None:
             whitelists = {"protocol_whitelist": "none", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2"}
             with av.open(io.BytesIO(data), "r", options=options, container_options=whitelists) as file:
@@ -198,12 +242,22 @@ def decode(path: Path, name: str, data: bytes, max_pixels: int) -> VideoFrame:
         frames = [*context.decode(av.Packet(data)), *context.decode(None)]
     except FFMPEG_ERRORS as error:
         if isinstance(error, av.error.ArgumentError):  # EINVAL: FFmpeg's error for more than max_pixels
-            raise VideoError(path, "too_large", f"frame {name!r} has more than {max_pixels} pixels") from None
+            raise VideoError(path, "too_large", f"picture {name!r} has more than {max_pixels} pixels") from None
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise VideoError(path, "corrupt", f"frame {name!r} cannot be decoded: {reason}") from None
+        raise VideoError(path, "corrupt", f"picture {name!r} cannot be decoded: {reason}") from None
     if not frames:
-        raise VideoError(path, "corrupt", f"frame {name!r} holds no picture")
+        raise VideoError(path, "corrupt", f"picture {name!r} holds no picture")
+    if codec == "mjpeg" and _is_cut_off(data):  # FFmpeg paints the missing part grey
+        raise VideoError(path, "corrupt", f"picture {name!r} is cut off: the file ends within the picture")
     return frames[0]
+
+
+def _is_cut_off(jpeg: bytes) -> bool:
+    """Whether a JPEG has no end marker behind its first scan; an embedded preview has an end marker of its own."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] not in (b"\xda", b""):
+        at += 1 if jpeg[at + 1] == 0xFF else 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    return jpeg.find(b"\xff\xd9", at) < 0
 
 
 def _heif_frame(path: Path, name: str, data: bytes, file: InputContainer, max_pixels: int) -> VideoFrame:
@@ -218,7 +272,7 @@ def _heif_frame(path: Path, name: str, data: bytes, file: InputContainer, max_pi
         tiles = [max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)]
         rows, columns, width, height = 1, 1, tiles[0].codec_context.width, tiles[0].codec_context.height
     if width * height > max_pixels:
-        raise VideoError(path, "too_large", f"frame {name!r} has {width}x{height} pixels, more than {max_pixels}")
+        raise VideoError(path, "too_large", f"picture {name!r} has {width}x{height} pixels, more than {max_pixels}")
     tiles = tiles[: rows * columns]
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     missing = {stream.index: place for place, stream in enumerate(tiles)}
@@ -233,7 +287,7 @@ def _heif_frame(path: Path, name: str, data: bytes, file: InputContainer, max_pi
             piece = frame.to_ndarray(format="rgb24")[: max(0, height - top), : max(0, width - left)]
             canvas[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
     if missing or len(tiles) < rows * columns:
-        raise VideoError(path, "corrupt", f"frame {name!r} lacks some of its {rows * columns} tiles")
+        raise VideoError(path, "corrupt", f"picture {name!r} lacks some of its {rows * columns} tiles")
     return av.VideoFrame.from_ndarray(canvas, format="rgb24")
 
 

@@ -9,8 +9,8 @@ export function Library({ index, say, first }) {
   const start = (request) => api.scan(request).then(() => go({ view: "" }), (error) => say(error.message, "error"));
   if (first)
     return html`<section class="welcome"><h1>Find moments in your videos</h1>
-      <p>Choose a folder of videos on this computer. They are indexed here; nothing leaves the machine. You can search while the scan runs.</p>
-      <${Folders} start=${start} />
+      <p>Choose a folder of videos (and pictures) on this computer. They are indexed here; nothing leaves the machine. You can search while the scan runs.</p>
+      <${Folders} start=${start} pictures=${false} />
       ${index.samples ? html`<p>No videos at hand? <button onClick=${() => start({ samples: true })}>Try the sample clips</button></p>` : null}</section>`;
   return html`<div class="library">
     <h1>Index</h1>
@@ -18,10 +18,10 @@ export function Library({ index, say, first }) {
       ${running ? html`<${Progress} scan=${scan} say=${say} />` : html`
         ${scan && scan.state !== "running" ? html`<p role="status">${summary(scan)}</p>` : null}
         <div class="actions"><button class="primary" onClick=${() => start({})}>Scan ${index.name ? `“${index.name}”` : "the folder"} again</button></div>
-        <details><summary>Scan another folder</summary><${Folders} start=${start} /></details>`}
+        <details><summary>Scan another folder</summary><${Folders} start=${start} pictures=${index.pictures} /></details>`}
     </section>
     <section class="panel"><h2>Contents</h2>
-      <dl class="tiles">${[["Videos", count(index.files)], ["Segments", count(index.segments)], index.hours < 1 ? ["Minutes", count(Math.round(60 * index.hours))] : ["Hours", index.hours.toFixed(1)], ["Index size", bytes(index.bytes)]].map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
+      <dl class="tiles">${[[index.pictures ? "Files" : "Videos", count(index.files)], ["Segments", count(index.segments)], index.hours < 1 ? ["Minutes", count(Math.round(60 * index.hours))] : ["Hours", index.hours.toFixed(1)], ["Index size", bytes(index.bytes)]].map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
       <ul class="statuses" aria-label="Files by status">${Object.entries(index.statuses || {}).sort((a, b) => b[1] - a[1]).map(([status, n]) => html`<li class=${status === "ok" ? "" : "bad"}>${count(n)} ${STATUS[status] || status.replaceAll("_", " ")}</li>`)}${index.updated ? html`<li class="plain">updated ${when(index.updated)}</li>` : null}</ul>
     </section>
     <section class="panel"><h2>Model</h2><p><strong>${index.model?.name || "none"}</strong>${index.model?.about ? `: ${index.model.about}` : ""}</p>
@@ -32,7 +32,7 @@ export function Library({ index, say, first }) {
 
 const STATUS = { ok: "readable", partial: "readable in part", no_video: "without video", zero_frames: "without frames", not_a_file: "not a file" };
 const when = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
-const summary = (scan) => scan.state === "failed" ? `The last scan failed: ${scan.message}` : `The last scan ${scan.state === "stopped" ? "was stopped" : "is done"}: ${plural(scan.added, "video")} added, ${count(scan.changed)} changed, ${count(scan.removed)} removed, ${count(scan.unreadable)} unreadable.`;
+const summary = (scan) => scan.state === "failed" ? `The last scan failed: ${scan.message}` : `The last scan ${scan.state === "stopped" ? "was stopped" : "is done"}: ${plural(scan.added, "file")} added, ${count(scan.changed)} changed, ${count(scan.removed)} removed, ${count(scan.unreadable)} unreadable.`;
 
 function Progress({ scan, say }) {
   const left = scan.seconds_left === null || scan.seconds_left === undefined ? "" : `, about ${clock(scan.seconds_left)} left`;
@@ -41,7 +41,8 @@ function Progress({ scan, say }) {
     <div class="actions"><button disabled=${scan.state === "stopping"} onClick=${() => api.stopScan().catch((error) => say(error.message, "error"))}>${scan.state === "stopping" ? "Stopping…" : "Stop"}</button><button class="quiet" onClick=${() => go({ view: "" })}>Search meanwhile</button></div></div>`;
 }
 
-function Folders({ start }) {
+function Folders({ start, pictures }) {
+  const [also, setAlso] = useState(pictures);
   const [trail, setTrail] = useState([]);
   const [list, setList] = useState(null);
   const [failure, setFailure] = useState("");
@@ -54,7 +55,8 @@ function Folders({ start }) {
     <nav aria-label="Folder" class="trail"><button class="quiet" onClick=${() => setTrail([])}>Computer</button>${trail.map((one, i) => html`<span>/</span><button class="quiet" onClick=${() => setTrail(trail.slice(0, i + 1))}>${one.name}</button>`)}</nav>
     ${failure ? html`<p role="alert">${failure}</p>` : null}
     <ul>${(list || []).map((one) => html`<li><button class="folder" onClick=${() => setTrail([...trail, one])}><span aria-hidden="true">▸</span> ${one.name}</button></li>`)}${list && !list.length ? html`<li class="none">No folders inside.</li>` : null}</ul>
-    <div class="actions"><button class="primary" disabled=${!here} onClick=${() => start({ folder: here.folder })}>${here ? `Index “${here.name}”` : "Choose a folder"}</button></div>
+    <label class="check"><input type="checkbox" checked=${also} onChange=${(event) => setAlso(event.target.checked)} /> Index still pictures too</label>
+    <div class="actions"><button class="primary" disabled=${!here} onClick=${() => start({ folder: here.folder, pictures: also })}>${here ? `Index “${here.name}”` : "Choose a folder"}</button></div>
   </div>`;
 }
 

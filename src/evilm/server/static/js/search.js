@@ -182,7 +182,7 @@ function Heading({ found, asked, route, index }) {
       <p>${filtered ? "Clear a filter, or choose a wider range." : index.segments ? "Try other words." : "Add a folder in the Index view."}</p>
       ${filtered ? html`<button class="primary" onClick=${() => go(NONE)}>Clear filters</button>` : null}</section>`;
   }
-  if (!asked) return html`<h1 class="results-title">All segments <small>${plural(found.total, "segment")} of ${plural(index.files, "video")}, ${index.hours < 1 ? plural(Math.max(1, Math.round(index.hours * 60)), "minute") : `${index.hours.toFixed(1)} hours`}</small></h1>`;
+  if (!asked) return html`<h1 class="results-title">All segments <small>${plural(found.total, "segment")} of ${plural(index.files, index.pictures ? "file" : "video")}, ${index.hours < 1 ? plural(Math.max(1, Math.round(index.hours * 60)), "minute") : `${index.hours.toFixed(1)} hours`}</small></h1>`;
   const took = found.seconds < 1 ? `${Math.round(1000 * found.seconds)} ms` : `${found.seconds.toFixed(1)} s`;
   if (found.no_good_match)
     return html`<section class="nomatch"><h1>No good match</h1><p>Nothing in the index seems to show this. The nearest segments are below; their scores are under 0.50.</p></section>`;
@@ -194,18 +194,18 @@ function Card({ hit, asked, current, selected, open, toggle }) {
   const [broken, setBroken] = useState(false);
   const timer = useRef(0);
   const loop = () => {
-    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    if (hit.picture || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
     let n = 0;
     clearInterval(timer.current);
     timer.current = setInterval(() => setFrame((n = (n + 1) % 8)), 350);
   };
   const rest = () => (clearInterval(timer.current), setFrame(undefined));
   useEffect(() => () => clearInterval(timer.current), []);
-  const label = `${hit.name}, ${clock(hit.start)} to ${clock(hit.end)}${asked ? `, score ${hit.score.toFixed(2)}` : ""}`;
+  const label = `${hit.name}, ${hit.picture ? "picture" : `${clock(hit.start)} to ${clock(hit.end)}`}${asked ? `, score ${hit.score.toFixed(2)}` : ""}`;
   return html`<article class=${classes("card", current && "current", selected && "selected", asked && !hit.good && "weak")}>
     <button class="card-open" onClick=${() => open(hit)} onMouseEnter=${loop} onMouseLeave=${rest} onFocus=${loop} onBlur=${rest} aria-label=${label}>
       <span class="still">${broken ? html`<span class="no-still">No still</span>` : html`<img src=${still(hit.segment, frame)} alt="" loading="lazy" decoding="async" onError=${() => setBroken(true)} />`}
-        <span class="times">${clock(hit.start)}–${clock(hit.end)}</span></span>
+        <span class="times">${hit.picture ? "picture" : `${clock(hit.start)}–${clock(hit.end)}`}</span></span>
     </button>
     <label class="pick"><input type="checkbox" checked=${selected} onChange=${() => toggle(hit)} /><span class="hidden">Select ${label}</span></label>
     <div class="about">
@@ -228,7 +228,7 @@ function Sentinel({ busy, more }) {
 }
 
 const FORMATS = [
-  ["clips", "Video clips (zip)", "cut at key frames without re-encoding where that is exact enough"],
+  ["clips", "Video clips (zip)", "cut at key frames without re-encoding where that is exact enough; pictures as they are"],
   ["csv", "CSV", "one row per segment"],
   ["json", "JSON", "all fields"],
   ["edl", "EDL (CMX 3600)", "for video editors"],

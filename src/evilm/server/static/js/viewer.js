@@ -28,6 +28,7 @@ export function Viewer({ segment, hit, request, asked, step, say, index }) {
       if (gone) return;
       setVideo(whole);
       if (whole.play === "direct") setSource(fileOf(found.video));
+      else if (whole.play === "picture") return;
       else if (whole.play === "none") setWait({ error: "This file cannot be played in a browser." });
       else prepare(found.video);
     }).catch(fail);
@@ -92,7 +93,7 @@ export function Viewer({ segment, hit, request, asked, step, say, index }) {
         "[": () => setBounds(([, end]) => [clamp(time, 0, end - 0.1), end]),
         "]": () => setBounds(([start]) => [start, Math.max(start + 0.1, time)]),
       }[event.key];
-      if (act && !(event.key === " " && event.target.tagName === "BUTTON")) (event.preventDefault(), act());
+      if (act && !(about?.picture && " []".includes(event.key)) && !(event.key === " " && event.target.tagName === "BUTTON")) (event.preventDefault(), act());
     };
     window.addEventListener("keydown", press);
     return () => window.removeEventListener("keydown", press);
@@ -105,24 +106,24 @@ export function Viewer({ segment, hit, request, asked, step, say, index }) {
       <button class="quiet" aria-label="Close" title="Close (Esc)" onClick=${() => go({ segment: "" })}>✕</button></span></div>
     <div class="screen">
       ${source ? html`<video ref=${player} src=${source} controls playsinline preload="metadata" onLoadedMetadata=${ready} onTimeUpdate=${(event) => setTime(event.target.currentTime)} onError=${fallback} poster=${still(segment, undefined, 360)}></video>`
-        : html`<img src=${still(segment, undefined, 360)} alt=${about ? `A still of ${about.name}` : ""} />
+        : html`<img src=${still(segment, undefined, about?.picture ? 720 : 360)} alt=${about ? `A still of ${about.name}` : ""} />
           ${wait ? html`<p class="wait" role="status">${wait.error || html`Preparing a version that this browser can play… <progress aria-label="Preparing"></progress>`}</p>` : null}`}
     </div>
     ${about && bounds ? html`
-      <${Timeline} scores=${scores} segments=${video?.segments || []} duration=${duration} time=${time} bounds=${bounds} seek=${seek} asked=${asked} current=${segment} />
+      ${about.picture ? null : html`<${Timeline} scores=${scores} segments=${video?.segments || []} duration=${duration} time=${time} bounds=${bounds} seek=${seek} asked=${asked} current=${segment} />`}
       <div class="bounds">
-        <label>Start<input type="number" step="0.1" min="0" max=${bounds[1]} value=${bounds[0].toFixed(1)} onChange=${(event) => setBounds([clamp(Number(event.target.value), 0, bounds[1] - 0.1), bounds[1]])} /></label>
+        ${about.picture ? null : html`<label>Start<input type="number" step="0.1" min="0" max=${bounds[1]} value=${bounds[0].toFixed(1)} onChange=${(event) => setBounds([clamp(Number(event.target.value), 0, bounds[1] - 0.1), bounds[1]])} /></label>
         <label>End<input type="number" step="0.1" min=${bounds[0]} max=${duration} value=${bounds[1].toFixed(1)} onChange=${(event) => setBounds([bounds[0], clamp(Number(event.target.value), bounds[0] + 0.1, duration)])} /></label>
-        <button onClick=${() => seek(bounds[0], true)}>Play the segment</button>
-        <button onClick=${() => setExporting(true)}>Cut out…</button>
+        <button onClick=${() => seek(bounds[0], true)}>Play the segment</button>`}
+        <button onClick=${() => setExporting(true)}>${about.picture ? "Export…" : "Cut out…"}</button>
         <button onClick=${() => go({ like: segment, q: "", upload: "", segment: "" })}>More like this</button>
       </div>
       ${hit && asked ? html`<p class="why"><${Score} value=${hit.score} good=${hit.good} /> ${hit.words?.length ? html`<span class="words">${hit.words.map((word) => html`<span>${word}</span>`)}</span>` : null}</p>` : null}
-      ${index.model?.asks || index.model?.chooses ? html`<${Ask} video=${about.video} bounds=${bounds} seek=${seek} free=${index.model.asks} />` : null}
+      ${index.model?.asks || index.model?.chooses ? html`<${Ask} video=${about.video} bounds=${bounds} seek=${seek} free=${index.model.asks} picture=${about.picture} />` : null}
       <dl class="facts">
         <div><dt>Folder</dt><dd>${about.folder || "."}</dd></div><div><dt>Date</dt><dd>${day(about.date)}</dd></div>
-        <div><dt>Length</dt><dd>${clock(duration)}</dd></div>
-        ${video ? html`<div><dt>Picture</dt><dd>${video.width}×${video.height}, ${video.codec}</dd></div><div><dt>Size</dt><dd>${bytes(video.bytes)}</dd></div><div><dt>Segments</dt><dd>${video.segments.length}</dd></div>` : null}
+        ${about.picture ? null : html`<div><dt>Length</dt><dd>${clock(duration)}</dd></div>`}
+        ${video ? html`<div><dt>Picture</dt><dd>${video.width}×${video.height}, ${video.codec}</dd></div><div><dt>Size</dt><dd>${bytes(video.bytes)}</dd></div>${about.picture ? null : html`<div><dt>Segments</dt><dd>${video.segments.length}</dd></div>`}` : null}
       </dl>` : html`<p class="wait">${wait?.error || "Loading…"}</p>`}
     ${exporting ? html`<${Export} hits=${[{ ...about, from: bounds[0], to: bounds[1] }]} close=${() => setExporting(false)} say=${say} />` : null}
   </aside>`;
@@ -151,7 +152,7 @@ function Timeline({ scores, segments, duration, time, bounds, seek, asked, curre
 }
 
 // A question, with possible answers where the model has none of its own.
-function Ask({ video, bounds, seek, free }) {
+function Ask({ video, bounds, seek, free, picture }) {
   const [question, setQuestion] = useState("");
   const [options, setOptions] = useState("");
   const [answer, setAnswer] = useState(null);
@@ -170,12 +171,12 @@ function Ask({ video, bounds, seek, free }) {
     return setBusy(false);
   };
   return html`<form class="ask" onSubmit=${ask}>
-    <label for="question">Ask about this segment</label>
+    <label for="question">Ask about this ${picture ? "picture" : "segment"}</label>
     <div class="box-line"><input id="question" type="text" autocomplete="off" value=${question} placeholder=${free ? "What is the man doing?" : "What colour is it?"} onInput=${(event) => setQuestion(event.target.value)} /><button disabled=${busy}>${busy ? "…" : "Ask"}</button></div>
     ${free ? null : html`<label class="options">Possible answers, separated by commas<input type="text" autocomplete="off" value=${options} placeholder="red, green, blue" onInput=${(event) => setOptions(event.target.value)} /></label>`}
     <div aria-live="polite">${answer ? (answer.error ? html`<p class="wait">${answer.error}</p>` : html`
       <p class="answer">${answer.certain ? html`<strong>${answer.answer}</strong>` : html`<strong>Not sure</strong>, perhaps “${answer.answer}”`} <small>${Math.round(100 * answer.probability)} % sure</small></p>
       ${answer.answers?.length > 1 ? html`<ul class="others">${answer.answers.slice(1, 4).map((one) => html`<li>${one.answer} <small>${Math.round(100 * one.probability)} %</small></li>`)}</ul>` : null}
-      ${answer.frames?.length ? html`<div class="frames">${answer.frames.map((frame) => html`<button class="frame" onClick=${() => seek(frame.time, true)} aria-label=${`Frame at ${clock(frame.time)}, weight ${Math.round(100 * frame.weight)} %`}><img src=${stillAt(video, frame.time)} alt="" /><span class="weight" style=${{ width: `${Math.round(100 * frame.weight)}%` }}></span></button>`)}</div>` : null}`) : null}</div>
+      ${answer.frames?.length && !picture ? html`<div class="frames">${answer.frames.map((frame) => html`<button class="frame" onClick=${() => seek(frame.time, true)} aria-label=${`Frame at ${clock(frame.time)}, weight ${Math.round(100 * frame.weight)} %`}><img src=${stillAt(video, frame.time)} alt="" /><span class="weight" style=${{ width: `${Math.round(100 * frame.weight)}%` }}></span></button>`)}</div>` : null}`) : null}</div>
   </form>`;
 }
