@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+
+from pictures import jpeg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -256,8 +259,37 @@ def test_first_visit_to_first_search(visit: Any, serve: Any, world: Path, tmp_pa
         page.get_by_role("button", name=re.compile("Index “trips”")).click()
         until(page, "document.querySelectorAll('.card:not(.ghost)').length === 4")
         page.goto(f"{site.address}/?view=index")
-        page.wait_for_selector("text=The last scan is done: 4 videos added")
+        page.wait_for_selector("text=The last scan is done: 4 files added")
         page.get_by_role("button", name=re.compile("Scan .* again")).click()
+        page.close()
+
+
+def test_a_picture_is_shown_without_a_player(visit: Any, serve: Any, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "trips", tmp_path / "films" / "trips")
+    photo = np.full((90, 60, 3), 90, np.uint8)
+    photo[30:50, 20:40] = (220, 40, 40)
+    (tmp_path / "films" / "trips" / "photo.jpg").write_bytes(jpeg(photo, 1))
+    with serve(tmp_path / "index", tmp_path / "films", roots=(tmp_path / "films",)) as site:
+        page = visit(site)
+        page.locator(".folder", has_text="films").click()
+        page.locator(".folder", has_text="trips").click()
+        page.get_by_label("Index still pictures too").check()
+        page.get_by_role("button", name=re.compile("Index “trips”")).click()
+        until(page, "document.querySelectorAll('.card:not(.ghost)').length === 5")
+        card = page.locator(".card", has_text="photo.jpg")
+        assert card.locator(".times").inner_text() == "picture"
+        card.locator(".card-open").click()
+        page.wait_for_selector("text=60×90, jpeg")
+        until(page, "document.querySelector('.screen img').naturalHeight === 90")
+        assert page.locator(".viewer video, .viewer .timeline, .viewer input[type=number]").count() == 0
+        page.keyboard.press("[")
+        page.fill("#question", "a square is")
+        page.locator(".options input").fill("red, green, blue")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.wait_for_selector(".answer strong")
+        assert page.locator(".frame").count() == 0
+        page.get_by_role("button", name="More like this").click()
+        page.wait_for_selector(".card .score")
         page.close()
 
 

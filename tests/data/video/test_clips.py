@@ -14,6 +14,7 @@ from evilm.data.video import DecoderPool, Limits, VideoFacts, VideoReader
 from evilm.data.video.check import check
 from evilm.data.video.clips import cut, read_picture, thumbnails
 from evilm.errors import VideoError
+from evilm.types import Clip
 from films import number_of, numbered, write
 from pictures import box, heic, jpeg
 
@@ -93,7 +94,7 @@ def test_heic_pictures_of_one_stream_and_of_tiles(tmp_path: Path, pool: DecoderP
     assert corners(pixels[0]) == ORIENTED[6]
     heic(tmp_path / "mirrored.heic", grey, 2, 2, (120, 126), box(b"irot", b"\3") + box(b"imir", b"\1"))
     assert corners(pool.read_picture(tmp_path / "mirrored.heic", None)[0]) == ORIENTED[5]
-    found = pool.check(tmp_path / "tiles.heic")
+    found = pool.check((tmp_path / "tiles.heic").rename(tmp_path / "tiles.mov"))
     assert (found.status, found.reason) == ("no_video", "is a still picture in HEIC/AVIF format, not a video")
 
 
@@ -112,6 +113,36 @@ def test_pictures_that_cannot_be_read(tmp_path: Path, pool: DecoderPool) -> None
     assert read_picture(tmp_path / "large.jpg", 32, limits=Limits(max_pixels=64 * 48 // 2)).shape == (1, 32, 32, 3)
     with pytest.raises(VideoError, match="too_large"):
         read_picture(tmp_path / "large.jpg", 32, limits=Limits(max_pixels=40 * 60 // 2 - 1))
+
+
+def test_a_picture_is_a_video_of_one_frame(tmp_path: Path, pool: DecoderPool) -> None:
+    path = tmp_path / "A.JPG"
+    path.write_bytes(jpeg(CORNERS, 6))
+    assert pool.check(path).status == "ok"
+    assert pool.duration(path) == 0.0
+    frames = pool.frames_at(path, [0.0, 5.0, 0.0], size=32, fit="squash")
+    assert (frames == read_picture(path, 32, "squash")).all()
+    assert frames.shape == (3, 32, 32, 3)
+    clip = Clip(path, 0.0, 0.0)
+    assert (pool.read(clip, 2, 32, fit="squash") == frames[:2]).all()
+    assert pool.describe(path) == VideoFacts(40, 60, "jpeg", "yuvj420p", "picture", 0.0, 0.0, None)
+    [still] = pool.thumbnails(path, [0.0], 30)
+    (tmp_path / "still.jpg").write_bytes(still)
+    pixels = read_picture(tmp_path / "still.jpg", None)[0]
+    assert pixels.shape == (30, 20, 3)
+    with pytest.raises(VideoError, match="video format that may be opened"):
+        pool.cut(path, tmp_path / "out.mp4")
+
+
+def test_a_picture_that_is_cut_off_is_not_painted_grey(tmp_path: Path, pool: DecoderPool) -> None:
+    inner, rng = jpeg(CORNERS, 1), np.random.default_rng(0)
+    large = jpeg(rng.integers(0, 255, (200, 200, 3), np.uint8), 1)
+    preview = b"\xff\xe2" + (2 + len(inner)).to_bytes(2) + inner  # its end marker is not that of the picture
+    whole = large[:2] + preview + b"\xff" + large[2:]  # markers may be padded
+    for part, status in ((whole, "ok"), (whole + b"more", "ok"), (whole[:-2], "corrupt"),
+                         (whole[: len(whole) // 2], "corrupt"), (whole[: len(preview)], "corrupt")):  # fmt: skip
+        (tmp_path / "a.jpg").write_bytes(part)
+        assert pool.check(tmp_path / "a.jpg").status == status, len(part)
 
 
 def test_thumbnail_is_a_jpeg_of_the_frame_on_screen(film: Path, pool: DecoderPool) -> None:
