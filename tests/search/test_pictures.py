@@ -6,14 +6,12 @@ import json
 import os
 import struct
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from evilm import cli
-from evilm.errors import VideoIndexError
 from evilm.search.database import Database
 from evilm.search.index import VideoIndex
 from evilm.search.merge import merge
@@ -22,6 +20,7 @@ from pictures import heic, jpeg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -95,7 +94,8 @@ def test_broken_and_hostile_pictures_are_unreadable_files(mixed: Path, tmp_path:
     whole = jpeg(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8), 1)
     bad: dict[str, tuple[bytes, str]] = {
         "bomb.png": (bomb, "too_large"), "cut.jpg": (whole[:5000], "corrupt"), "empty.webp": (b"", "corrupt"),
-        "video.jpg": ((mixed / "red.mp4").read_bytes(), "unsupported"), "playlist.png": (b"#EXTM3U\n/etc/passwd", "refused"),
+        "video.jpg": ((mixed / "red.mp4").read_bytes(), "unsupported"),
+        "playlist.png": (b"#EXTM3U\n/etc/passwd", "refused"),
         "vector.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported"), "photo.mp4": (whole, "refused"),
         "page.jpeg": (b"<!DOCTYPE html><html>", "refused"), "noise.bmp": (b"BM" + bytes(500), "corrupt"),
     }  # fmt: skip
@@ -104,7 +104,8 @@ def test_broken_and_hostile_pictures_are_unreadable_files(mixed: Path, tmp_path:
     (mixed / "lost.png").symlink_to("nothing.png")
     os.mkfifo(mixed / "pipe.jpg")
     (mixed / "folder.jpg").mkdir()
-    expected = {name: status for name, (_, status) in bad.items()} | {"lost.png": "not_a_file", "pipe.jpg": "not_a_file"}
+    expected = {name: status for name, (_, status) in bad.items()}
+    expected |= {"lost.png": "not_a_file", "pipe.jpg": "not_a_file"}
     with VideoIndex.build(mixed, model, tmp_path / "index", pictures=True) as index:
         assert {each.path.name: each.status for each in index.unreadable()} == expected
         assert all(each.reason for each in index.unreadable())
@@ -158,7 +159,8 @@ def test_commands_on_pictures(mixed: Path, tmp_path: Path, capsys: pytest.Captur
 def test_addresses_of_pictures(tmp_path: Path, model: Any, painted: Callable[..., Path]) -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
-    memory.pipe({"/album/a.jpg": jpeg(plain("red"), 1), "/album/b.mp4": painted(tmp_path / "b.mp4", ["blue"]).read_bytes()})
+    video = painted(tmp_path / "b.mp4", ["blue"]).read_bytes()
+    memory.pipe({"/album/a.jpg": jpeg(plain("red"), 1), "/album/b.mp4": video})
     try:
         with VideoIndex.build("memory://album", model, tmp_path / "index", pictures=True) as index:
             assert names(index) == {"a.jpg": 1, "b.mp4": 1}

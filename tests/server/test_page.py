@@ -279,7 +279,7 @@ def test_a_picture_is_shown_without_a_player(visit: Any, serve: Any, world: Path
         card = page.locator(".card", has_text="photo.jpg")
         assert card.locator(".times").inner_text() == "picture"
         card.locator(".card-open").click()
-        page.wait_for_selector("text=60×90, jpeg")
+        page.wait_for_selector("text=/60.90, jpeg/")
         until(page, "document.querySelector('.screen img').naturalHeight === 90")
         assert page.locator(".viewer video, .viewer .timeline, .viewer input[type=number]").count() == 0
         page.keyboard.press("[")

@@ -12,7 +12,7 @@ import numpy as np
 
 from evilm.data.video import DecoderPool
 from evilm.errors import QueryError, VideoError
-from evilm.files import decode_path, is_picture
+from evilm.files import decode_path
 from evilm.search.database import under
 from evilm.search.model import unit_rows
 from evilm.search.pipeline import LIMITS, PooledFile, decode_segments, embed_segments
