@@ -56,6 +56,7 @@ class EmbeddingModel:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.decoders = DecoderPool(min(_MAX_DECODERS, os.cpu_count() or 1))
+        self._pools_frames = runtime.metadata.embedding == "pooled"
 
     def __enter__(self) -> Self:
         return self
@@ -216,14 +217,24 @@ class EmbeddingModel:
         return self.embed_frames(np.stack(frames)) if frames else np.zeros((0, self.embed_dim), np.float32)
 
     def embed_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Clips (n, T, H, W, 3) to unit vectors (n, d).
+        """Clips (n, T, H, W, 3) to unit vectors (n, d). Of equal frames in a row, pooled features are computed once.
 
         Raises:
             DataError: pixels of another shape or type.
         """
         self.need("embed_video")
-        encoded = self.encode_frames(frames)
-        return self.embed_encoded("embed_video", encoded)
+        if self._pools_frames and len(frames) and frames.ndim == 5 and frames.shape[1] == self.num_frames:
+            single = frames.reshape(-1, *frames.shape[2:])
+            new = np.array([i == 0 or not np.array_equal(single[i], single[i - 1]) for i in range(len(single))])
+            clips = -(-int(new.sum()) // self.num_frames)
+            distinct = single[np.resize(np.flatnonzero(new), clips * self.num_frames)]
+            pooled = self.encode_frames(distinct.reshape(clips, *frames.shape[1:])).pooled
+            if pooled is not None and pooled.ndim == 3:
+                places = (np.cumsum(new) - 1).reshape(frames.shape[:2])
+                pooled = pooled.reshape(-1, pooled.shape[-1])[places].mean(1)
+                return self.runtime.apply_head("embed_video", None, pooled)
+            self._pools_frames = False  # an older export, which has only the mean of a clip
+        return self.embed_encoded("embed_video", self.encode_frames(frames))
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Sentences to unit vectors (n, d), in the same space as videos.
@@ -238,7 +249,8 @@ class EmbeddingModel:
     def embed_encoded(self, head: Literal["embed_video", "embed_text"], encoded: EncodedArrays) -> NDArray[np.float32]:
         """Encoded videos or texts (n) to unit vectors (n, d); fusion is skipped where embeddings do not use it."""
         cls = None if self.metadata.embedding == "pooled" else self.fuse_alone(encoded)
-        return self.runtime.apply_head(head, cls, encoded.pooled)
+        pooled = encoded.pooled
+        return self.runtime.apply_head(head, cls, pooled.mean(1) if pooled is not None and pooled.ndim == 3 else pooled)
 
     def cls_of_frames(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """h^CLS of clips alone, (n, D), which probes classify."""

@@ -94,6 +94,8 @@ def _mismatch(export: ExportDescription, graphs: Mapping[str, GraphInfo]) -> str
     frames, side, dim = metadata.num_frames, metadata.image_size, metadata.hidden_dim
     patches = frames * metadata.grid[0] * metadata.grid[1]
     pooled = {f"embed_{each}": graphs[each].outputs.get("pooled") for each in ("video", "text")}
+    if (of_frames := pooled["embed_video"]) and len(of_frames) == 3:  # their mean goes into the head
+        pooled["embed_video"] = (of_frames[0], of_frames[2])
     shapes: list[tuple[str, Mapping[str, tuple[int | None, ...]], str, tuple[int | None, ...] | None]] = [
         ("video", graphs["video"].inputs, "frames", (None, frames, side, side, 3)),
         ("video", graphs["video"].outputs, "patches", (None, patches, dim)),

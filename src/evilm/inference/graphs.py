@@ -30,7 +30,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class VideoGraph(nn.Module):
-    """uint8 pixels (B, T, H, W, 3) to patches (B, N, D) with their type (Eq. 1), and their pooled features."""
+    """uint8 pixels (B, T, H, W, 3) to patches (B, N, D) with their type (Eq. 1), and pooled features of each frame."""
 
     def __init__(self, model: EViLM) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ class VideoGraph(nn.Module):
         self.type_video = model.fusion.type_video
 
     def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        encoded = self.encoder(self.encoder.normalise(frames.permute(0, 1, 4, 2, 3)))
-        patches = encoded.tokens + self.type_video
-        return (patches,) if encoded.pooled is None else (patches, encoded.pooled)
+        features = self.encoder.features(self.encoder.normalise(frames.permute(0, 1, 4, 2, 3)))
+        patches = self.encoder.patches(features).tokens + self.type_video
+        return (patches, features.float().mean((2, 3))) if self.encoder.pools else (patches,)
 
 
 class TextGraph(nn.Module):

@@ -2,7 +2,7 @@
 
 Every form of a model has the same graphs, so that one form can be compared with another:
 
-    video    (n, T, H, W, 3) uint8            -> (n, N, D) patches (Eq. 1), and (n, C) pooled features
+    video    (n, T, H, W, 3) uint8            -> (n, N, D) patches (Eq. 1), and (n, T, C) pooled features of frames
     text     (n, L) ids, (n, L) mask          -> (n, L, D) words (Eq. 1), and (n, 2 d) pooled features
     fusion   (n, S, D) tokens, (n, S) mask    -> (n, D) h^CLS (Eq. 2), and (n, S) its attention
     a head   (n, D); for embeddings (n, D), pooled features, or both    -> (n, K)
@@ -91,7 +91,8 @@ class EncodedArrays:
     Attributes:
         tokens: (n, S, D) patches or word pieces, with their type embedding.
         mask: (n, S) bool, False in the padding.
-        pooled: (n, C) pooled features, or None where embeddings do not use them.
+        pooled: pooled features, or None where embeddings do not use them: of texts (n, C), of videos (n, T, C), and
+            (n, C) by older exports.
     """
 
     tokens: NDArray[np.float32]

@@ -146,7 +146,7 @@ def main(index: str, folder: str, model: str, pictures: str | None = None) -> in
 
     try:
         with VideoIndex.build(
-            folder, model or None, index, pictures=pictures and pictures == "True",
+            folder, model or None, index, pictures=None if pictures is None else pictures == "True",
             on_commit=lambda _, done, total: show({"done": done, "total": total}),
         ) as built:  # fmt: skip
             report = built.report
