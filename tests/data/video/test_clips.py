@@ -194,7 +194,7 @@ def test_cut_encodes_again_where_it_cannot_copy(
     pool.cut(film, tmp_path / "out.mp4", start, start + 1, height)
     assert check(tmp_path / "out.mp4").status == "ok"
     with VideoReader(tmp_path / "out.mp4") as reader:
-        assert reader.size == ((height or 64,) * 2)
+        assert reader.frames_at([0]).shape[1:3] == ((height or 64,) * 2)
         assert reader.duration == pytest.approx(1.0, abs=0.05)
         times = [0.02, 0.5, 0.97]
         assert [number_of(p) for p in reader.frames_at(times)] == [first, first + 12, first + 24]
@@ -241,5 +241,5 @@ def test_cut_is_upright_with_square_pixels(tmp_path: Path) -> None:
     source = write(tmp_path / "a.mp4", range(20), second=25, aspect=Fraction(2), bf="3")
     (tmp_path / "out.mp4").write_bytes(cut(source, 0.1, None, 32))
     with VideoReader(tmp_path / "out.mp4") as reader:
-        assert reader.size == (32, 64)
+        assert reader.frames_at([0]).shape[1:3] == (32, 64)
         assert number_of(reader.frames_at([0.0])[0]) == 2

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from evilm.data.video import Limits, Mode, VideoReader, read_clip
+from evilm.data.video.check import check
 from evilm.errors import VideoError
 from evilm.types import Clip
 from films import SIDE, number_of, numbered, write
@@ -35,7 +36,7 @@ def regular(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_time_gives_the_frame_on_screen(regular: Path) -> None:
     with VideoReader(regular) as reader:
         assert reader.duration == pytest.approx(4.0)
-        assert reader.size == (SIDE, SIDE)
+        assert reader.frames_at([0]).shape[1:3] == (SIDE, SIDE)
         times = [(i + 0.5) / 25 for i in range(100)]
         assert [number_of(p) for p in reader.frames_at(times)] == list(range(100))
 
@@ -52,6 +53,32 @@ def test_times_in_any_order_and_beyond_the_ends(regular: Path) -> None:
 def test_times_equal_to_time_stamps(regular: Path) -> None:
     with VideoReader(regular) as reader:
         assert [number_of(p) for p in reader.frames_at([i / 25 for i in range(100)])] == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("a.264", "libx264", {"bf": "3"}), ("a.avc", "libx264", {}),
+     ("a.h265", "libx265", {"x265-params": "log-level=none:open-gop=0"}),
+     ("a.hevc", "libx265", {"x265-params": "log-level=none"})],
+)  # fmt: skip
+def test_raw_streams_are_read_by_their_frame_rate(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str]
+) -> None:
+    """They have no index: far times are reached by leaving out packets up to a frame at which decoding can start."""
+    path = write(tmp_path / ("a.264" if codec == "libx264" else "a.hevc"), range(250), codec, 50, 25, **options)
+    path = path.rename(tmp_path / name)
+    times = [0.0, 0.5, 4.0, 3.3, 9.98, 9.5, 7.02, 2.0]
+    with VideoReader(path) as reader:
+        assert reader.raw
+        assert reader.duration == pytest.approx(10.0)
+        assert [number_of(p) for p in reader.frames_at(times)] == [round(25 * time - 0.49) for time in times]
+        assert [number_of(p) for p in reader.frames_at([9.0])] == [225]
+        assert (reader._resume >= 175) == (name != "a.hevc"), "frames of an open group cannot be left out"
+        assert number_of(next(iter(reader.frames_between(9.0, 9.2, (SIDE, SIDE))))[1]) == 225
+        near = [number_of(p) for p in reader.frames_at(times, "fast")]
+        assert all(found - 3 <= 25 * time < found + 51 for time, found in zip(times, near, strict=True))
+        assert reader.frames_at([]).shape == (0, SIDE, SIDE, 3)
+    assert check(path).status == "ok"
 
 
 def test_variable_frame_rate(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -22,7 +23,7 @@ from evilm.data.video.limits import FFMPEG_ERRORS, LIMITS
 from evilm.errors import VideoError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
     from av import VideoFrame
@@ -91,6 +92,17 @@ def to_rgb(
         top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
         pixels = pixels[top : top + size, left : left + size]
     return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+@contextlib.contextmanager
+def rgb_errors(path: Path, limits: Limits, what: str = "a frame") -> Generator[None]:
+    """Turn the errors of ``to_rgb`` into a ``VideoError`` of the file."""
+    try:
+        yield
+    except (MemoryError, av.error.BlockingIOError):  # EAGAIN: no memory for the scaler's thread
+        raise limits.out_of_memory(path) from None
+    except FFMPEG_ERRORS as error:
+        raise VideoError(path, "unsupported", f"{what} cannot be converted to RGB: {error}") from None
 
 
 def _middle(frame: VideoFrame, width: int, height: int, scaler: VideoReformatter) -> VideoFrame:
@@ -166,12 +178,8 @@ def read_still(
     """
     (data,) = read_members(path, [name])
     frame = decode(path, name, data, limits.max_pixels)
-    try:
+    with rgb_errors(path, limits, f"picture {name!r}"):
         return to_rgb(frame, size, fit, VideoReformatter(), height=height, orientation=_orientation(data))
-    except MemoryError:
-        raise limits.out_of_memory(path) from None
-    except FFMPEG_ERRORS as error:
-        raise VideoError(path, "unsupported", f"picture {name!r} cannot be converted to RGB: {error}") from None
 
 
 def read_members(path: Path, names: Sequence[str]) -> list[bytes]:

@@ -19,9 +19,9 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from evilm.data.video import container
+from evilm.data.video import container, packets
 from evilm.data.video.limits import FFMPEG_ERRORS, LIMITS, RAW_FORMATS
-from evilm.data.video.pictures import pixel_aspect, to_rgb
+from evilm.data.video.pictures import pixel_aspect, rgb_errors, to_rgb
 from evilm.errors import VideoError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from evilm.data.video.limits import Fit, Limits, Mode
 
 _SEEK_GAP = Fraction(3)  # seconds: without an index of keyframes, seek only over a longer distance than this
-_FIELD_TEST = 64  # packets of a raw stream that are decoded to find out whether a packet is a frame or a field
 
 
 class VideoReader:
@@ -60,7 +59,7 @@ class VideoReader:
     """
 
     def __init__(self, path: Path, limits: Limits = LIMITS, member: str | None = None) -> None:
-        self.path, self.limits = path, limits
+        self.path, self.limits, self._member = path, limits, member
         self._file = container.locate(path) if member is None else container.locate_in_tar(path, member)
         self._scaler = VideoReformatter()
         self._container, self._stream = self._open()
@@ -68,6 +67,7 @@ class VideoReader:
         self._first = self._stream.start_time or 0
         self.raw = self._container.format.name in RAW_FORMATS
         self._duration: float | None = None
+        self._raw_scan: packets.RawScan | None = None
         self._mode: Mode = "exact"
         self.damaged, self.reached, self._oversized = 0, 0.0, False
         self._start_reading(from_start=True)
@@ -89,16 +89,10 @@ class VideoReader:
         self._container.close()
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels as stored, before rotation."""
-        return self._stream.codec_context.height, self._stream.codec_context.width
-
-    @property
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last, as the file states it, else measured by its packets."""
         if self._duration is None:
-            stated = container.stated_seconds(self._container, self._stream)
-            self._duration = self._measure() if stated is None else stated
+            self._duration = self._measure()
         return self._duration
 
     def frames_at(
@@ -137,7 +131,8 @@ class VideoReader:
                 shown, pixels = frame, self._pixels(frame, size, fit, height, shape)
             results[int(place)] = pixels
         if not results:
-            return np.zeros((0, size or self.size[0], size or self.size[1], 3), dtype=np.uint8)
+            context = self._stream.codec_context
+            return np.zeros((0, size or context.height, size or context.width, 3), dtype=np.uint8)
         return np.stack([results[place] for place in range(len(results))])
 
     def frames_between(
@@ -170,12 +165,21 @@ class VideoReader:
         rate = self._stream.codec_context.framerate or 25
         return max(1, int(1 / ((rate if not self.raw or 1 <= rate <= 240 else 25) * self._base)))
 
+    @property
+    def _scan(self) -> packets.RawScan:
+        """The packets of a raw stream."""
+        if self._raw_scan is None:
+            with VideoReader(self.path, self.limits, self._member) as other:
+                self._raw_scan = packets.scan_raw(self.path, other._packets(), other._stream.codec_context, self.limits)
+        return self._raw_scan
+
     def _start_reading(self, *, from_start: bool) -> None:
         """Forget all frames; the next ones come from the current position of the container."""
         self._from_start = from_start
         self._current: VideoFrame | None = None  # the latest frame that is not later than the target
         self._ahead: VideoFrame | None = None  # the first frame that is later
         self._target = -(2**62)
+        self._step, self._number, self._resume = 0, -1, 0  # time without stamps; current packet; next one to decode
         self._frames = self._decode()
 
     def _rewind(self) -> None:
@@ -202,11 +206,14 @@ class VideoReader:
         """Whether a keyframe lies between the frame that was decoded last and ``target``."""
         latest = self._ahead or self._current
         place = self._first if latest is None else cast("int", latest.pts)
-        if target <= place or self.raw:
+        far = target - place > _SEEK_GAP / self._base
+        if self.raw and far and self._mode == "exact":  # leave out packets instead
+            self._resume = max(self._resume, self._scan.start_before(target // self._length))
+        if self.raw or target <= place:
             return False
         index = self._stream.index_entries
         if len(index) < 2:
-            return target - place > _SEEK_GAP / self._base
+            return far
         return index.search_timestamp(target) > index.search_timestamp(place)
 
     # Decoding
@@ -246,9 +253,8 @@ class VideoReader:
     def _decode(self) -> Generator[VideoFrame]:
         """Frames in order of time, from the current position to the end; damaged packets are counted."""
         context = self._stream.codec_context
-        latest, step = None, 0
-        fast = self._mode == "fast" and not self.raw  # a raw stream has to be decoded to count its frames
-        for packet in self._keyframes() if fast else self._packets():
+        latest, fast = None, self._mode == "fast"
+        for packet in self._raw_packets() if self.raw else self._keyframes() if fast else self._packets():
             stamp = None if packet is None else packet.pts
             spare = stamp is not None and latest is not None and stamp < latest
             context.skip_frame = "NONKEY" if fast else "NONREF" if spare else "DEFAULT"
@@ -266,15 +272,26 @@ class VideoReader:
                 self._oversized |= isinstance(error, av.error.ArgumentError) and not context.width
                 continue
             for frame in frames:
-                if self.raw:
-                    frame.pts = step
+                if self.raw and not fast:
+                    frame.pts = self._step
                 elif frame.pts is None:
-                    frame.pts = frame.dts if frame.dts is not None else step
-                step = frame.pts + (frame.duration if frame.duration and not self.raw else self._length)
+                    frame.pts = frame.dts if frame.dts is not None else self._step
+                self._step = frame.pts + (frame.duration if frame.duration and not self.raw else self._length)
                 self.damaged += frame.is_corrupt
-                self.reached = max(self.reached, float((step - self._first) * self._base))
-                if fast or self._mode == "exact" or frame.key_frame:
-                    yield frame
+                self.reached = max(self.reached, float((self._step - self._first) * self._base))
+                yield frame
+
+    def _raw_packets(self) -> Generator[Packet[VideoStream] | None]:
+        """Packets of a raw stream, without those that need not be decoded; keyframes alone get their times here."""
+        fast = self._mode == "fast"
+        for packet in self._keyframes() if fast else self._packets():
+            if packet is not None and fast:
+                packet.pts = self._number // self._scan.per_frame * self._length
+            elif packet is not None and 0 < self._number == self._resume:
+                self._stream.codec_context.flush_buffers()
+                self._step = self._number // self._scan.per_frame * self._length
+            if packet is None or self._number >= self._resume:
+                yield packet
 
     def _keyframes(self) -> Generator[Packet[VideoStream] | None]:
         """Packets from the first keyframe on, without all that are no keyframes: not every decoder can skip them."""
@@ -288,10 +305,10 @@ class VideoReader:
         """Packets of the video stream, then None to flush the decoder, also if the file ends early."""
         # Closed explicitly: PyAV's generator leaks a packet and 1 byte if it is only dropped.
         demux = cast("Generator[Packet[VideoStream]]", self._container.demux(self._stream))
-        with contextlib.closing(demux) as packets:
+        with contextlib.closing(demux) as stream:
             while True:
                 try:
-                    packet = next(packets, None)
+                    packet = next(stream, None)
                 except MemoryError:
                     raise self.limits.out_of_memory(self.path) from None
                 except FFMPEG_ERRORS:
@@ -304,30 +321,20 @@ class VideoReader:
                     raise container.encrypted(self.path)
                 self.damaged += packet.is_corrupt
                 if packet.size:  # AVI marks a frame that stays on screen by a packet of no bytes
+                    self._number += 1
                     yield packet
 
     def _measure(self) -> float:
-        """Seconds by the time stamps of all packets, or by their number if they have none (nearly no decoding)."""
-        first, last, count, frames = None, 0, 0, 0
-        with VideoReader(self.path, self.limits) as other:
-            for packet in other._packets():
-                if self.raw and count < _FIELD_TEST:
-                    with contextlib.suppress(*FFMPEG_ERRORS, EOFError):
-                        frames += len(other._stream.codec_context.decode(packet))
-                if packet is None or (packet.pts is None and not self.raw):
-                    continue
-                count += 1
-                self.limits.check_length(self.path, None, count)
-                if packet.pts is not None:
-                    first = packet.pts if first is None else min(first, packet.pts)
-                    last = max(last, packet.pts + (packet.duration or 0))
+        if not self.raw and (stated := container.stated_seconds(self._container, self._stream)) is not None:
+            return stated
         if self.raw:
-            # A decoder may keep up to 16 frames back, so half as many frames as packets means one field a packet.
-            per_frame = 2 if frames <= 0.6 * min(count, _FIELD_TEST) else 1
-            first, last = 0, count * self._length // per_frame
-        seconds = 0.0 if first is None else float((last - first) * self._base)
+            length, count = self._scan.frames * self._length, self._scan.frames
+        else:
+            with VideoReader(self.path, self.limits, self._member) as other:
+                length, count = packets.measure(self.path, other._packets(), self.limits)
+        seconds = float(length * self._base)
         self.limits.check_length(self.path, seconds, count)
-        return max(seconds, 0.0)
+        return seconds
 
     # Pixels
 
@@ -339,9 +346,5 @@ class VideoReader:
         self.limits.check_pixels(self.path, frame.width, frame.height)
         if size is None:
             self.limits.check_pixels(self.path, round(frame.width * aspect), frame.height)
-        try:
+        with rgb_errors(self.path, self.limits):
             return to_rgb(frame, size, fit, self._scaler, aspect=aspect, height=height, shape=shape)
-        except (MemoryError, av.error.BlockingIOError):  # EAGAIN: no memory for the scaler's thread
-            raise self.limits.out_of_memory(self.path) from None
-        except FFMPEG_ERRORS as error:
-            raise VideoError(self.path, "unsupported", f"its pixels cannot be converted to RGB: {error}") from None
