@@ -8,7 +8,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,14 @@ import evilm
 from evilm import cli, inference
 from evilm.data.video import DecoderPool
 from evilm.errors import ConfigError, DataError, OutputError, VideoError
+from evilm.inference import Embedder
+from evilm.inference.runtime import EncodedArrays
 from evilm.tasks import VideoTextTask
 from evilm.training import build
 from evilm.types import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from evilm.inference import Embedder
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +299,39 @@ def test_threads_may_share_a_model(clips: list[Path]) -> None:
             answers = list(pool.map(lambda clip: model.ask(clip, "what is it?", ["a disc", "a star"]), clips * 2))
     np.testing.assert_allclose(vectors, wanted, atol=1e-6)
     assert [each.candidates for each in answers[:3]] == [each.candidates for each in answers[3:]]
+
+
+class Colours:
+    """A runtime whose pooled features of a frame are its mean colour; counts the frames that it encodes."""
+
+    folder, fingerprint, form = None, "colours", "fake"
+
+    def __init__(self, *, of_frames: bool) -> None:
+        heads = ("embed_video", "embed_text")
+        self.metadata = SimpleNamespace(embedding="pooled", num_frames=4, image_size=8, heads=heads, task="retrieval")
+        self.of_frames, self.encoded = of_frames, 0
+
+    def encode_video(self, frames: np.ndarray) -> EncodedArrays:
+        self.encoded += frames.shape[0] * frames.shape[1]
+        means = frames.mean((2, 3)).astype(np.float32)
+        return EncodedArrays(means, np.ones(means.shape[:2], bool), means if self.of_frames else means.mean(1))
+
+    def apply_head(self, name: str, cls: Any, pooled: np.ndarray) -> np.ndarray:
+        assert (name, cls, pooled.ndim) == ("embed_video", None, 2)
+        return pooled
+
+
+@pytest.mark.parametrize("of_frames", [True, False])
+def test_equal_frames_in_a_row_are_encoded_once(of_frames: bool) -> None:
+    runtime = Colours(of_frames=of_frames)
+    clips = np.random.default_rng(0).integers(0, 256, (5, 4, 8, 8, 3), dtype=np.uint8)
+    clips[1], clips[2, 1], clips[4] = clips[1, 0], clips[2, 0], clips[1, 0]  # 4 + 1 + 3 + 4 + 1 frames differ
+    with Embedder(runtime) as embedder:  # type: ignore[arg-type]
+        np.testing.assert_allclose(embedder.embed_frames(clips), clips.mean((1, 2, 3)), rtol=1e-5)
+        assert runtime.encoded == (16 if of_frames else 16 + 20)
+        runtime.encoded = 0
+        np.testing.assert_allclose(embedder.embed_frames(clips[1:2]), clips[1:2].mean((1, 2, 3)), rtol=1e-5)
+        assert runtime.encoded == 4
+        assert embedder.embed_frames(clips[:0]).shape == (0, 3)
+        with pytest.raises(DataError, match="takes uint8"):
+            embedder.embed_frames(clips[:, :3])
