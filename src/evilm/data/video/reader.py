@@ -9,6 +9,7 @@ hang or return other frames on damaged files and variable frame rates.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from fractions import Fraction
@@ -66,8 +67,6 @@ class VideoReader:
         self._base = self._stream.time_base or Fraction(1, av.time_base)
         self._first = self._stream.start_time or 0
         self.raw = self._container.format.name in RAW_FORMATS
-        self._duration: float | None = None
-        self._raw_scan: packets.RawScan | None = None
         self._mode: Mode = "exact"
         self.damaged, self.reached, self._oversized = 0, 0.0, False
         self._start_reading(from_start=True)
@@ -88,12 +87,19 @@ class VideoReader:
         self._current = self._ahead = None
         self._container.close()
 
-    @property
+    @functools.cached_property
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last, as the file states it, else measured by its packets."""
-        if self._duration is None:
-            self._duration = self._measure()
-        return self._duration
+        if self.raw:
+            length, count = self._scan.frames * self._length, self._scan.frames
+        elif (stated := container.stated_seconds(self._container, self._stream)) is not None:
+            return stated
+        else:
+            with VideoReader(self.path, self.limits, self._member) as other:
+                length, count = packets.measure(self.path, other._packets(), self.limits)
+        seconds = float(length * self._base)
+        self.limits.check_length(self.path, seconds, count)
+        return seconds
 
     def frames_at(
         self, times: Sequence[float] | NDArray[np.float64], mode: Mode = "exact",
@@ -165,13 +171,11 @@ class VideoReader:
         rate = self._stream.codec_context.framerate or 25
         return max(1, int(1 / ((rate if not self.raw or 1 <= rate <= 240 else 25) * self._base)))
 
-    @property
+    @functools.cached_property
     def _scan(self) -> packets.RawScan:
         """The packets of a raw stream."""
-        if self._raw_scan is None:
-            with VideoReader(self.path, self.limits, self._member) as other:
-                self._raw_scan = packets.scan_raw(self.path, other._packets(), other._stream.codec_context, self.limits)
-        return self._raw_scan
+        with VideoReader(self.path, self.limits, self._member) as other:
+            return packets.scan_raw(self.path, other._packets(), other._stream.codec_context, self.limits)
 
     def _start_reading(self, *, from_start: bool) -> None:
         """Forget all frames; the next ones come from the current position of the container."""
@@ -230,6 +234,10 @@ class VideoReader:
                 self._rewind()
             frame = self._advance(target)
             back *= 8
+        if frame is None and self._mode == "fast":  # there are no keyframes, or none that can be decoded alone
+            self._mode = "exact"
+            self._rewind()
+            return self._on_screen(target)
         if frame is None and self._oversized:
             reason = f"a frame has more than the {self.limits.max_pixels} pixels allowed (--max-pixels)"
             raise VideoError(self.path, "too_large", reason)
@@ -323,18 +331,6 @@ class VideoReader:
                 if packet.size:  # AVI marks a frame that stays on screen by a packet of no bytes
                     self._number += 1
                     yield packet
-
-    def _measure(self) -> float:
-        if not self.raw and (stated := container.stated_seconds(self._container, self._stream)) is not None:
-            return stated
-        if self.raw:
-            length, count = self._scan.frames * self._length, self._scan.frames
-        else:
-            with VideoReader(self.path, self.limits, self._member) as other:
-                length, count = packets.measure(self.path, other._packets(), self.limits)
-        seconds = float(length * self._base)
-        self.limits.check_length(self.path, seconds, count)
-        return seconds
 
     # Pixels
 
