@@ -207,11 +207,14 @@ class VideoReader:
         return True
 
     def _worth_seeking(self, target: int) -> bool:
-        """Whether a keyframe lies between the frame that was decoded last and ``target``."""
+        """Whether a keyframe lies between the frame that was decoded last and ``target``.
+
+        A raw stream cannot seek; instead this notes up to which packet it need not decode.
+        """
         latest = self._ahead or self._current
         place = self._first if latest is None else cast("int", latest.pts)
         far = target - place > _SEEK_GAP / self._base
-        if self.raw and far and self._mode == "exact":  # leave out packets instead
+        if self.raw and far and self._mode == "exact":
             self._resume = max(self._resume, self._scan.start_before(target // self._length))
         if self.raw or target <= place:
             return False
