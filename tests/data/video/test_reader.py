@@ -358,3 +358,9 @@ def test_odd_files_give_frames_or_a_status(shared_data: Path) -> None:
             assert read_clip(Clip(path), 2, 32).shape == (2, 32, 32, 3)
             readable += 1
     assert readable
+
+
+@pytest.mark.parametrize("name", ["166b9808452f.mp4", "3708bf1db5f7.264", "b91fb8ecc005.ogv"])
+def test_keyframes_only_reads_files_without_keyframes(shared_data: Path, name: str) -> None:
+    clip = Clip(shared_data / "odd-videos" / name)
+    assert (read_clip(clip, 2, 32, mode="fast") == read_clip(clip, 2, 32)).all()
