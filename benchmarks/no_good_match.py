@@ -9,6 +9,7 @@ The sentences were written before the calibration was measured, and no setting w
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from evilm.search.index import VideoIndex
@@ -46,16 +47,17 @@ PRESENT = (
 
 
 def main() -> None:
+    """Search for both lists, and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", type=Path)
     with VideoIndex.open(parser.parse_args().index) as index:
-        print(f"{len(index)} segments of {index.num_videos} videos")
+        sys.stdout.write(f"{len(index)} segments of {index.num_videos} videos\n")
         for name, texts in (("absent", ABSENT), ("present", PRESENT)):
             found = [index.search(text, 3) for text in texts]
             for hits in found:
                 verdict = "no good match" if hits.no_good_match else "match"
-                print(f"  {verdict:14} {hits[0].score:.2f}  {hits.query}  ->  {hits[0].path.name}")
-            print(f"{name}: {sum(hits.no_good_match for hits in found)} of {len(found)} say 'no good match'")
+                sys.stdout.write(f"  {verdict:14} {hits[0].score:.2f}  {hits.query}  ->  {hits[0].path.name}\n")
+            sys.stdout.write(f"{name}: {sum(hits.no_good_match for hits in found)} of {len(found)} say 'no good match'\n")
 
 
 if __name__ == "__main__":

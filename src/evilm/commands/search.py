@@ -132,7 +132,8 @@ def _print_hits(hits: "Hits", *, empty: bool) -> None:
     if hits.no_good_match:
         typer.echo("no good match; the nearest segments are:")
     for hit in hits:
-        typer.echo(f"{hit.score:4.2f}  {clock(hit.start)}-{clock(hit.end)}  {address(hit.path)}")
+        why = f"  ({', '.join(hit.words)})" if hit.words else ""
+        typer.echo(f"{hit.score:4.2f}  {clock(hit.start)}-{clock(hit.end)}  {address(hit.path)}{why}")
     if hits.calibration.origin == "none":
         say("scores are only a guess: the index has too few segments to calibrate them")
 
