@@ -295,7 +295,9 @@ def recipe_for(request: Request, start: Start, root: Path, out: Path, clips: int
             "cache": str(out / "cache") if pixels * _CACHED_FRAMES * 3 <= _MAX_CACHE else None,
             "cached_frames": _CACHED_FRAMES, "resize_mode": start.recipe.data.resize_mode, "max_bad_ratio": 0.2,
         },
-        "optim": {"batch_size": batch_size, "epochs": epochs, "lr": _LEARNING_RATE, "backbone_lr_scale": 0.0},
+        "optim": {"batch_size": batch_size, "epochs": epochs, "lr": _LEARNING_RATE, "backbone_lr_scale": 0.0,
+                  # Maps of pooled features are enough for them, and answers, which need both encoders, stay as they are.
+                  "text_lr_scale": 0.0 if start.shape.embedding == "pooled" else 1.0},
         "run": {"output_dir": str(out), "checkpoint_minutes": 1.0},
         "start": str(origin), "seed": request.seed,
     }  # fmt: skip
