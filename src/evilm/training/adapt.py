@@ -4,8 +4,8 @@ The result is a run like any other: the trainer carries out a recipe.
 
     RUN/adapt.json        the request, the clips, the recipe, the metrics before and after
     RUN/train.jsonl       the clips to train on         RUN/held-out.jsonl    the clips held out
-    RUN/unreadable.jsonl  clips that cannot be read     RUN/start/            the model with new words added
-    RUN/model/            the checkpoint that an export was read back as
+    RUN/unreadable.jsonl  clips that cannot be read     RUN/start/            the model with new words added,
+                                                        RUN/model/            and read back from an export
 """
 
 from __future__ import annotations
@@ -135,8 +135,7 @@ def _prepare(
     """Check the model and the clips, split them, evaluate the model, and store the state."""
     began = time.monotonic()
     model = Path(request.model)
-    exported = (model / "export.json").is_file()
-    start = None if exported else open_start(model)
+    start = None if (model / "export.json").is_file() else open_start(model)
     clips = read_clips(Path(request.source), None if request.videos is None else Path(request.videos))
     if clips.uncaptioned:
         names = ", ".join(clips.uncaptioned[:3])
@@ -145,8 +144,7 @@ def _prepare(
     _report_unreadable(unreadable, len(clips.examples), say)
     train, held = split(rows, request.val_ratio, request.seed)
     words = count_words(Vocabulary.load((model if start is None else start.folder) / "vocabulary.json"), train)
-    say(f"{len(train)} clips to train on, {len(held)} held out; captions: {clips.origin}")
-    say(str(words))
+    say(f"{len(train)} clips to train on, {len(held)} held out; captions: {clips.origin}\n{words}")
     files.acquire_dir(out, trainer.KIND)
     if start is None:
         say(f"reading the weights of {model.name} back from its graphs")
@@ -174,9 +172,9 @@ def _prepare(
     evaluating = time.monotonic()
     before = _evaluate(start, recipe, out)
     seconds, elapsed = time.monotonic() - evaluating, time.monotonic() - began
-    frame = seconds / (len(held) * start.shape.num_frames)
-    recipe, rest = _fit_time(recipe, request.minutes, elapsed, seconds, _uncached_frames(recipe, len(train)) * frame,
-                             frame * recipe.optim.batch_size * start.shape.num_frames)  # fmt: skip
+    frame, batch = seconds / (len(held) * start.shape.num_frames), recipe.optim.batch_size * start.shape.num_frames
+    features = _uncached_frames(recipe, len(train)) * frame
+    recipe, rest = _fit_time(recipe, request.minutes, elapsed, seconds, features, batch * frame)
     minutes = recipe.optim.max_minutes
     end = dt.datetime.now().astimezone() + dt.timedelta(minutes=minutes + rest)
     say(f"training takes at most {minutes:.1f} minutes; expected end: {end:%H:%M}")
@@ -223,10 +221,10 @@ def _fit_time(
     time in seconds to encode the frames of one step; for the other times see ``divide_time``.
     """
     minutes, rest = divide_time(limit, elapsed, evaluation, 0)
-    if features > 0.8 * 60 * minutes > 0.8 * _MIN_STEPS * step:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"features": False})})
-    else:
+    if features <= 0.8 * 60 * minutes or minutes * 60 < _MIN_STEPS * step:
         minutes, rest = divide_time(limit, elapsed, evaluation, features)
+    else:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"features": False})})
     return recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"max_minutes": minutes})}), rest
 
 
@@ -296,7 +294,7 @@ def recipe_for(request: Request, start: Start, root: Path, out: Path, clips: int
             "cached_frames": _CACHED_FRAMES, "resize_mode": start.recipe.data.resize_mode, "max_bad_ratio": 0.2,
         },
         "optim": {"batch_size": batch_size, "epochs": epochs, "lr": _LEARNING_RATE, "backbone_lr_scale": 0.0,
-                  # Maps of pooled features are enough for them, and answers, which need both encoders, stay as they are.
+                  # Maps of pooled features are enough, and answers need both encoders as they are.
                   "text_lr_scale": 0.0 if start.shape.embedding == "pooled" else 1.0},
         "run": {"output_dir": str(out), "checkpoint_minutes": 1.0},
         "start": str(origin), "seed": request.seed,
