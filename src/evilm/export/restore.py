@@ -53,8 +53,8 @@ def restore(export: Path, out: Path) -> Path:
         out: the checkpoint to write.
 
     Raises:
-        CheckpointError: damaged, for OpenVINO, of a shape that is not known, or with a weight that cannot be found.
-        DependencyError: onnx or onnxscript is missing.
+        CheckpointError: damaged, of a shape that is not known, or with a weight that cannot be found.
+        DependencyError: onnx or onnxscript is missing, or openvino for an export that it runs.
         OutputError: ``out`` cannot be written.
     """
     if importlib.util.find_spec("onnx") is None:
@@ -74,13 +74,13 @@ def restore(export: Path, out: Path) -> Path:
         runtime = TorchRuntime(random)
         trace.trace(runtime, plain)
         for graph in plain.glob("*.onnx"):
-            if description.precision[graph.stem] != "fp32":  # its constants were folded before it was quantized
+            if "int8" in description.precision[graph.stem]:  # its constants were folded before it was quantized
                 quantize.fold_constants(graph, graph)
         encoder = runtime.model.video_encoder
         empty = torch.zeros(1, metadata.num_frames, *metadata.grid, encoder.channels)
         with torch.no_grad():
             encoder.project.bias.zero_()
-            positions = encoder.patches(empty).tokens.reshape(1, metadata.num_frames, -1, metadata.hidden_dim).numpy()
+            positions = encoder.patches(empty).tokens.reshape(metadata.num_frames, -1, metadata.hidden_dim).numpy()
         norms = [f"model.{name}" for name in _batch_norms(runtime.model)]
         found = _read_weights(export, plain, tensors, norms, positions)
     missing = [name for name in tensors if name not in found and not name.endswith(_UNREAD)]
@@ -192,7 +192,7 @@ def _read_weights(
         plain: graphs of the same model with the random ``tensors``.
         tensors: see ``_random_tensors``.
         norms: names of its batch norms.
-        positions: (1, T, h w, D), the sum of its positions in space and time, which is one constant of a graph.
+        positions: (T, h w, D), the sum of its positions in space and time, which is one constant of a graph.
     """
     index = _Index({name: tensor.numpy() for name, tensor in tensors.items()})
     found = {name: np.full(tensor.shape, np.nan, np.float32) for name, tensor in tensors.items()}
@@ -202,8 +202,8 @@ def _read_weights(
             value = theirs.value(node, place)
             if value is None or value.size != own.size:
                 continue
-            if own.shape == positions.shape and np.allclose(own, positions, atol=1e-5):
-                _split_positions(value[0], found)
+            if own.size == positions.size and np.allclose(own.ravel(), positions.ravel(), atol=1e-5):
+                _split_positions(value.reshape(positions.shape), found)
             elif (where := index.find(own)) is not None:
                 name, offset, transposed = where
                 found[name].reshape(-1)[offset : offset + own.size] = (value.T if transposed else value).ravel()
