@@ -57,7 +57,8 @@ def main() -> None:
             for hits in found:
                 verdict = "no good match" if hits.no_good_match else "match"
                 sys.stdout.write(f"  {verdict:14} {hits[0].score:.2f}  {hits.query}  ->  {hits[0].path.name}\n")
-            sys.stdout.write(f"{name}: {sum(hits.no_good_match for hits in found)} of {len(found)} say 'no good match'\n")
+            said = sum(hits.no_good_match for hits in found)
+            sys.stdout.write(f"{name}: {said} of {len(found)} say 'no good match'\n")
 
 
 if __name__ == "__main__":
