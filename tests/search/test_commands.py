@@ -28,7 +28,7 @@ def test_a_folder_is_indexed_and_searched(clips: Path, tmp_path: Path, capsys: p
     assert "0 new, 5 same" in run("index", str(clips), at, "--compact")  # it remembers its model
     found: dict[str, Any] = json.loads(run("search", at, "a red disc", "-k", "3", "--json"))
     assert list(found) == ["query", "hits", "no_good_match"]
-    assert [list(hit) for hit in found["hits"]] == [["path", "start", "end", "score"]] * 3
+    assert [list(hit) for hit in found["hits"]] == [["path", "start", "end", "score", "why"]] * 3
     assert all(Path(hit["path"]).is_file() for hit in found["hits"])
     like: dict[str, Any] = json.loads(run("search", at, "--query-video", str(clips / "red.mp4"), "--json"))
     assert Path(like["hits"][0]["path"]).name == "red.mp4"

@@ -77,7 +77,7 @@ def test_a_text_finds_its_segments(indexed: VideoIndex) -> None:
     assert hits[1].cosine > 0.95 > hits[2].cosine
     row = hits.as_json()
     assert list(row) == ["query", "hits", "no_good_match"]
-    assert list(row["hits"][0]) == ["path", "start", "end", "score"]
+    assert list(row["hits"][0]) == ["path", "start", "end", "score", "why"]
 
 
 def test_an_absent_scene_gives_no_good_match(indexed: VideoIndex) -> None:

@@ -15,6 +15,7 @@ import evilm
 from evilm import cli
 from evilm.data.vocabulary import Vocabulary
 from evilm.errors import CheckpointError, ConfigError, DataError, OutputError
+from evilm.export.restore import restore
 from evilm.inference.loading import bundled_folder
 from evilm.training import adapt as adapting
 from evilm.training import checkpoint, evaluate
@@ -61,7 +62,7 @@ def adapted(
     """A finished run, what it found, and what it said."""
     out = tmp_path_factory.mktemp("adapted") / "run"
     said = list[str]()
-    found = adapt(request(mine, trained("retrieval")), out, say=said.append)
+    found = adapt(request(mine, trained("retrieval")), out, restore, say=said.append)
     return out, found, "\n".join(said)
 
 
@@ -105,10 +106,10 @@ def test_a_run_is_not_begun_twice_and_goes_on_as_it_was_begun(
 ) -> None:
     out, found, _ = adapted
     with pytest.raises(OutputError, match="holds a run already; continue it with --resume"):
-        adapt(request(mine, trained("retrieval")), out)
+        adapt(request(mine, trained("retrieval")), out, restore)
     with pytest.raises(ConfigError, match="was begun with seed 0: use the same"):
-        adapt(request(mine, trained("retrieval"), seed=1), out, resume=True)
-    assert adapt(request(mine, trained("retrieval")), out, resume=True)["after"] == found["after"]
+        adapt(request(mine, trained("retrieval"), seed=1), out, restore, resume=True)
+    assert adapt(request(mine, trained("retrieval")), out, restore, resume=True)["after"] == found["after"]
 
 
 def test_stopped_and_gone_on_with_it_ends_as_an_unbroken_one(
@@ -145,28 +146,38 @@ def test_what_cannot_be_adapted_is_refused_and_leaves_nothing(
     mine: Path, trained: Callable[[str], Path], tokenizer_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(
-        CheckpointError, match=r"world-tiny: is an export, which cannot be trained: name the run .*runs/"
-    ):
-        adapt(request(mine, bundled_folder("world-tiny")), out)
     with pytest.raises(CheckpointError, match="this question_answering model has no embedding head to adapt"):
-        adapt(request(mine, trained("question_answering")), out)
+        adapt(request(mine, trained("question_answering")), out, restore)
     with pytest.raises(CheckpointError, match="is a video tokenizer"):
-        adapt(request(mine, tokenizer_run), out)
+        adapt(request(mine, tokenizer_run), out, restore)
     with pytest.raises(CheckpointError, match="no such"):
-        adapt(request(mine, tmp_path / "none"), out)
+        adapt(request(mine, tmp_path / "none"), out, restore)
     few = tmp_path / "few.csv"
     few.write_text("path,caption\n" + "".join(f"{mine.parent}/videos/video{i}.mp4,a disc\n" for i in range(7)))
     with pytest.raises(DataError, match="7 different videos are too few"):
-        adapt(request(few, trained("retrieval")), out)
+        adapt(request(few, trained("retrieval")), out, restore)
     few.write_text("path,caption\nnone.mp4,a disc\n")
     with pytest.raises(DataError, match=r"none of 1 videos can be read; the first: .*none.mp4"):
-        adapt(request(few, trained("retrieval")), out)
+        adapt(request(few, trained("retrieval")), out, restore)
     assert not out.exists()
     out.mkdir()
     (out / "diary.txt").write_text("mine")
     with pytest.raises(OutputError, match="holds something else"):
-        adapt(request(mine, trained("retrieval")), out)
+        adapt(request(mine, trained("retrieval")), out, restore)
+
+
+def test_a_bundled_export_is_adapted(mine: Path, tmp_path: Path) -> None:
+    """It is read back as a checkpoint, and the result is a run like any other."""
+    out, said = tmp_path / "run", list[str]()
+    found = adapt(request(mine, bundled_folder("world-tiny"), "optim.lr=1e-3"), out, restore, say=said.append)
+    assert "reading the weights of world-tiny back from its graphs" in said
+    assert {"R@1", "R@10"} <= set(found["before"]) & set(found["after"])
+    assert "zorg" in found["words"]["new"]
+    clip = mine.parent / "videos" / "video1.mp4"
+    [before] = evilm.load("world-tiny").embed_videos([clip]).vectors
+    assert evilm.load(out / "model").embed_videos([clip]).vectors[0] @ before > 0.98
+    assert evilm.load(out).embed_videos([clip]).vectors[0] @ before < 0.9999, "it learned nothing"
+    adapt(request(mine, bundled_folder("world-tiny"), "optim.lr=1e-3"), out, restore, resume=True)
 
 
 def test_features_are_kept_where_they_can_be(adapted: tuple[Path, Any, str], mine: Path, tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def test_a_model_that_learns_answers_still_finds_videos(
     np.testing.assert_allclose(exported.embed_texts(TEXTS), before.embed_texts(TEXTS), atol=1e-5)
     assert exported.answer(clips[0], "what color is the ball?").answer == answer.answer
 
+    third = trainer.train(make_recipe(tmp_path / "third", task, start=str(second), optim={"epochs": 0.5, **FROZEN}))
+    adapted = evilm.load(third)  # new embeddings, and the answers of the start
+    assert adapted.answer(clips[0], "what color is the ball?").candidates == answer.candidates
+    assert not np.array_equal(adapted.embed_texts(TEXTS), before.embed_texts(TEXTS))
+
     change = "data.test.reader=msrvtt_retrieval"
     assert cli.run(["evaluate", str(second), "--task", "retrieval", "--split", "test", change]) == 0
     assert "R@1" in capsys.readouterr().out

@@ -134,7 +134,8 @@ def _print_hits(hits: "Hits", *, empty: bool) -> None:
         typer.echo("no good match; the nearest segments are:")
     for hit in hits:
         times = "picture" if is_picture(hit.path) else f"{clock(hit.start)}-{clock(hit.end)}"
-        typer.echo(f"{hit.score:4.2f}  {times}  {address(hit.path)}")
+        why = f"  ({', '.join(hit.words)})" if hit.words else ""
+        typer.echo(f"{hit.score:4.2f}  {times}  {address(hit.path)}{why}")
     if hits.calibration.origin == "none":
         say("scores are only a guess: the index has too few segments to calibrate them")
 

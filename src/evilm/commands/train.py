@@ -132,8 +132,15 @@ def adapt(
     source: Annotated[
         Path, typer.Argument(metavar="CAPTIONS|FOLDER", help="File of captions, or folder of captioned videos.")
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Run or checkpoint with embeddings, or owner/name.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="New or empty folder for the run.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="a bundled model",
+            help="Model with embeddings: a bundled model, an export, a run, a checkpoint or owner/name.",
+        ),
+    ] = None,
     changes: Changes = None,
     videos: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the videos that CAPTIONS names. [default: its own]")
@@ -150,20 +157,22 @@ def adapt(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model on your own captioned videos; compare before and after."""
-    from evilm.inference.loading import model_folder
+    from evilm.export.restore import restore
+    from evilm.inference.loading import DEFAULT_MODEL, model_folder
     from evilm.training.adapt import Request, adapt
 
     folder_of_videos = None if videos is None else str(videos.resolve())
-    start = str(model_folder(model).resolve())
+    start = str(model_folder(model or DEFAULT_MODEL).resolve())
     request = Request(
         str(source.resolve()), folder_of_videos, start, seed, val_ratio, extend_vocab, minutes, tuple(changes or ())
     )
-    again = ["adapt", str(source), *(changes or []), "--model", model, "--out", str(out), "--seed", str(seed)]
+    again = ["adapt", str(source), *(changes or []), "--out", str(out), "--seed", str(seed)]
+    again += [] if model is None else ["--model", model]
     again += ["--val-ratio", str(val_ratio), "--minutes", f"{minutes:g}"]
     again += [] if extend_vocab else ["--no-extend-vocab"]
     again += [] if videos is None else ["--videos", str(videos)]
     try:
-        result = adapt(request, out, resume=resume, say=say)
+        result = adapt(request, out, restore, resume=resume, say=say)
     except KeyboardInterrupt:
         say_how_to_resume("stopped; finished work is kept", [*again, "--resume"])
         raise typer.Exit(130) from None

@@ -91,12 +91,11 @@ def quantize(source: Path, target: Path, precision: Precision, feeds: Sequence[F
         target.write_bytes(source.read_bytes())
         return []
     ort: Any = importlib.import_module("onnxruntime.quantization")
-    shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
     plain = target.with_suffix(".plain.onnx")
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the quantizer advises to prepare the model, also where it is prepared
     try:
-        shapes.quant_pre_process(str(source), str(plain), skip_symbolic_shape=True)
+        fold_constants(source, plain)
         model = onnx.load(plain)
         del model.graph.value_info[:]  # some shapes are outdated after the transpositions above; they are inferred anew
         onnx.save(model, plain)
@@ -131,6 +130,12 @@ def quantize(source: Path, target: Path, precision: Precision, feeds: Sequence[F
         logging.disable(before)
         plain.unlink(missing_ok=True)
     return spared
+
+
+def fold_constants(source: Path, target: Path) -> None:
+    """Write the ONNX file ``source`` to ``target`` with its constants folded, which the quantizer needs."""
+    shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
+    shapes.quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
 
 
 def fuse_products(model: Any) -> None:

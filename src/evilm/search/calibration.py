@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 GOOD = 0.5  # a best hit with a lower score is no good match
 _MAX_ROWS = 100_000  # vectors of an index that unrelated sentences are compared with
-_SPREADS = 3.0  # a cosine so many spreads above the median of unrelated best hits scores 0.5
-_LIFT_SPREADS = 2.0  # the same for lifts
+_SPREADS = 1.25  # a cosine so many spreads above the median of unrelated best hits scores 0.5
+_LIFT_SPREADS = 2.5  # the same for lifts
 _UNREACHABLE = 2.0  # a centre that no cosine reaches
 _SAMPLE = 1024  # vectors from which the distribution of a search's cosines is estimated
 _UNIT_SLOPE = math.pi / math.sqrt(3)  # slope of the logistic curve with standard deviation 1

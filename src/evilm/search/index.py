@@ -240,12 +240,12 @@ class VideoIndex:
             raise QueryError(f"{what}: search without --rerank")
         embedded = self.embed(query)
         label = query if isinstance(query, str) else embedded.label
-        if not rerank:
-            [result] = self._searcher.search([embedded], [k], [where], [offset])
-            return replace(result, query=label)
-        [result] = self._searcher.search([embedded], [max(offset + k, rerank)], [where], [0])
-        hits = rerank_hits([*result.hits], embedded.label, self.model, rerank)
-        return replace(result, query=label, hits=tuple(hits[offset : offset + k]))
+        count, first = (max(offset + k, rerank), 0) if rerank else (k, offset)
+        found = self._searcher.search([embedded], [count], [where], [first])
+        if rerank:
+            hits = rerank_hits([*found[0].hits], embedded.label, self.model, rerank)
+            found = [replace(found[0], hits=tuple(hits[offset : offset + k]))]
+        return replace(self._searcher.explain(found, [embedded], self.model)[0], query=label)
 
     def search_many(
         self, queries: Sequence[Query], k: int | Sequence[int] = 10, where: Sequence[Filter | None] | None = None, *,
@@ -266,7 +266,9 @@ class VideoIndex:
         texts = [query for query in queries if isinstance(query, str)]
         by_text = dict(zip(texts, self.embed_texts(texts), strict=True))
         embedded = [by_text[query] if isinstance(query, str) else self.embed(query) for query in queries]
-        return self._searcher.search(embedded, counts, where or [None] * len(queries), offsets or [0] * len(queries))
+        filters, offsets = where or [None] * len(queries), offsets or [0] * len(queries)
+        found = self._searcher.search(embedded, counts, filters, offsets)
+        return self._searcher.explain(found, embedded, self.model)
 
     def embed(self, query: Query) -> QueryVector:
         """The vector of a query, which can be searched for; arguments and errors are those of ``search``."""
@@ -297,7 +299,6 @@ class VideoIndex:
         return sorted(hits, key=lambda hit: (hit.start, hit.segment_id))
 
     # Content
-
     def videos(self, where: Filter | None = None, *, limit: int | None = None, offset: int = 0) -> list[Video]:
         """Files of the index in order of paths, unreadable ones included."""
         condition, values = (where or Filter()).condition(self._database)

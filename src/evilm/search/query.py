@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
@@ -47,6 +47,7 @@ class Hit:
         score: 0 to 1; below 0.5 is no good match (see ``calibration``).
         cosine: similarity that the score was computed from.
         segment_id, video_id: numbers of the segment and of its file in the index.
+        words: at most three that tell what the model sees in the segment (see ``words``).
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Hit:
     cosine: float
     segment_id: int
     video_id: int
+    words: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,10 @@ class Hits:
         return self.hits[place]
 
     def as_json(self) -> dict[str, Any]:
-        """``query``, ``hits`` (``path, start, end, score``), ``no_good_match``."""
+        """``query``, ``hits`` (``path, start, end, score, why``), ``no_good_match``."""
         rows = [
             {"path": address(each.path), "start": round(each.start, 3), "end": round(each.end, 3),
-             "score": round(each.score, 4)}
+             "score": round(each.score, 4), "why": list(each.words)}
             for each in self.hits
         ]  # fmt: skip
         return {"query": self.query, "hits": rows, "no_good_match": self.no_good_match}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evilm.errors import VideoIndexError
 from evilm.progress import say
-from evilm.search import calibration, vectors
+from evilm.search import calibration, vectors, words
 from evilm.search.calibration import Calibration
 from evilm.search.database import UNFINISHED
 from evilm.search.nearest import Exact, check_backend, open_backend, resolve_backend
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from evilm.inference import Embedder
     from evilm.search.database import Database, Segment
     from evilm.search.nearest import Backend, BackendName
     from evilm.search.query import Filter, QueryVector
@@ -32,11 +33,12 @@ ATTEMPTS = 3  # of a search, while another process removes segments that it foun
 
 @dataclass
 class Loaded:
-    """The vectors of one generation, a sample of them for lifts, and the backend once it is open."""
+    """The vectors of one generation, a sample of them for lifts, and, once needed, the backend and means of words."""
 
     vectors: vectors.Vectors
     sample: NDArray[np.float32]
     backend: Backend | None = None
+    word_means: NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Searcher:
         self._lock = threading.RLock()
         self._loaded: Loaded | None = None
         self._announced = False
+        self._words: words.Words | None = None
 
     def load(self) -> Loaded:
         """The vectors of the last commit."""
@@ -144,6 +147,26 @@ class Searcher:
         matrix = np.stack([query.vector for query in queries])
         result[present] = calibration.lifts(loaded.vectors.matrix[rows[present]] @ matrix.T, matrix, loaded.sample)
         return result
+
+    def explain(self, results: Sequence[Hits], queries: Sequence[QueryVector], model: Embedder) -> list[Hits]:
+        """The results with words of each hit, which ``model`` embeds once; see ``words``."""
+        if not any(results):
+            return list(results)
+        loaded = self.load()
+        with self._lock:
+            if self._words is None:
+                self._words = words.of_model(model, self._folder)
+            if loaded.word_means is None:
+                loaded.word_means = self._words.means(loaded.sample)
+        known, explained = loaded.vectors.segment_ids, list[Hits]()
+        for result, query in zip(results, queries, strict=True):
+            rows = np.searchsorted(known, [hit.segment_id for hit in result])
+            rows = np.minimum(rows, max(0, len(known) - 1))  # a segment may be gone since
+            vectors_of_hits = loaded.vectors.matrix[rows] if len(rows) else np.zeros((0, len(query.vector)), np.float32)
+            found = self._words.explain(vectors_of_hits, query.vector, loaded.word_means)
+            hits = tuple(replace(hit, words=some) for hit, some in zip(result, found, strict=True))
+            explained.append(replace(result, hits=hits))
+        return explained
 
     def hits(
         self, loaded: Loaded, rows: NDArray[np.int64], cosines: NDArray[np.float32], query: QueryVector

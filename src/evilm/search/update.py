@@ -16,7 +16,7 @@ import numpy as np
 from evilm import files
 from evilm.errors import OutputError, VideoIndexError, VocabularyError
 from evilm.progress import say
-from evilm.search import calibration, remote, scan, vectors
+from evilm.search import calibration, remote, scan, vectors, words
 from evilm.search.database import NAME, READABLE, Database, NewFile
 from evilm.search.model import bind_config, bind_model, foreign_to_world_tiny, resolve_model
 from evilm.search.pipeline import Pipeline
@@ -258,6 +258,7 @@ def finish(database: Database, model: Callable[[], Embedder]) -> list[dict[str, 
     current = save_cache(database)
     if len(current):
         _calibrate(database, current, model)
+        words.of_model(model(), database.folder)  # for the first search
     unreadable = [
         {"path": os.fsdecode(record.path), "status": record.status, "reason": record.reason}
         for record in database.files("status != 'ok'")

@@ -145,7 +145,12 @@ class Catalog:
             matched = dict(zip(fits, some, strict=True))
             rows = [
                 _row(hit.segment_id, shown[hit.video_id], hit.start, hit.end)
-                | {"score": round(hit.score, 4), "good": hit.score >= GOOD, "words": matched.get(hit, [])}
+                | {
+                    "score": round(hit.score, 4),
+                    "good": hit.score >= GOOD,
+                    "words": matched.get(hit, []),
+                    "why": hit.words,
+                }
                 for hit in page.hits
             ]
             counts = {"total": page.total, "good": page.good, "no_good_match": page.no_good_match}
@@ -319,5 +324,5 @@ def _row(number: int, shown: Shown, start: float, end: float) -> dict[str, Any]:
     """The fields of a ``SegmentOut``."""
     return {
         "segment": str(number), "start": start, "end": end, "seconds": end - start, "score": 0.0, "good": False,
-        "words": [], **shown.fields,
+        "words": [], "why": [], **shown.fields,
     }  # fmt: skip

@@ -97,7 +97,8 @@ class SegmentOut(BaseModel):
     date: str
     duration: float
     picture: bool = False
-    words: list[str] = []
+    words: list[str] = Field(default=[], description="words of the query that the segment matches")
+    why: list[str] = Field(default=[], description="words that tell what the model sees in the segment")
 
 
 class SearchOut(BaseModel):

@@ -4,7 +4,8 @@ The result is a run like any other: the trainer carries out a recipe.
 
     RUN/adapt.json        the request, the clips, the recipe, the metrics before and after
     RUN/train.jsonl       the clips to train on         RUN/held-out.jsonl    the clips held out
-    RUN/unreadable.jsonl  clips that cannot be read     RUN/start/            the model with new words added
+    RUN/unreadable.jsonl  clips that cannot be read     RUN/start/            the model with new words added,
+                                                        RUN/model/            and read back from an export
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MEANINGFUL = 20  # held-out clips; metrics on fewer are chance
 _MAX_CACHE = 4e9  # bytes of decoded frames, and of their features, on the disk
 _CACHED_FRAMES = 8  # of each clip
 _LEARNING_RATE = 5e-4
+_MIN_STEPS = 20  # that must fit into the time limit where frames are encoded in every step
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Request:
 
     Attributes:
         source, videos: see ``adapt_data.read_clips``.
-        model: folder of the checkpoint or run to start from.
+        model: folder of the checkpoint, run or export to start from.
         seed: of the held-out part and of training.
         val_ratio: fraction of the videos to hold out.
         extend_vocab: add frequent words that the vocabulary lacks.
@@ -64,16 +66,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to train on.
-
-    Attributes:
-        folder: of the checkpoint.
-        recipe: that it was trained by.
-        shape: of its model.
-        max_text_len: the longest text, in word pieces.
-        embed_dim: width of its embeddings.
-        focal_gamma: of the loss that it was trained with.
-    """
+    """A checkpoint to train on: its folder, recipe and model, and settings of the task that are kept."""
 
     folder: Path
     recipe: Recipe
@@ -83,12 +76,16 @@ class Start:
     focal_gamma: float
 
 
-def adapt(request: Request, out: Path, *, resume: bool = False, say: Callable[[str], None] = lambda _: None) -> Any:
+def adapt(
+    request: Request, out: Path, restore: Callable[[Path, Path], Path], *, resume: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Any:  # fmt: skip
     """Fine-tune a model on a user's clips within the time limit, or continue.
 
     Args:
         request: what to do.
         out: the run's folder: new or empty, or with ``resume`` one that the same request began.
+        restore: reads an export back as a checkpoint, see ``export.restore``.
         resume: continue an interrupted run.
         say: called with each line of the report.
 
@@ -96,7 +93,7 @@ def adapt(request: Request, out: Path, *, resume: bool = False, say: Callable[[s
         the content of ``adapt.json``: among others ``before``, ``after`` and ``chance`` by metric, in percent.
 
     Raises:
-        CheckpointError: the model is an export, or has no embeddings.
+        CheckpointError: the model has no embeddings, or is an export that cannot be read back.
         DataError: no captions, or too few clips to hold some out.
         OutputError: ``out`` holds something else, or a run and ``resume`` was not set.
         trainer.Interrupted: after saving, on Ctrl-C or SIGTERM.
@@ -106,7 +103,7 @@ def adapt(request: Request, out: Path, *, resume: bool = False, say: Callable[[s
         if out.is_dir() and checkpoint.steps(out):
             raise OutputError(f"{out}: holds a run already; continue it with --resume, or name another folder in --out")
         files.check_output_dir(out, trainer.KIND)
-        state = _prepare(request, out, say)
+        state = _prepare(request, out, restore, say)
     if "after" not in state:
         trainer.train(config.check(Recipe, state["recipe"], str(out / STATE)), resume=resume)
         last = checkpoint.find(out)
@@ -132,10 +129,13 @@ def _read_state(request: Request, out: Path) -> dict[str, Any] | None:
     return state
 
 
-def _prepare(request: Request, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _prepare(
+    request: Request, out: Path, restore: Callable[[Path, Path], Path], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Check the model and the clips, split them, evaluate the model, and store the state."""
     began = time.monotonic()
-    start = open_start(Path(request.model))
+    model = Path(request.model)
+    start = None if (model / "export.json").is_file() else open_start(model)
     clips = read_clips(Path(request.source), None if request.videos is None else Path(request.videos))
     if clips.uncaptioned:
         names = ", ".join(clips.uncaptioned[:3])
@@ -143,10 +143,12 @@ def _prepare(request: Request, out: Path, say: Callable[[str], None]) -> dict[st
     rows, unreadable = check_videos(clips.examples)
     _report_unreadable(unreadable, len(clips.examples), say)
     train, held = split(rows, request.val_ratio, request.seed)
-    words = count_words(Vocabulary.load(start.folder / "vocabulary.json"), train)
-    say(f"{len(train)} clips to train on, {len(held)} held out; captions: {clips.origin}")
-    say(str(words))
+    words = count_words(Vocabulary.load((model if start is None else start.folder) / "vocabulary.json"), train)
+    say(f"{len(train)} clips to train on, {len(held)} held out; captions: {clips.origin}\n{words}")
     files.acquire_dir(out, trainer.KIND)
+    if start is None:
+        say(f"reading the weights of {model.name} back from its graphs")
+        start = open_start(restore(model, out / "model"))
     new = words.new if request.extend_vocab else ()
     if new:
         extend(start.folder, new, out / "start")
@@ -169,18 +171,13 @@ def _prepare(request: Request, out: Path, say: Callable[[str], None]) -> dict[st
         say(f"only {len(held)} clips are held out: the metrics will mean nothing (at least {MEANINGFUL} are needed)")
     evaluating = time.monotonic()
     before = _evaluate(start, recipe, out)
-    now = time.monotonic()
-    seconds = now - evaluating
-    features = _uncached_frames(recipe, len(train)) * seconds / (len(held) * start.shape.num_frames)
-    minutes, rest = divide_time(request.minutes, now - began, seconds, 0)
-    if features > 0.8 * 60 * minutes:
-        say("the features of all clips take too long for the limit: frames are encoded in every step")
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"features": False})})
-    elif features:
-        minutes, rest = divide_time(request.minutes, now - began, seconds, features)
+    seconds, elapsed = time.monotonic() - evaluating, time.monotonic() - began
+    frame, batch = seconds / (len(held) * start.shape.num_frames), recipe.optim.batch_size * start.shape.num_frames
+    features = _uncached_frames(recipe, len(train)) * frame
+    recipe, rest = _fit_time(recipe, request.minutes, elapsed, seconds, features, batch * frame)
+    minutes = recipe.optim.max_minutes
     end = dt.datetime.now().astimezone() + dt.timedelta(minutes=minutes + rest)
     say(f"training takes at most {minutes:.1f} minutes; expected end: {end:%H:%M}")
-    recipe = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"max_minutes": minutes})})
     state = {
         "request": asdict(request),
         "clips": {"train": len(train), "held out": len(held), "unreadable": len(unreadable),
@@ -215,6 +212,22 @@ def divide_time(limit: float, elapsed: float, evaluation: float, features: float
     return max(limit - (elapsed + rest) / 60, limit / 10), rest / 60
 
 
+def _fit_time(
+    recipe: Recipe, limit: float, elapsed: float, evaluation: float, features: float, step: float
+) -> tuple[Recipe, float]:
+    """The recipe with its time limit, and minutes of the other work that is left.
+
+    Features that take longer than the limit are not computed if many steps without them fit into it. ``step`` is the
+    time in seconds to encode the frames of one step; for the other times see ``divide_time``.
+    """
+    minutes, rest = divide_time(limit, elapsed, evaluation, 0)
+    if features <= 0.8 * 60 * minutes or minutes * 60 < _MIN_STEPS * step:
+        minutes, rest = divide_time(limit, elapsed, evaluation, features)
+    else:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"features": False})})
+    return recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"max_minutes": minutes})}), rest
+
+
 def _uncached_frames(recipe: Recipe, clips: int) -> int:
     """Frames of the training clips, in all views, whose features are computed before training."""
     crops = recipe.data.augment.crops or 0
@@ -226,17 +239,8 @@ def open_start(path: Path) -> Start:
     """The checkpoint in a folder of a run or of a checkpoint.
 
     Raises:
-        CheckpointError: no such folder, an export, a video tokenizer, or a model without embeddings.
+        CheckpointError: no such folder, a video tokenizer, or a model without embeddings.
     """
-    if (path / "export.json").is_file():
-        try:
-            source = checkpoint.read_json(path / "export.json")["metadata"]["source"]
-            made = f" ({source['recipe']['run']['output_dir']})"
-        except (CheckpointError, KeyError, TypeError):
-            made = ""
-        raise CheckpointError(
-            f"{path}: is an export, which cannot be trained: name the run or checkpoint that it was made from{made}"
-        )
     folder = checkpoint.find(path)
     table = checkpoint.read_json(folder / "config.json")
     task = table.get("task")
@@ -289,7 +293,9 @@ def recipe_for(request: Request, start: Start, root: Path, out: Path, clips: int
             "cache": str(out / "cache") if pixels * _CACHED_FRAMES * 3 <= _MAX_CACHE else None,
             "cached_frames": _CACHED_FRAMES, "resize_mode": start.recipe.data.resize_mode, "max_bad_ratio": 0.2,
         },
-        "optim": {"batch_size": batch_size, "epochs": epochs, "lr": _LEARNING_RATE, "backbone_lr_scale": 0.0},
+        "optim": {"batch_size": batch_size, "epochs": epochs, "lr": _LEARNING_RATE, "backbone_lr_scale": 0.0,
+                  # Maps of pooled features are enough, and answers need both encoders as they are.
+                  "text_lr_scale": 0.0 if start.shape.embedding == "pooled" else 1.0},
         "run": {"output_dir": str(out), "checkpoint_minutes": 1.0},
         "start": str(origin), "seed": request.seed,
     }  # fmt: skip

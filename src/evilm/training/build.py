@@ -21,7 +21,7 @@ from evilm.data.vocabulary import Vocabulary
 from evilm.data.workers import check_bad
 from evilm.errors import CheckpointError, ConfigError
 from evilm.model.evilm import EViLM
-from evilm.model.heads import EmbeddingHead, embedding_width
+from evilm.model.heads import AnswerHead, EmbeddingHead, embedding_width
 from evilm.model.presets import ModelConfig
 from evilm.progress import Meter
 from evilm.tasks import TASKS, Parts
@@ -102,27 +102,32 @@ def new_task(recipe: Recipe, examples: Sequence[Example]) -> tuple[Task, Start]:
         weights = piece_weights(vocabulary, [caption for row in examples for caption in row.captions])
         model.text_encoder.piece_weights.copy_(torch.from_numpy(weights))
     if origin is not None and shape.embedding == "pooled":
-        _keep_embeddings(task, origin, recipe)
+        _keep_heads(task, origin, recipe)
     task.check_start(start.loaded)
     return task, start
 
 
-def _keep_embeddings(task: Task, origin: Path, recipe: Recipe) -> None:
-    """Save the start's embedding head with the task where it stays true, so that one model embeds and does the task.
+def _keep_heads(task: Task, origin: Path, recipe: Recipe) -> None:
+    """Save heads of the start with the task where they stay true, so that one model embeds, answers and does the task.
 
-    Embeddings of pooled features do not depend on the fusion decoder: with both encoders frozen they stay as they are.
+    With both encoders frozen, embeddings of pooled features do not change while a task trains the fusion decoder, and
+    answers do not change while a task trains the embeddings.
     """
     parts = task.model_and_vocabulary
-    if recipe.optim.backbone_lr_scale or recipe.optim.text_lr_scale or hasattr(task, "embed") or parts is None:
+    if recipe.optim.backbone_lr_scale or recipe.optim.text_lr_scale or parts is None:
         return
-    tensors = checkpoint.read_tensors(origin / "model.safetensors")
-    width = embedding_width(tensors)
-    if width is None or embedding_width(tensors, "text") is None:
+    saved, tensors = checkpoint.read_json(origin / "config.json"), checkpoint.read_tensors(origin / "model.safetensors")
+    width, answers = embedding_width(tensors), saved["facts"].get("answers")
+    if not hasattr(task, "embed") and width is not None and embedding_width(tensors, "text") is not None:
+        name, head, facts = "embed", EmbeddingHead.for_model(parts[0], width), {"embed_dim": width}
+    elif task.needs_pooled_only and answers and "answer_head.layers.4.weight" in tensors:
+        name, head = "answer_head", AnswerHead(parts[0].embed_dim, len(answers), 0.0)
+        facts = {"answers": answers, "cannot_tell": saved.get("cannot_tell")}
+    else:
         return
-    head = EmbeddingHead.for_model(parts[0], width)
-    head.load_state_dict({name: tensors[f"embed.{name}"] for name in head.state_dict()})
-    task.embed = head.requires_grad_(False)
-    task.facts = {**task.facts, "embed_dim": width}
+    head.load_state_dict({key: tensors[f"{name}.{key}"] for key in head.state_dict()})
+    setattr(task, name, head.requires_grad_(False))
+    task.facts = {**task.facts, **facts}
 
 
 def _load_start(task: Task, origin: Path) -> Start:

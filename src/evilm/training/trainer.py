@@ -288,7 +288,7 @@ class Trainer:
             summary = evaluate.evaluate(self.task, loader, self.device, precision, "validating", stop=stop)
         self.validation_due = False
         self.metadata["validation"] = summary.metrics
-        self.metadata["cannot_tell"] = summary.details.get("cannot_tell")
+        self.metadata["cannot_tell"] = summary.details.get("cannot_tell", self.task.facts.get("cannot_tell"))
         self.log.add(VALIDATION, {"step": self.step, **summary.metrics})
         shown = ", ".join(f"{name} {value:.1f}" for name, value in summary.metrics.items() if "[" not in name)
         say(f"validation at step {self.step}: {shown}")

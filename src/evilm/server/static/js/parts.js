@@ -29,6 +29,12 @@ export function Score({ value, good }) {
     <span class="score-track"><span class="score-fill" style=${{ width: `${Math.max(2, 100 * value)}%` }}></span></span><span class="score-number">${value.toFixed(2)}</span></span>`;
 }
 
+// Why a hit was found: the words of the query that it matches, then what the model sees in it.
+export function Words({ hit }) {
+  const words = [...new Set([...hit.words, ...hit.why])].slice(0, 4);
+  return words.length ? html`<span class="words">${words.map((word) => html`<span>${word}</span>`)}</span>` : null;
+}
+
 const KEYS = [
   ["/", "go to the search box"],
   ["↑ ↓ ← →", "move among the results"],

@@ -2,7 +2,7 @@
 import { bytes, classes, clock, count, day, html, plural, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./lib.js";
 import { api, download, still } from "./api.js";
 import { go } from "./route.js";
-import { Dialog, Score } from "./parts.js";
+import { Dialog, Score, Words } from "./parts.js";
 import { Viewer } from "./viewer.js";
 
 const PAGE = 48;
@@ -212,7 +212,7 @@ function Card({ hit, asked, current, selected, open, toggle }) {
       ${asked ? html`<${Score} value=${hit.score} good=${hit.good} />` : null}
       <span class="name" title=${hit.name}>${hit.name}</span>
       <span class="where">${[hit.folder, day(hit.date)].filter(Boolean).join(" · ")}</span>
-      ${hit.words?.length ? html`<span class="words">${hit.words.slice(0, 4).map((word) => html`<span>${word}</span>`)}</span>` : null}
+      <${Words} hit=${hit} />
     </div>
   </article>`;
 }

@@ -3,7 +3,7 @@ import { clamp, clock, day, fine, html, plural, useCallback, useEffect, useLayou
 import { api, fileOf, proxyOf, still, stillAt } from "./api.js";
 import { go } from "./route.js";
 import { Export } from "./search.js";
-import { Score } from "./parts.js";
+import { Score, Words } from "./parts.js";
 
 export function Viewer({ segment, hit, request, asked, step, say, index }) {
   const [about, setAbout] = useState(hit || null);
@@ -118,7 +118,7 @@ export function Viewer({ segment, hit, request, asked, step, say, index }) {
         <button onClick=${() => setExporting(true)}>${about.picture ? "Export…" : "Cut out…"}</button>
         <button onClick=${() => go({ like: segment, q: "", upload: "", segment: "" })}>More like this</button>
       </div>
-      ${hit && asked ? html`<p class="why"><${Score} value=${hit.score} good=${hit.good} /> ${hit.words?.length ? html`<span class="words">${hit.words.map((word) => html`<span>${word}</span>`)}</span>` : null}</p>` : null}
+      ${hit && asked ? html`<p class="why"><${Score} value=${hit.score} good=${hit.good} /> <${Words} hit=${hit} /></p>` : null}
       ${index.model?.asks || index.model?.chooses ? html`<${Ask} video=${about.video} bounds=${bounds} seek=${seek} free=${index.model.asks} picture=${about.picture} />` : null}
       <dl class="facts">
         <div><dt>Folder</dt><dd>${about.folder || "."}</dd></div><div><dt>Date</dt><dd>${day(about.date)}</dd></div>
