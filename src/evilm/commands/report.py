@@ -94,25 +94,36 @@ def splits(
 
 
 def cost(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="Model preset, such as evilm-small.")],
+    preset: Annotated[str, typer.Argument(metavar="[PRESET]", help="Model preset.")] = "evilm-small",
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip. [default: the preset's]")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Frame size in pixels. [default: the preset's]")] = None,
     length: Annotated[int, typer.Option("--words", min=1, help="Word pieces of the text.")] = 30,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure latency and peak memory on this machine's CPU.")
     ] = False,
+    with_peers: Annotated[
+        bool, typer.Option("--peers", help="Compare with published models, measured one after another (minutes).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the parameters and operations of a model, part by part."""
-    from evilm.report import latency
+    """Print the parameters and operations of a model, part by part, or beside those of published models."""
+    from evilm.report import latency, peers
     from evilm.report.cost import cost_of
 
     found = cost_of(preset, frames, size, length)
-    measured = latency.measure(preset, found.frames, found.size, length) if measure else None
+    rows = [found, *map(peers.peer_cost, peers.PEERS)] if with_peers else [found]
+    measured = {
+        row.preset: latency.measure(row.preset, row.frames, row.size, row.words)
+        for row in rows
+        if measure or with_peers
+    }
     if as_json:
-        typer.echo(json.dumps(found.as_json() | ({"measured": measured} if measured else {}), indent=2))
+        tables = [row.as_json() | ({"measured": measured[row.preset]} if measured else {}) for row in rows]
+        typer.echo(json.dumps({"models": tables} if with_peers else tables[0], indent=2))
+    elif with_peers:
+        typer.echo(peers.compare(measured, rows))
     else:
-        typer.echo("\n\n".join([found.as_text(), *([latency.as_text(measured)] if measured else [])]))
+        typer.echo("\n\n".join([found.as_text(), *map(latency.as_text, measured.values())]))
 
 
 def env() -> None:

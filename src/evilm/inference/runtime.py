@@ -64,7 +64,7 @@ class Metadata(Config):
         answers: of the answer head.
         classes: of the trained probe.
         answer_threshold: for "cannot tell"; None if no validation data set one.
-        source: provenance, for people: ``weights`` (sha256), ``step``, ``recipe``, ``validation``, ``versions``.
+        source: provenance: ``weights`` (sha256), ``step``, ``recipe``, ``model``, ``validation``, ``versions``.
     """
 
     task: str

@@ -169,6 +169,7 @@ def _metadata(
             "weights": checkpoint.read_json(folder / checkpoint.MANIFEST)["sha256"]["model.safetensors"],
             "step": table.get("step"),
             "recipe": json.loads(recipe.model_dump_json()),
+            "model": json.loads(shape.model_dump_json()),  # the recipe names none if it starts from another run
             "validation": table.get("validation"),
             "versions": table.get("versions"),
         },

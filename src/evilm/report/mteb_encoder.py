@@ -4,6 +4,8 @@
     from evilm.report.mteb_encoder import MtebEncoder
 
     mteb.evaluate(MtebEncoder("evilm-photo"), mteb.get_tasks(tasks=["MSVDT2VRetrieval"]))
+
+A checkpoint, an export or a dual encoder of another library is named as for ``evilm.load``.
 """
 
 from __future__ import annotations
@@ -157,14 +159,14 @@ class MtebEncoder:
 
 
 def _count_parameters(embedder: Embedder) -> tuple[int | None, int | None]:
-    """Parameters of a model with its embedding head, and of its word embeddings; None for other libraries' models."""
+    """Parameters of a model with its embedding head, and of its word embeddings; None where its shape is unknown."""
     from evilm.model.evilm import EViLM
     from evilm.model.heads import EmbeddingHead
     from evilm.model.presets import ModelConfig
     from evilm.report.cost import count_parameters
 
-    settings = embedder.metadata.source.get("recipe", {}).get("model")
-    vocabulary: Any = embedder.runtime.vocabulary
+    source, vocabulary = embedder.metadata.source, cast("Any", embedder.runtime.vocabulary)
+    settings = source.get("model") or source.get("recipe", {}).get("model")  # older exports have the second at most
     if settings is None:
         return None, None
     shape = config.check(ModelConfig, settings | {"backbone_weights": "none", "text_weights": "none"}, "recipe.model")
