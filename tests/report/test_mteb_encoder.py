@@ -122,7 +122,7 @@ def test_the_metadata_of_the_model(encoder: MtebEncoder) -> None:
     assert about.modalities == ["text", "video"]
     assert about.training_datasets == set()
     assert about.embed_dim == encoder.embedder.embed_dim
-    assert about.load_model().mteb_model_meta == about
+    assert about.loader(about.name, about.revision).mteb_model_meta == about
     photo = MtebEncoder("evilm-photo").mteb_model_meta
     assert "MSRVTTT2V" in photo.training_datasets
     assert 2e6 < photo.n_embedding_parameters < photo.n_parameters < 20e6
