@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +63,12 @@ def test_views_of_a_run(run: Path, small_world: Path) -> None:
         evaluate.of_checkpoint(run, "test", views=3)
     decoded = evaluate.of_checkpoint(run, "test", ["data.cache="], views=3)
     assert decoded.result["samples"] == one.result["samples"]
-    with pytest.raises(ConfigError, match="--views 2: multiple_choice averages no scores"):
-        evaluate.of_checkpoint(run, "test", ["data.test.reader=msrvtt_mc"], task="multiple_choice", views=2)
+    choice = [evaluate.of_checkpoint(run, "test", ["data.test.reader=msrvtt_mc"], task="multiple_choice", views=n)
+              for n in (1, 2)]  # fmt: skip
+    assert choice[1].summary.rule.endswith("; mean score of 2 clips a video, each of other frames")
+    assert len(choice[0].summary.rows) == len(choice[1].summary.rows)
+    with pytest.raises(ConfigError, match="--views 2: pretrain averages no scores"):
+        evaluate._check_views(SimpleNamespace(averaged=(), name="pretrain"), SimpleNamespace(), 2)  # type: ignore[arg-type]
     rows = [*readers.stream("msrvtt_retrieval", small_world, None, "test")]
     frames = [FilePixels(32).read(Job(rows[0].clip, position=p), 2) for p in (0.25, 0.75)]
     assert not np.array_equal(*frames)

@@ -88,6 +88,7 @@ def evaluate(
         StoppedError: ``stop`` returned True in one of the processes.
     """
     task.to(device).eval()
+    task.averages = views > 1
     bf16, ranks = distributed.uses_bf16(precision, device), distributed.world_size()
     own: list[list[Prediction]] = []
     with Meter(label, views * len(loader), "batches") as meter, torch.inference_mode():
@@ -232,8 +233,8 @@ def _check_views(task: Task, loader: Loader, views: int) -> None:
         return
     if not task.averaged:
         raise ConfigError(
-            f"--views {views}: {task.name} averages no scores of several clips with these settings; linear_probe and "
-            "retrieval with task.protocol=dual-encoder do"
+            f"--views {views}: {task.name} averages no scores of several clips with these settings; linear_probe, "
+            "question_answering, multiple_choice, and retrieval with task.protocol=dual-encoder do"
         )
     if isinstance(loader.pixels, StoredPixels):
         held, needed = loader.pixels.store.cached_frames, views * loader.num_frames
