@@ -15,33 +15,42 @@ Runs = Annotated[
     list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain evaluated runs. [default: none]")
 ]
 
+OnData = Annotated[
+    str | None,
+    typer.Option(
+        "--on", metavar="DATA", help="Use only evaluations on synthetic, flickr8k, msrvtt-mini or other data."
+    ),
+]
+
 
 def table(
     number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, max=6, help="Number of the table, 1 to 6.")],
     runs: Runs = None,
+    on: OnData = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a table of the paper with the results of our runs, as Markdown."""
     from evilm.report import tables
-    from evilm.report.evaluations import read_evaluations
+    from evilm.report.evaluations import read_evaluations, select
 
     evaluations, unusable = read_evaluations(runs or ())
-    filled = tables.fill(number, evaluations, unusable)
+    filled = tables.fill(number, select(evaluations, on), unusable)
     typer.echo(json.dumps(tables.as_json(filled), indent=2) if as_json else tables.as_markdown(filled))
 
 
 def figure(
     number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, max=2, help="Number of the figure, 1 or 2.")],
     runs: Runs = None,
+    on: OnData = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it: .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the numbers of a figure of the paper with the results of our runs, as Markdown."""
     from evilm.report import figures
-    from evilm.report.evaluations import read_evaluations
+    from evilm.report.evaluations import read_evaluations, select
 
     evaluations, unusable = read_evaluations(runs or ())
-    filled = figures.fill(number, evaluations, unusable)
+    filled = figures.fill(number, select(evaluations, on), unusable)
     if out is not None:
         figures.draw(filled, out)
     typer.echo(json.dumps(figures.as_json(filled), indent=2) if as_json else figures.as_markdown(filled))
@@ -49,9 +58,7 @@ def figure(
 
 def everything(
     runs: Runs = None,
-    on: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Use only evaluations whose reader or annotations contain this.")
-    ] = None,
+    on: OnData = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the files.")] = Path("docs/results/paper"),
 ) -> None:
     """Write all tables and figures of the paper with our runs: Markdown, CSV, LaTeX, PNG."""
