@@ -68,6 +68,8 @@ def test_frames_and_words_reach_the_outputs(name: str) -> None:
         "VIOLET": lambda: peers.Violet(32, (1, 1, 1, 1), 64),
     }
     model = small[name]().eval()
+    for positions in (model.patches.space, model.time) if name != "VIOLET" else (model.space, model.time):
+        torch.nn.init.normal_(positions)  # they start at zero, where the order of frames is lost
     frames, ids = torch.rand(2, 3, 3, 224, 224), torch.arange(10).view(2, 5)
     with torch.no_grad():
         out = model.apply_heads(*model(frames, ids))

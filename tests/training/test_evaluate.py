@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from evilm.data.config import SourceConfig
 from evilm.data.pixels import FilePixels, Job
 from evilm.errors import ConfigError, DependencyError, SelectionError
 from evilm.tasks.predictions import Metrics, Prediction
-from evilm.training import checkpoint, evaluate, logger, trainer
+from evilm.training import checkpoint, evaluate, logger, overlap, trainer
 from evilm.training.recipe import check_selection
 from evilm.types import Clip, Example
 
@@ -49,6 +50,38 @@ def test_the_mean_of_views_is_that_of_their_scores() -> None:
 def test_views_take_other_frames_of_each_segment() -> None:
     found = [Job(Clip(Path("a.mp4")), position=(k + 0.5) / 3).positions(2).tolist() for k in range(3)]
     assert found == [pytest.approx([p, p]) for p in (1 / 6, 0.5, 5 / 6)]
+
+
+def test_videos_that_were_trained_on_are_counted_and_printed(
+    run: Path, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    clean = evaluate.of_checkpoint(run, "test")
+    assert clean.result["trained_videos"] == {"videos": clean.result["samples"], "trained": 0, "first": []}
+    assert "trained on" not in clean.summary.rule
+    # The test split is the training split under another name, and here the first 7 rows of it.
+    leaked = evaluate.of_checkpoint(run, "test", ["data.test.split=train", "data.test.limit=7"])
+    assert leaked.result["trained_videos"]["trained"] == leaked.result["trained_videos"]["videos"] == 7
+    assert leaked.summary.rule.endswith("; 7 of 7 videos were trained on")
+    assert len(leaked.result["trained_videos"]["first"]) == 3
+    # Other annotations of the same files are found by the files.
+    other = evaluate.of_checkpoint(
+        run,
+        "test",
+        ["data.test.split=train", "data.test.limit=7", "data.test.reader=msrvtt_mc"],
+        task="multiple_choice",
+    )
+    assert other.result["trained_videos"]["trained"] == other.result["trained_videos"]["videos"] > 0
+    # A run before this one trained on it, too.
+    config = json.loads((checkpoint.find(run) / "config.json").read_text())
+    source = SourceConfig.model_validate(config["recipe"]["data"]["train"] | {"limit": 3})
+    rows = [Example("0", f"video{i}", Clip(Path(f"{i}.mp4"))) for i in range(2)]
+    tuned = trainer.train(
+        make_recipe(tmp_path / "tuned", RETRIEVAL, start=run, optim={"epochs": 0.2, "batch_size": 12})
+    )
+    found = overlap.trained_videos(rows, source, checkpoint.find(tuned))
+    assert found == {"videos": 2, "trained": 0, "first": []}
+    shutil.rmtree(run)
+    assert overlap.trained_videos(rows, source, checkpoint.find(tuned)) is None, "the run before is gone: unknown"
 
 
 def test_views_of_a_run(run: Path, small_world: Path) -> None:

@@ -23,6 +23,7 @@ from evilm.tasks.batches import caption_of
 from evilm.tasks.predictions import Prediction
 from evilm.training import build, checkpoint, logger
 from evilm.training import recipe as recipes
+from evilm.training.overlap import trained_videos
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -175,6 +176,9 @@ def of_checkpoint(
         summary.rule += "; a video is right when the text is true of it"
     if views > 1:
         summary.rule += f"; mean score of {views} clips a video, each of other frames"
+    overlap = None if split == "train" else trained_videos(rows, source, checkpoint_folder)
+    if overlap is not None and overlap["trained"]:
+        summary.rule += f"; {overlap['trained']:,} of {overlap['videos']:,} videos were trained on"
     trained: dict[str, Any] = metadata["recipe"]
     if source.is_test:
         summary.details.pop("cannot_tell", None)  # a threshold is never chosen on a test split
@@ -194,6 +198,7 @@ def of_checkpoint(
         "views": views,
         "seed": trained.get("seed"),
         "trained_on": metadata.get("data"),
+        "trained_videos": overlap,
         "rows": {"count": len(rows), "fingerprint": logger.fingerprint(rows)},
         "versions": logger.packages(),
         "machine": logger.hardware() | {"device": str(device), "precision": recipe.run.precision},
