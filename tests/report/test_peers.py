@@ -86,7 +86,7 @@ def test_frames_and_words_reach_the_outputs(name: str) -> None:
 def test_the_comparison(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(name: str, *sizes: int) -> dict[str, Any]:
         asked[name] = sizes
-        return {"seconds": {"all": {"median": 0.25, "fastest": 0.2, "slowest": 1.0}}, "threads": 2,
+        return {"seconds": {"all": {"median": 0.25, "fastest": 0.2, "slowest": 1.0, "cpu": 0.3}}, "threads": 2,
                 "memory_mib": {"peak": 1234, "before": 200}}  # fmt: skip
 
     asked: dict[str, tuple[int, ...]] = {}
@@ -94,7 +94,7 @@ def test_the_comparison(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert cli.run(["cost", "--peers"]) == 0
     shown = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line}
-    assert rows["evilm-small"] == "evilm-small 4 256 30 15.0 7.36 14.73 18.8 8.33 250 200 1,234".split()
+    assert rows["evilm-small"] == "evilm-small 4 256 30 15.0 7.36 14.73 18.8 8.33 250 200 300 1,234".split()
     assert rows["all-in-one-B"][1:7] == "3 224 40 109.3 63.84 127.69".split()
     assert asked["VIOLET"] == (5, 224, 25)
     text = " ".join(shown.split())
@@ -110,5 +110,7 @@ def test_the_comparison(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 def test_a_peer_is_measured() -> None:
     found = latency.measure("all-in-one-T", 3, 224, 40)
     assert found["seconds"].keys() == {"all"}
-    assert 0 < found["seconds"]["all"]["fastest"] <= found["seconds"]["all"]["median"]
+    times = found["seconds"]["all"]
+    assert 0 < times["fastest"] <= times["median"]
+    assert times["cpu"] > 0
     assert found["memory_mib"]["peak"] > found["memory_mib"]["before"]

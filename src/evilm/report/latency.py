@@ -37,8 +37,8 @@ def measure(name: str, frames: int, size: int, words: int, vocabulary: int = 915
 
     Returns:
         ``seconds`` of ``encode_video``, ``encode_text``, ``fuse`` (not of peers) and ``all``: median, fastest and
-        slowest of ``REPEATS``; ``memory_mib``: ``peak`` of the process, and ``before`` the model was made (Python and
-        torch).
+        slowest of ``REPEATS``, and ``cpu``, the least CPU time, which other work on the machine disturbs less;
+        ``memory_mib``: ``peak`` of the process, and ``before`` the model was made (Python and torch).
 
     Raises:
         ConfigError: the process failed, for one for lack of memory.
@@ -92,22 +92,22 @@ def _measure_here(name: str, frames: int, size: int, words: int, vocabulary: int
 
 
 def _time(call: Callable[[], object]) -> dict[str, float]:
-    spent: list[float] = []
+    spent: list[tuple[float, float]] = []
     for _ in range(WARM_UP + REPEATS):
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         call()
-        spent.append(time.perf_counter() - began)
-    kept = spent[WARM_UP:]
-    return {"median": statistics.median(kept), "fastest": min(kept), "slowest": max(kept)}
+        spent.append((time.perf_counter() - began, time.process_time() - cpu))
+    kept, used = zip(*spent[WARM_UP:], strict=True)
+    return {"median": statistics.median(kept), "fastest": min(kept), "slowest": max(kept), "cpu": min(used)}
 
 
 def as_text(measured: dict[str, Any]) -> str:
     """The latencies in milliseconds and the memory in MiB."""
     memory = measured["memory_mib"]
-    lines = [f"{'':<20} {'median ms':>12} {'fastest':>8} {'slowest':>11}"]
+    lines = [f"{'':<20} {'median ms':>12} {'fastest':>8} {'slowest':>11} {'least CPU ms':>13}"]
     for name, times in measured["seconds"].items():
-        milliseconds = [1000 * times[key] for key in ("median", "fastest", "slowest")]
-        lines.append("{:<20} {:>12.1f} {:>8.1f} {:>11.1f}".format(name, *milliseconds))
+        milliseconds = [1000 * times[key] for key in ("median", "fastest", "slowest", "cpu")]
+        lines.append("{:<20} {:>12.1f} {:>8.1f} {:>11.1f} {:>13.1f}".format(name, *milliseconds))
     return "\n".join([
         *lines,
         f"batch 1, float32, {measured['threads']} CPU threads, torch {measured['torch']}, {REPEATS} repetitions",

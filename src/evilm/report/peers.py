@@ -279,20 +279,21 @@ def compare(measured: Mapping[str, dict[str, Any]], costs: Sequence[Cost]) -> st
         costs: the rows.
     """
     header = f"{'':<13}{'frames':>7}{'size':>6}{'words':>6}{'M param.':>10}{'GMAC':>8}{'GFLOP':>8}"
-    lines = [f"{header}{'+ heads: M':>12}{'GMAC':>8}{'ms':>9}{'fastest':>9}{'peak MiB':>10}"]
+    lines = [f"{header}{'+ heads: M':>12}{'GMAC':>8}{'ms':>9}{'fastest':>9}{'CPU ms':>9}{'peak MiB':>10}"]
     for cost in costs:
         row = f"{cost.preset:<13}{cost.frames:>7}{cost.size:>6}{cost.words:>6}{cost.parameters / 1e6:>10.1f}"
         row += f"{cost.macs / 1e9:>8.2f}{cost.flops / 1e9:>8.2f}"
         row += f"{cost.parameters_with_heads / 1e6:>12.1f}{cost.macs_with_heads / 1e9:>8.2f}"
         if (found := measured.get(cost.preset)) is not None:
             times = found["seconds"]["all"]
-            row += f"{1000 * times['median']:>9.0f}{1000 * times['fastest']:>9.0f}{found['memory_mib']['peak']:>10,}"
+            row += "".join(f"{1000 * times[key]:>9.0f}" for key in ("median", "fastest", "cpu"))
+            row += f"{found['memory_mib']['peak']:>10,}"
         lines.append(row)
     lines.append("GFLOP is 2 x MACs. Parameters and MACs are without heads, then with those of pre-training.")
     if measured:
         threads = next(iter(measured.values()))["threads"]
         lines.append(
-            f"ms: median and fastest of for one clip and one text, float32, {threads} CPU threads; peak memory "
-            "includes Python and torch."
+            f"ms, fastest, CPU ms: median, least, and least CPU time for one clip and one text, float32, {threads} "
+            "threads. Peak memory includes Python and torch."
         )
     return "\n".join([*lines, "", *textwrap.wrap(paragraph(costs), 118)])
