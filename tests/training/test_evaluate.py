@@ -74,12 +74,13 @@ def test_videos_that_were_trained_on_are_counted_and_printed(
     # A run before this one trained on it, too.
     config = json.loads((checkpoint.find(run) / "config.json").read_text())
     source = SourceConfig.model_validate(config["recipe"]["data"]["train"] | {"limit": 3})
-    rows = [Example("0", f"video{i}", Clip(Path(f"{i}.mp4"))) for i in range(2)]
+    rows = [Example("0", name, Clip(Path(f"{name}.mp4"))) for name in ("video0", "stranger")]
     tuned = trainer.train(
         make_recipe(tmp_path / "tuned", RETRIEVAL, start=run, optim={"epochs": 0.2, "batch_size": 12})
     )
+    assert len(list(overlap._training_sources(tuned))) == 2
     found = overlap.trained_videos(rows, source, checkpoint.find(tuned))
-    assert found == {"videos": 2, "trained": 0, "first": []}
+    assert found == {"videos": 2, "trained": 1, "first": ["video0"]}, "by its id, though the file is another"
     shutil.rmtree(run)
     assert overlap.trained_videos(rows, source, checkpoint.find(tuned)) is None, "the run before is gone: unknown"
 
