@@ -95,7 +95,7 @@ def test_the_comparison(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     shown = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line}
     assert rows["evilm-small"] == "evilm-small 4 256 30 15.0 7.36 14.73 18.8 8.33 250 200 300 1,234".split()
-    assert rows["all-in-one-B"][1:7] == "3 224 40 109.3 63.84 127.69".split()
+    assert rows["all-in-one-B"][1:7] == "3 224 40 109.3 63.84 127.68".split()
     assert asked["VIOLET"] == (5, 224, 25)
     text = " ".join(shown.split())
     assert "evilm-small 7.4 GMAC, printed 12.2 (1.7 times)" in text
