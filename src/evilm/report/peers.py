@@ -76,7 +76,7 @@ def roll(tokens: Tensor, frames: int, share: int = 8) -> Tensor:
         frames: T.
         share: one divided by the fraction that moves in each direction.
     """
-    by_frame = tokens.unflatten(0, (-1, frames))
+    by_frame: Tensor = tokens.unflatten(0, (-1, frames))
     moved = tokens.shape[1] // share
     later, earlier, rest = by_frame.split([moved, moved, tokens.shape[1] - 2 * moved], dim=2)
     return torch.cat([later.roll(1, 1), earlier.roll(-1, 1), rest], 2).flatten(0, 1)
