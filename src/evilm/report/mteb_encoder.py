@@ -67,7 +67,7 @@ class MtebEncoder:
         name = bundled or (folder.name if folder else model_name)
         values, word_values = _count_parameters(self.embedder)
         self.mteb_model_meta: Any = ModelMeta(
-            loader=MtebEncoder,
+            loader=cast("Any", MtebEncoder),
             name=name if "/" in name else _OWNER + name,
             revision=self.embedder.fingerprint,
             release_date=None,
