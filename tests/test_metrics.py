@@ -160,3 +160,12 @@ def test_class_accuracy_by_hand() -> None:
     assert metrics.class_accuracy(scores, classes) == (pytest.approx(50), pytest.approx(100 / 3))
     assert metrics.class_accuracy(np.zeros((4, 2)), classes) == (50, 50), "ties are broken at random"
     assert metrics.class_accuracy(np.full((4, 2), -np.inf), classes) == (0, 0), "an unreadable clip is wrong"
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 11, 20, 60])
+def test_the_interval_of_seeds_is_that_of_students_t(count: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(count).normal(30, 2, count)
+    low, high = metrics.interval_of_seeds(values.tolist())
+    wanted = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (low, high) == pytest.approx(wanted, abs=3e-3)

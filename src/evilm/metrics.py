@@ -181,6 +181,23 @@ def interval(values: NDArray[np.floating] | Sequence[float], seed: int = 0, draw
     return float(low), float(high)
 
 
+# Student's t at 97.5 %, for 1 to 9 degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def interval_of_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of runs with different seeds, by Student's t; at least 2 runs.
+
+    Few runs give a wide interval: 2 of a standard deviation of 1 give the mean plus or minus 9.0, and 5 give 1.2.
+    """
+    freedom, z = len(values) - 1, 1.959964
+    # Beyond the table, the expansion of t around the normal distribution, to three digits.
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    t = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else t
+    half = t * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
 def abstention(shares: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[float, float, float]:
     """The probability below which answers should be withheld, if a wrong one costs as much as a right one gains.
 

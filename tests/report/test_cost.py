@@ -184,6 +184,7 @@ def test_errors(arguments: dict[str, Any], error: type[Exception], message: str)
 
 def test_the_note_on_the_papers_convention_agrees_with_the_counts(small: Cost) -> None:
     assert f"{small.macs / 1e9:.1f} GMAC, or {small.flops / 1e9:.1f} GFLOP" in CONVENTION
+    assert f"{small.frames} frames of {small.size}x{small.size} and {small.words} words" in CONVENTION
     assert small.as_text().endswith(CONVENTION)
     # all-in-one-B: ViT-B/16 on 3 frames of 196 patches, a class token and 40 words each.
     model = timm.create_model("vit_base_patch16_224").eval()

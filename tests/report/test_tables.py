@@ -25,7 +25,7 @@ def run(folder: Path, task: dict[str, Any], start: str | None = None, **about: A
     """A run's folder as far as reports look at it."""
     step = folder / "step-7"
     step.mkdir(parents=True)
-    recipe = {"task": task, "data": {"train": WORLD}, "start": start}
+    recipe = {"task": task, "data": {"train": WORLD}, "start": start, "seed": about.pop("seed", None)}
     (step / "config.json").write_text(json.dumps({"task": task["name"], "recipe": recipe, **about}))
     return folder
 
@@ -311,3 +311,83 @@ def test_a_run_with_old_settings_is_not_used(tmp_path: Path) -> None:
     evaluations, [line] = read_evaluations([tmp_path])
     assert evaluations == []
     assert "task.mvm is now task.mvm_weight" in line
+
+
+def pretrained(folder: Path, seed: int, accuracy: float, weight: float = 1.0, **model: Any) -> None:
+    """A pre-training of some seed, and questions answered from it."""
+    run(folder / "pre", {"name": "pretrain", "mvm_weight": 0, "mlm_weight": weight, "vtm_weight": 1.0}, seed=seed)
+    tuned = run(folder / "qa", {"name": "question_answering"}, str(folder / "pre"), seed=seed, **model)
+    evaluate(tuned, "question_answering", "msrvtt_qa", 600, metrics={"accuracy": accuracy})
+
+
+def test_seeds_of_one_recipe_are_one_row_with_their_mean_and_interval(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((30.0, 32.0, 34.0)):
+        pretrained(tmp_path / f"seed-{seed}", seed, accuracy)
+    pretrained(tmp_path / "other", 3, 50.0, weight=2.0)
+    filled = compared(5, tmp_path)
+    other, ours = sorted(filled["ours"], key=lambda line: line["label"])
+    assert ours["label"] == "seed-0/pre: MLM + VTM, seeds 0, 1, 2"
+    assert (other["label"], other["cells"]["msrvtt_qa"]["value"]) == ("other/pre: MLM + VTM", 50.0)
+    cell = ours["cells"]["msrvtt_qa"]
+    assert cell["value"] == 32.0
+    # Standard deviation 2, t of 2 degrees of freedom 4.303: 4.303 x 2 / sqrt(3).
+    assert cell["interval_of_seeds"] == pytest.approx((32 - 4.968, 32 + 4.968), abs=1e-3)
+    assert cell["note"].endswith("; mean of seeds 0, 1, 2; 95 % interval of accuracy over seeds 27.0 to 37.0")
+    assert other["cells"]["msrvtt_qa"]["interval_of_seeds"] is None
+    evaluations, _ = read_evaluations([tmp_path])
+    assert "| 32.0 (27.0 to 37.0) [" in tables.as_markdown(tables.fill(5, evaluations))
+    assert filled["unused"] == []
+
+
+def test_a_seed_counts_once_and_rules_are_not_mixed(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((30.0, 32.0)):
+        pretrained(tmp_path / f"seed-{seed}", seed, accuracy)
+    again = tmp_path / "seed-1" / "qa"
+    evaluate(again, "question_answering", "msrvtt_qa", 600, "twice", metrics={"accuracy": 99.0})
+    evaluate(again, "question_answering", "msrvtt_qa", 600, "views", metrics={"accuracy": 99.0}, rule="another rule")
+    filled = compared(5, tmp_path)
+    [line] = filled["ours"]
+    assert line["cells"]["msrvtt_qa"]["value"] == 31.0
+    assert sum("already has a value" in text for text in filled["unused"]) == 2
+
+
+def test_seeds_without_pretraining_are_one_row(tmp_path: Path) -> None:
+    for seed in range(2):
+        scratch = run(tmp_path / f"seed-{seed}" / "qa", {"name": "question_answering"}, seed=seed)
+        evaluate(scratch, "question_answering", "msrvtt_qa", 600, metrics={"accuracy": 10.0 + seed})
+        probe = run(tmp_path / f"seed-{seed}" / "mc", {"name": "multiple_choice"}, seed=seed)
+        evaluate(probe, "multiple_choice", "msrvtt_mc", 600, metrics={"accuracy": 20.0 + seed})
+    [line] = compared(5, tmp_path)["ours"]
+    assert line["label"] == "seed-0: no pre-training, seeds 0, 1"
+    assert {key: cell["value"] for key, cell in line["cells"].items()} == {"msrvtt_qa": 10.5, "msrvtt_mc": 20.5}
+
+
+def test_on_selects_data_for_tables_and_figures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = run(tmp_path / "real" / "qa", {"name": "question_answering"})
+    data = {"reader": "msrvtt_qa", "annotations": "shared/msrvtt-frames", "split": "test"}
+    evaluate(real, "question_answering", "msrvtt_qa", 5, metrics={"accuracy": 77.7}, data=data)
+    both = [str(runs), str(tmp_path / "real")]
+    for on, present in (("msrvtt-mini", True), ("synthetic", False), ("msrvtt-frames", True)):
+        assert cli.run(["report", "table", "5", *both, "--on", on]) == 0
+        assert ("77.7" in capsys.readouterr().out) is present
+    assert cli.run(["report", "figure", "2", *both, "--on", "flickr8k"]) == 2
+    assert "--on flickr8k: no evaluation is on such data; there are: " in capsys.readouterr().err
+
+
+def test_figure_2_pairs_runs_of_one_seed(tmp_path: Path, tiny: ModelConfig, vocabulary: Vocabulary) -> None:
+    values = {("with", 0): 46.0, ("without", 0): 40.0, ("with", 1): 47.0, ("without", 1): 43.0, ("with", 2): 90.0}
+    for (name, seed), value in values.items():
+        table = {"name": "pretrain", "mvm_weight": float(name == "with"), "mlm_weight": 1.0, "vtm_weight": 1.0}
+        pre = run(tmp_path / f"{name}-{seed}" / "pre", table, seed=seed, model=tiny.model_dump())
+        made = run(tmp_path / f"{name}-{seed}" / "mc", {"name": "multiple_choice"}, str(pre), seed=seed,
+                   model=tiny.model_dump())  # fmt: skip
+        vocabulary.save(made / "step-7" / "vocabulary.json")
+        evaluate(made, "multiple_choice", "msrvtt_mc", 50, metrics={"accuracy": value})
+    evaluations, _ = read_evaluations([tmp_path])
+    filled = figures.fill(2, evaluations)
+    [point] = filled.points
+    assert point.value == 5.0
+    # Gains 6 and 4: t of 1 degree of freedom 12.706, standard deviation sqrt(2), of 2 runs.
+    assert "46.5 against 41.5; seeds 0, 1, 95 % interval of the gain -7.7 to 17.7" in point.note
+    assert len(filled.unused) == 1
+    assert "with-2" in filled.unused[0]

@@ -13,6 +13,7 @@ import torch
 from evilm.errors import ConfigError, DataError
 from evilm.tasks.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from evilm.tasks.predictions import Prediction
+from evilm.training import evaluate
 from evilm.types import Clip, Example
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def test_the_blind_baseline_sees_no_frames(
 
 
 def told(example: Example, probabilities: list[float], readable: bool = True) -> Prediction:
-    return Prediction(example, readable, {"probabilities": np.array(probabilities)})
+    return Prediction(example, readable, {"logits": np.log(probabilities)})
 
 
 def test_accuracy_by_hand(build: Callable[..., MultipleChoice]) -> None:
@@ -111,8 +112,20 @@ def test_predictions_leave_out_options_that_a_row_has_not(
     build: Callable[..., MultipleChoice], random_batch: Callable[..., Batch]
 ) -> None:
     found = build().eval().predict(random_batch(ROWS))
-    assert [len(p.values["probabilities"]) for p in found] == [3, 2, 5]
-    assert all(p.values["probabilities"].sum() == pytest.approx(1, rel=1e-5) for p in found)
+    assert [len(p.values["logits"]) for p in found] == [3, 2, 5]
+    assert all(np.isfinite(p.values["logits"]).all() for p in found)
+
+
+def test_views_average_logits(build: Callable[..., MultipleChoice]) -> None:
+    """Two views are unsure of the wrong option, the third is sure of the right one: the mean of logits is right."""
+    task, right = build(), ROWS[1].label or 0
+    wrong, sure = np.zeros(2), np.zeros(2)
+    wrong[1 - right], sure[right] = 1.0, 5.0
+    views = [Prediction(ROWS[1], True, {"logits": logits}) for logits in (wrong, wrong, sure)]
+    assert [task.compute_metrics([view]).metrics["accuracy"] for view in views] == [0, 0, 100]
+    mean = evaluate._average(task.averaged, views)
+    assert mean.values["logits"][right] == pytest.approx(5 / 3)
+    assert task.compute_metrics([mean]).metrics["accuracy"] == 100
 
 
 @pytest.mark.parametrize("label", [None, 3, -1])
@@ -127,7 +140,7 @@ def test_nan_scores_count_as_wrong_and_are_reported(build: Callable[..., Multipl
     task = build()
     good, bad = np.zeros(3), np.full(3, np.nan)
     good[ROWS[0].label or 0] = 1.0
-    rows = [Prediction(ROWS[0], True, {"probabilities": good}), Prediction(ROWS[0], True, {"probabilities": bad})]
+    rows = [Prediction(ROWS[0], True, {"logits": good}), Prediction(ROWS[0], True, {"logits": bad})]
     summary = task.compute_metrics(rows)
     assert summary.metrics["accuracy"] == 50.0
     assert summary.rule.endswith("1 rows with NaN scores count as wrong")

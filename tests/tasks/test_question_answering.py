@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
 from evilm.errors import DataError
 from evilm.tasks.predictions import Prediction
 from evilm.tasks.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from evilm.training import evaluate
 from evilm.types import Clip, Example
 
 if TYPE_CHECKING:
@@ -87,6 +89,24 @@ def test_predictions_are_the_likeliest_answers(
     for i, p in enumerate(task.predict(batch)):
         assert p.values["answer"] == task.answers[int(share[i].argmax())]
         assert p.values["probability"] == pytest.approx(share[i].max().item(), rel=1e-5)
+
+
+def test_views_average_logits(build: Callable[..., QuestionAnswering], random_batch: Callable[..., Batch]) -> None:
+    task, batch = build().eval(), random_batch(ROWS)
+    expected = [p.values for p in task.predict(batch)]
+    task.averages = True
+    one = task.predict(batch)
+    rows = task.compute_metrics(one).rows
+    assert [row["predicted"] for row in rows] == [value["answer"] for value in expected]
+    # A view that is surer than two others decides.
+    weak, strong = np.zeros(len(task.answers), np.float32), np.zeros(len(task.answers), np.float32)
+    weak[0], strong[1] = 1.0, 5.0
+    mean = evaluate._average(task.averaged, [Prediction(ROWS[0], True, {"logits": v}) for v in (weak, weak, strong)])
+    [row] = task.compute_metrics([mean]).rows
+    assert row["predicted"] == task.answers[1]
+    share = np.exp([2 / 3, 5 / 3])
+    others = len(task.answers) - 2
+    assert row["probability"] == pytest.approx(share[1] / (share.sum() + others), rel=1e-5)
 
 
 def told(*rows: tuple[str, str, bool, str | None]) -> list[Prediction]:

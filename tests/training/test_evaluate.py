@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from evilm.data.config import SourceConfig
 from evilm.data.pixels import FilePixels, Job
 from evilm.errors import ConfigError, DependencyError, SelectionError
 from evilm.tasks.predictions import Metrics, Prediction
-from evilm.training import checkpoint, evaluate, logger, trainer
+from evilm.training import checkpoint, evaluate, logger, overlap, trainer
 from evilm.training.recipe import check_selection
 from evilm.types import Clip, Example
 
@@ -50,6 +52,39 @@ def test_views_take_other_frames_of_each_segment() -> None:
     assert found == [pytest.approx([p, p]) for p in (1 / 6, 0.5, 5 / 6)]
 
 
+def test_videos_that_were_trained_on_are_counted_and_printed(
+    run: Path, make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    clean = evaluate.of_checkpoint(run, "test")
+    assert clean.result["trained_videos"] == {"videos": clean.result["samples"], "trained": 0, "first": []}
+    assert "trained on" not in clean.summary.rule
+    # The test split is the training split under another name, and here the first 7 rows of it.
+    leaked = evaluate.of_checkpoint(run, "test", ["data.test.split=train", "data.test.limit=7"])
+    assert leaked.result["trained_videos"]["trained"] == leaked.result["trained_videos"]["videos"] == 7
+    assert leaked.summary.rule.endswith("; 7 of 7 videos were trained on")
+    assert len(leaked.result["trained_videos"]["first"]) == 3
+    # Other annotations of the same files are found by the files.
+    other = evaluate.of_checkpoint(
+        run,
+        "test",
+        ["data.test.split=train", "data.test.limit=7", "data.test.reader=msrvtt_mc"],
+        task="multiple_choice",
+    )
+    assert other.result["trained_videos"]["trained"] == other.result["trained_videos"]["videos"] > 0
+    # A run before this one trained on it, too.
+    config = json.loads((checkpoint.find(run) / "config.json").read_text())
+    source = SourceConfig.model_validate(config["recipe"]["data"]["train"] | {"limit": 3})
+    rows = [Example("0", name, Clip(Path(f"{name}.mp4"))) for name in ("video0", "stranger")]
+    tuned = trainer.train(
+        make_recipe(tmp_path / "tuned", RETRIEVAL, start=run, optim={"epochs": 0.2, "batch_size": 12})
+    )
+    assert len(list(overlap._training_sources(tuned))) == 2
+    found = overlap.trained_videos(rows, source, checkpoint.find(tuned))
+    assert found == {"videos": 2, "trained": 1, "first": ["video0"]}, "by its id, though the file is another"
+    shutil.rmtree(run)
+    assert overlap.trained_videos(rows, source, checkpoint.find(tuned)) is None, "the run before is gone: unknown"
+
+
 def test_views_of_a_run(run: Path, small_world: Path) -> None:
     one = evaluate.of_checkpoint(run, "test")
     two = evaluate.of_checkpoint(run, "test", views=2)
@@ -62,8 +97,12 @@ def test_views_of_a_run(run: Path, small_world: Path) -> None:
         evaluate.of_checkpoint(run, "test", views=3)
     decoded = evaluate.of_checkpoint(run, "test", ["data.cache="], views=3)
     assert decoded.result["samples"] == one.result["samples"]
-    with pytest.raises(ConfigError, match="--views 2: multiple_choice averages no scores"):
-        evaluate.of_checkpoint(run, "test", ["data.test.reader=msrvtt_mc"], task="multiple_choice", views=2)
+    choice = [evaluate.of_checkpoint(run, "test", ["data.test.reader=msrvtt_mc"], task="multiple_choice", views=n)
+              for n in (1, 2)]  # fmt: skip
+    assert choice[1].summary.rule.endswith("; mean score of 2 clips a video, each of other frames")
+    assert len(choice[0].summary.rows) == len(choice[1].summary.rows)
+    with pytest.raises(ConfigError, match="--views 2: pretrain averages no scores"):
+        evaluate._check_views(SimpleNamespace(averaged=(), name="pretrain"), SimpleNamespace(), 2)  # type: ignore[arg-type]
     rows = [*readers.stream("msrvtt_retrieval", small_world, None, "test")]
     frames = [FilePixels(32).read(Job(rows[0].clip, position=p), 2) for p in (0.25, 0.75)]
     assert not np.array_equal(*frames)

@@ -15,33 +15,42 @@ Runs = Annotated[
     list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain evaluated runs. [default: none]")
 ]
 
+OnData = Annotated[
+    str | None,
+    typer.Option(
+        "--on", metavar="DATA", help="Use only evaluations on synthetic, flickr8k, msrvtt-mini or other data."
+    ),
+]
+
 
 def table(
     number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, max=6, help="Number of the table, 1 to 6.")],
     runs: Runs = None,
+    on: OnData = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a table of the paper with the results of our runs, as Markdown."""
     from evilm.report import tables
-    from evilm.report.evaluations import read_evaluations
+    from evilm.report.evaluations import read_evaluations, select
 
     evaluations, unusable = read_evaluations(runs or ())
-    filled = tables.fill(number, evaluations, unusable)
+    filled = tables.fill(number, select(evaluations, on), unusable)
     typer.echo(json.dumps(tables.as_json(filled), indent=2) if as_json else tables.as_markdown(filled))
 
 
 def figure(
     number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, max=2, help="Number of the figure, 1 or 2.")],
     runs: Runs = None,
+    on: OnData = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it: .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the numbers of a figure of the paper with the results of our runs, as Markdown."""
     from evilm.report import figures
-    from evilm.report.evaluations import read_evaluations
+    from evilm.report.evaluations import read_evaluations, select
 
     evaluations, unusable = read_evaluations(runs or ())
-    filled = figures.fill(number, evaluations, unusable)
+    filled = figures.fill(number, select(evaluations, on), unusable)
     if out is not None:
         figures.draw(filled, out)
     typer.echo(json.dumps(figures.as_json(filled), indent=2) if as_json else figures.as_markdown(filled))
@@ -49,9 +58,7 @@ def figure(
 
 def everything(
     runs: Runs = None,
-    on: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Use only evaluations whose reader or annotations contain this.")
-    ] = None,
+    on: OnData = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the files.")] = Path("docs/results/paper"),
 ) -> None:
     """Write all tables and figures of the paper with our runs: Markdown, CSV, LaTeX, PNG."""
@@ -94,25 +101,36 @@ def splits(
 
 
 def cost(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="Model preset, such as evilm-small.")],
+    preset: Annotated[str, typer.Argument(metavar="[PRESET]", help="Model preset.")] = "evilm-small",
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip. [default: the preset's]")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Frame size in pixels. [default: the preset's]")] = None,
     length: Annotated[int, typer.Option("--words", min=1, help="Word pieces of the text.")] = 30,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also measure latency and peak memory on this machine's CPU.")
     ] = False,
+    with_peers: Annotated[
+        bool, typer.Option("--peers", help="Compare with published models, measured one after another (minutes).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the parameters and operations of a model, part by part."""
-    from evilm.report import latency
+    """Print the parameters and operations of a model, part by part, or beside those of published models."""
+    from evilm.report import latency, peers
     from evilm.report.cost import cost_of
 
     found = cost_of(preset, frames, size, length)
-    measured = latency.measure(preset, found.frames, found.size, length) if measure else None
+    rows = [found, *map(peers.peer_cost, peers.PEERS)] if with_peers else [found]
+    measured = {
+        row.preset: latency.measure(row.preset, row.frames, row.size, row.words)
+        for row in rows
+        if measure or with_peers
+    }
     if as_json:
-        typer.echo(json.dumps(found.as_json() | ({"measured": measured} if measured else {}), indent=2))
+        tables = [row.as_json() | ({"measured": measured[row.preset]} if measured else {}) for row in rows]
+        typer.echo(json.dumps({"models": tables} if with_peers else tables[0], indent=2))
+    elif with_peers:
+        typer.echo(peers.compare(measured, rows))
     else:
-        typer.echo("\n\n".join([found.as_text(), *([latency.as_text(measured)] if measured else [])]))
+        typer.echo("\n\n".join([found.as_text(), *map(latency.as_text, measured.values())]))
 
 
 def env() -> None:

@@ -47,9 +47,9 @@ class Part(NamedTuple):
 # Printed below a cost, so that its numbers are not compared with the paper's.
 CONVENTION = """\
 The paper's column FP follows no single convention. The E-ViLM that it describes needs 7.4 GMAC, or 14.7 GFLOP at 2 per
-MAC, for 4 frames of 224x224 and 30 words; the printed 12.2 is neither. all-in-one-B, a ViT-B/16 that reads 3 frames
-with 40 words each, needs 63.8 GMAC or 127.7 GFLOP; the printed 235 is neither. Compare models by the columns above,
-which are counted alike for all."""
+MAC, for 4 frames of 256x256 and 30 words; the printed 12.2 is neither. all-in-one-B, a ViT-B/16 that reads 3 frames of
+224x224 with 40 words each, needs 63.8 GMAC or 127.7 GFLOP; the printed 235 is neither. `evilm cost --peers` compares
+them, and others, by one convention."""
 
 
 @dataclass(frozen=True, slots=True)

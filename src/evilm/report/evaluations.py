@@ -19,6 +19,8 @@ from evilm.training import checkpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# Names for `--on`, and the text that the paths of such data contain.
+DATA_NAMES = {"synthetic": "world", "msrvtt-mini": "msrvtt-frames"}
 OBJECTIVES = ("vtm", "mlm", "mvm")  # of Table 5; the recipe's settings are their weights, such as mvm_weight
 
 
@@ -35,11 +37,24 @@ class Provenance:
     start: Provenance | None  # the run that it started from; None for random weights, or if the run is missing
     tokenizer: Provenance | None  # the video tokenizer of a pre-trained model; None without MVM, or if missing
     missing: tuple[str, ...]  # runs that its recipe names and that do not exist any more
+    seed: int | None = None
+    recipe: str = ""  # the settings without seed and places, equal for runs that differ in their seeds only
 
     @property
     def name(self) -> str:
         """The run's folder below its parent."""
         return f"{self.run.parent.name}/{self.run.name}"
+
+    @property
+    def family(self) -> str:
+        """What runs share that differ in the seeds of their stages only: the recipes of all stages."""
+        return f"{self.recipe};{self.start and self.start.family};{self.tokenizer and self.tokenizer.family}"
+
+    @property
+    def seeds(self) -> str:
+        """The seed of the run, and of the stages before it where they differ: ``1``, or ``1 after 0``."""
+        earlier = {stage.seeds for stage in (self.start, self.tokenizer) if stage is not None} - {str(self.seed)}
+        return " after ".join([str(self.seed), *sorted(earlier)])
 
     @property
     def is_pretrained(self) -> bool:
@@ -100,6 +115,30 @@ class Evaluation(BaseModel):
         """Data and split in words."""
         return f"{self.data['reader']} of {self.data['annotations']}, {self.split} split, {self.samples:,} rows"
 
+    @property
+    def conditions(self) -> tuple[object, ...]:
+        """What evaluations must share for a mean over their seeds."""
+        return self.model.family, self.source, self.rule, self.changes
+
+
+def select(evaluations: Iterable[Evaluation], on: str | None) -> list[Evaluation]:
+    """The evaluations on some data.
+
+    Args:
+        evaluations: those at hand.
+        on: a name of ``DATA_NAMES``, or a part of the name of the reader or of the path of the annotations.
+
+    Raises:
+        DataError: none is on such data.
+    """
+    found = list(evaluations)
+    wanted = None if on is None else DATA_NAMES.get(on, on)
+    chosen = [one for one in found if wanted is None or wanted in f"{one.data['reader']} {one.data['annotations']}"]
+    if on is not None and not chosen:
+        known = sorted({f"{one.data['reader']} of {one.data['annotations']}" for one in found})
+        raise DataError(f"--on {on}: no evaluation is on such data; there are: {'; '.join(known) or 'none'}")
+    return chosen
+
 
 def read_evaluations(paths: Iterable[Path]) -> tuple[list[Evaluation], list[str]]:
     """Read every evaluation below some folders; also return one line for each that cannot be used.
@@ -152,8 +191,17 @@ def provenance(folder: Path) -> Provenance:
     start = _named(run, recipe.get("start"), missing)
     tokenizer = _named(run, settings.get("tokenizer"), missing) if settings.get("mvm_weight") else None
     return Provenance(
-        run, own, saved.get("model"), settings, saved.get("validation") or {}, data, start, tokenizer, tuple(missing)
-    )
+        run, own, saved.get("model"), settings, saved.get("validation") or {}, data, start, tokenizer, tuple(missing),
+        recipe.get("seed"), _without_places(recipe, missing),
+    )  # fmt: skip
+
+
+def _without_places(recipe: dict[str, Any], missing: Iterable[str]) -> str:
+    """The settings that make a run what it is: not its seed, and not the folders of runs, caches and vocabularies."""
+    kept = {key: value for key, value in recipe.items() if key not in {"seed", "start", "vocabulary", "run"}}
+    kept["task"] = {key: value for key, value in recipe["task"].items() if key != "tokenizer"}
+    kept["data"] = {key: value for key, value in recipe["data"].items() if key not in {"cache", "packed"}}
+    return json.dumps([kept, sorted(missing)], sort_keys=True)
 
 
 def _named(run: Path, path: object, missing: list[str]) -> Provenance | None:

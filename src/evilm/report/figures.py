@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import statistics
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from evilm import files
+from evilm import files, metrics
 from evilm.errors import OutputError
 from evilm.report import paper, tables
 
@@ -85,7 +86,7 @@ def _gains(figure: Figure, evaluations: Sequence[Evaluation], unusable: Sequence
     """The gain from MVM: pairs of runs of one model shape on the same data that differ only in MVM."""
     number, key = figure.columns[0]
     task = paper.table(number).columns[key].task
-    pairs: dict[tuple[str, ...], dict[bool, Evaluation]] = {}
+    pairs: dict[tuple[str, ...], dict[bool, dict[str, Evaluation]]] = {}
     unused = list(unusable)
     for evaluation in evaluations:
         model = evaluation.model
@@ -96,19 +97,28 @@ def _gains(figure: Figure, evaluations: Sequence[Evaluation], unusable: Sequence
             continue
         others = "+".join(sorted(model.objectives - {"mvm"}))
         pair = pairs.setdefault((str(model.model), evaluation.source, str(evaluation.zero_shot), others), {})
-        if pair.setdefault("mvm" in model.objectives, evaluation) is not evaluation:
-            unused.append(f"{evaluation.file}: a run of this size, data and objectives is already used")
+        side = pair.setdefault("mvm" in model.objectives, {})
+        if side.setdefault(str(model.seed), evaluation) is not evaluation:
+            unused.append(f"{evaluation.file}: a run of this size, data, objectives and seed is already used")
     points: list[Point] = []
     for pair in pairs.values():
-        if len(pair) < 2:
-            missing = "with" if False in pair else "without"
-            unused += [f"{each.file}: there is no run {missing} MVM to compare it with" for each in pair.values()]
-        else:
-            parameters, _, _ = tables.model_cost(pair[True].model.checkpoint)
-            with_mvm, without = (pair[side].metrics["accuracy"] for side in (True, False))
-            name = f"{pair[True].model.run.name} against {pair[False].model.run.name}"
-            note = f"{with_mvm:.1f} against {without:.1f}; {pair[True].source}"
-            points.append(Point(name, False, "gain from MVM", parameters, None, round(with_mvm - without, 1), note))
+        both = sorted(pair.get(True, {}).keys() & pair.get(False, {}).keys())
+        for side, runs in pair.items():
+            missing = f"there is no run {'without' if side else 'with'} MVM of this seed to compare it with"
+            unused += [f"{each.file}: {missing}" for seed, each in runs.items() if seed not in both]
+        if not both:
+            continue
+        with_mvm, without = ([pair[side][seed] for seed in both] for side in (True, False))
+        gains = [a.metrics["accuracy"] - b.metrics["accuracy"] for a, b in zip(with_mvm, without, strict=True)]
+        parameters, _, _ = tables.model_cost(with_mvm[0].model.checkpoint)
+        name = f"{with_mvm[0].model.run.name} against {without[0].model.run.name}"
+        means = [statistics.fmean(one.metrics["accuracy"] for one in side) for side in (with_mvm, without)]
+        note = "{:.1f} against {:.1f}".format(*means)
+        if len(both) > 1:
+            low, high = metrics.interval_of_seeds(gains)
+            note += f"; seeds {', '.join(both)}, 95 % interval of the gain {low:.1f} to {high:.1f}"
+        note += f"; {with_mvm[0].source}"
+        points.append(Point(name, False, "gain from MVM", parameters, None, round(statistics.fmean(gains), 1), note))
     return FilledFigure(figure, points, unused)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from evilm import config
+from evilm import config, metrics
 from evilm.report import paper
 from evilm.training import checkpoint
 
@@ -26,7 +27,8 @@ class Cell:
 
     value: Value
     note: str = ""
-    evaluation: Evaluation | None = None  # None for a property of the model
+    evaluation: Evaluation | None = None  # the first of several seeds; None for a property of the model
+    interval: tuple[float, float] | None = None  # 95 % interval of the first metric over seeds
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class Line:
     method: str | None  # the paper's row that it belongs to; None if the paper has no such row
     model: Provenance | None = None
     cells: dict[str, Cell] = field(default_factory=lambda: {})  # by column key
+    found: dict[str, list[Evaluation]] = field(default_factory=lambda: {})  # of each cell, one for each seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +75,34 @@ def fill(number: int, evaluations: Sequence[Evaluation], unusable: Sequence[str]
             unused.append(f"{evaluation.file}: {why}")
             continue
         model = evaluation.model
-        place = (_label(model), next((row.method for row in table.rows if row.ours and _matches(row, model)), None))
-        line = lines.setdefault(place, Line(*place, model))
-        if key in line.cells:
+        method = next((row.method for row in table.rows if row.ours and _matches(row, model)), None)
+        line = lines.setdefault(_place(lines, model, key, method), Line(_label(model), method, model))
+        same = line.found.setdefault(key, [])
+        if same and (evaluation.conditions != same[0].conditions or model.seeds in {e.model.seeds for e in same}):
             unused.append(f"{evaluation.file}: {column.name} of {line.label} already has a value")
         else:
-            line.cells[key] = _cell(evaluation, column)
-    models = [line.model for line in lines.values() if line.model is not None]
-    for line, model in zip(lines.values(), models, strict=True):
-        line.cells |= dict(_model_cells(table, model, evaluations))
+            same.append(evaluation)
+    models: list[Provenance] = []
+    for line in lines.values():
+        line.cells = {key: _cell(found, table.columns[key]) for key, found in line.found.items()}
+        seeds = {evaluation.model.seeds: evaluation.model for found in line.found.values() for evaluation in found}
+        if len(seeds) > 1:
+            line.label += f", seeds {', '.join(sorted(seeds))}"
+        models += seeds.values()
+        line.cells |= dict(_model_cells(table, list(seeds.values()), evaluations))
     return FilledTable(table, [*lines.values(), *_tokenizer_lines(table, models, evaluations)], unused)
+
+
+def _place(
+    lines: Mapping[tuple[str, str | None], Line], model: Provenance, key: str, method: str | None
+) -> tuple[str, str | None]:
+    """The row of a model: that of its pre-training with any seed; without one, that of its recipe with any seed."""
+    if model.pretraining is not None:
+        return model.pretraining.family, method
+    for place, line in lines.items():
+        if place[1] == method and any(one.model.family == model.family for one in line.found.get(key, ())):
+            return place
+    return _label(model), method
 
 
 def _excluded(table: Table, evaluation: Evaluation) -> str | None:
@@ -129,19 +150,29 @@ def _label(model: Provenance) -> str:
     return f"{pretraining.name}: {objectives}{contrast}"
 
 
-def _cell(evaluation: Evaluation, column: Column) -> Cell:
-    values = tuple(round(evaluation.metrics[name], 1) for name in column.metrics)
-    note = evaluation.source
-    if column.samples is not None and evaluation.samples != column.samples:
+def _cell(found: Sequence[Evaluation], column: Column) -> Cell:
+    """The mean of evaluations that differ in their seeds, or the value of one."""
+    first, metrics_of = found[0], [[one.metrics[name] for name in column.metrics] for one in found]
+    values = tuple(round(statistics.fmean(each), 1) for each in zip(*metrics_of, strict=True))
+    note, over_seeds = first.source, None
+    if column.samples is not None and first.samples != column.samples:
         note += f": not the published test split, which has {column.samples:,}"
-    note += f"; {evaluation.rule}"
-    if evaluation.interval:
-        note += "; 95 % interval of {} {:.1f} to {:.1f}".format(column.metrics[0], *evaluation.interval)
-    return Cell(values[0] if len(values) == 1 else values, note, evaluation)
+    note += f"; {first.rule}"
+    if len(found) > 1:
+        over_seeds = metrics.interval_of_seeds([each[0] for each in metrics_of])
+        note += f"; mean of seeds {', '.join(one.model.seeds for one in found)}"
+    if interval := over_seeds or first.interval:
+        note += "; 95 % interval of {} {}{:.1f} to {:.1f}".format(
+            column.metrics[0], "over seeds " if over_seeds else "", *interval
+        )
+    return Cell(values[0] if len(values) == 1 else values, note, first, over_seeds)
 
 
-def _model_cells(table: Table, model: Provenance, evaluations: Iterable[Evaluation]) -> Iterator[tuple[str, Cell]]:
-    """Values of the columns that describe the model."""
+def _model_cells(
+    table: Table, models: Sequence[Provenance], evaluations: Iterable[Evaluation]
+) -> Iterator[tuple[str, Cell]]:
+    """Values of the columns that describe the model, from runs that differ in their seeds."""
+    model, evaluations = models[0], list(evaluations)
     pretraining = model.pretraining
     if "pretraining" in table.columns and pretraining is not None:
         yield "pretraining", Cell(f"{pretraining.data['reader']} of {pretraining.data['annotations']}")
@@ -151,8 +182,17 @@ def _model_cells(table: Table, model: Provenance, evaluations: Iterable[Evaluati
         parameters, flops, counted = model_cost(model.checkpoint)
         yield "parameters", Cell(parameters, counted)
         yield "flops", Cell(flops, f"{counted}; 2 x MACs")
-    if "voc_rate" in table.columns and pretraining is not None and pretraining.tokenizer is not None:
-        yield from _voc_rate(pretraining.tokenizer, evaluations)
+    if "voc_rate" in table.columns:
+        tokenizers = {
+            tokenizer.run.resolve(): tokenizer
+            for one in models
+            if one.pretraining is not None and (tokenizer := one.pretraining.tokenizer) is not None
+        }
+        rates = [cell for each in tokenizers.values() for _, cell in _voc_rate(each, evaluations)]
+        if rates:
+            mean = statistics.fmean(float(str(cell.value)) for cell in rates)
+            more = f"; mean of {len(rates)} tokenizers" if len(rates) > 1 else ""
+            yield "voc_rate", Cell(round(mean, 1), rates[0].note + more, rates[0].evaluation)
 
 
 @cache
@@ -201,7 +241,7 @@ def as_json(filled: FilledTable) -> dict[str, Any]:
 
     def cell(own: Cell) -> dict[str, Any]:
         evaluation = None if own.evaluation is None else own.evaluation.model_dump(mode="json", exclude={"model"})
-        return {"value": own.value, "note": own.note, "evaluation": evaluation}
+        return {"value": own.value, "note": own.note, "evaluation": evaluation, "interval_of_seeds": own.interval}
 
     ours = [
         {"label": line.label, "method": line.method, "cells": {key: cell(own) for key, own in line.cells.items()}}
@@ -222,7 +262,8 @@ def rows_of(filled: FilledTable) -> tuple[list[list[str]], list[str]]:
             if cell is not None and cell.note and cell.note not in notes:
                 notes.append(cell.note)
             mark = f" [{notes.index(cell.note) + 1}]" if cell is not None and cell.note else ""
-            cells.append("" if cell is None else _shown(cell.value) + mark)
+            over_seeds = " ({:.1f} to {:.1f})".format(*cell.interval) if cell is not None and cell.interval else ""
+            cells.append("" if cell is None else _shown(cell.value) + over_seeds + mark)
         return [f"ours: {line.label}", *cells]
 
     rows = [["method", *(column.name for column in table.columns.values())]]

@@ -7,9 +7,9 @@ import io
 from typing import TYPE_CHECKING
 
 from evilm import files
-from evilm.errors import DataError, OutputError
+from evilm.errors import OutputError
 from evilm.report import figures, tables
-from evilm.report.evaluations import read_evaluations
+from evilm.report.evaluations import read_evaluations, select
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ def write_all(runs: Iterable[Path], out: Path, on: str | None = None) -> list[Pa
     Args:
         runs: folders that contain evaluated runs; none gives the paper's values alone.
         out: the folder; files of these names are replaced.
-        on: use only evaluations whose reader or annotation file contains this text.
+        on: use only evaluations on this data, see ``evaluations.select``.
 
     Raises:
         DataError: no evaluation below ``runs`` is on such data.
@@ -37,10 +37,7 @@ def write_all(runs: Iterable[Path], out: Path, on: str | None = None) -> list[Pa
     """
     runs = list(runs)
     evaluations, unusable = read_evaluations(runs)
-    chosen = [one for one in evaluations if on is None or on in f"{one.data['reader']} {one.data['annotations']}"]
-    if on is not None and not chosen:
-        known = sorted({f"{one.data['reader']} of {one.data['annotations']}" for one in evaluations})
-        raise DataError(f"--on {on}: no evaluation is on such data; there are: {'; '.join(known) or 'none'}")
+    chosen = select(evaluations, on)
     contents: dict[str, str] = {}
     for number in TABLES:
         filled = tables.fill(number, chosen, unusable)

@@ -71,6 +71,10 @@ class MultipleChoice(VideoTextTask):
         by_embeddings = {"head": "embed", "embed_dim": width} if source.scoring_head() == "embed" else {}
         return {"protocol": source.scoring_protocol, **by_embeddings}
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        return ("logits",)
+
     @staticmethod
     def lacks(example: Example) -> bool:
         return not example.choices
@@ -106,32 +110,31 @@ class MultipleChoice(VideoTextTask):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        scores = torch.softmax(self._scores(batch), -1).cpu().numpy()
+        scores = self._scores(batch).float().cpu().numpy()
         return [
-            Prediction(example, bool(ok), {"probabilities": scores[i][: len(example.choices)]})
+            Prediction(example, bool(ok), {"logits": scores[i][: len(example.choices)]})
             for i, (example, ok) in enumerate(zip(batch.examples, batch.readable, strict=True))
         ]
 
     def predict_export(self, embedder: Any, examples: Sequence[Example], frames: NDArray[np.uint8]) -> list[Facts]:
         videos = embedder.encode_frames(frames)
-        logits = [
-            torch.from_numpy(embedder.score_choices(videos[i : i + 1], row.choices, row.question)[0]).float()
+        return [
+            {"logits": embedder.score_choices(videos[i : i + 1], row.choices, row.question)[0].astype(np.float32)}
             for i, row in enumerate(examples)
         ]
-        return [{"probabilities": torch.softmax(row, -1).numpy()} for row in logits]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Accuracy, also by kind; a tie for the first place counts in part, a row with NaN scores counts as wrong."""
         scores = np.array([_credit(p) for p in predictions])
-        undefined = np.array([bool(np.isnan(p.values["probabilities"]).any()) for p in predictions])
+        undefined = np.array([bool(np.isnan(p.values["logits"]).any()) for p in predictions])
         confidence = [
-            0.0 if bad else float(p.values["probabilities"].max())
+            0.0 if bad else float(torch.softmax(torch.from_numpy(p.values["logits"]), -1).max())
             for p, bad in zip(predictions, undefined, strict=True)
         ]
         columns = {
             "options": [list(p.example.choices) for p in predictions],
             "answer": [_right(p.example) for p in predictions],
-            "predicted": [int(p.values["probabilities"].argmax()) for p in predictions],
+            "predicted": [int(p.values["logits"].argmax()) for p in predictions],
         }
         by_kind = {
             f"accuracy[{kind}]": 100 * float(scores[rows].mean()) for kind, rows in rows_by_kind(predictions).items()
@@ -163,7 +166,7 @@ def _right(example: Example) -> int:
 
 def _credit(prediction: Prediction) -> float:
     """1 for the right option, 1/n in a tie of n for first place, 0 otherwise, without frames, or with a NaN score."""
-    scores = prediction.values["probabilities"]
+    scores = prediction.values["logits"]
     best = scores == scores.max()  # all False if there is a NaN
     return float(prediction.readable and best[_right(prediction.example)]) / max(1, best.sum())
 

@@ -62,6 +62,10 @@ class QuestionAnswering(VideoTextTask):
         ranked = sorted(counts, key=lambda answer: (-counts[answer], answer))
         return {"answers": ranked[: config.num_answers]}
 
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        return ("logits",)
+
     @staticmethod
     def lacks(example: Example) -> bool:
         return example.question is None or example.answer is None
@@ -81,21 +85,30 @@ class QuestionAnswering(VideoTextTask):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        probability, best = torch.softmax(self._logits(batch).float(), -1).max(-1)
+        logits = self._logits(batch).float()
+        # The logits of all answers are kept only if they are needed: 72,821 questions have 1,500 each.
+        values = [{"logits": row} for row in logits.cpu().numpy()] if self.averages else self._decide(logits)
         return [
-            Prediction(example, bool(ok), {"answer": self.answers[int(k)], "probability": float(p)})
-            for example, ok, k, p in zip(batch.examples, batch.readable, best, probability, strict=True)
+            Prediction(example, bool(ok), value)
+            for example, ok, value in zip(batch.examples, batch.readable, values, strict=True)
         ]
 
     def predict_export(self, embedder: Any, examples: Sequence[Example], frames: NDArray[np.uint8]) -> list[Facts]:
         questions = embedder.encode_texts([example.question or "" for example in examples])
         logits, _ = embedder.score_fused("answer", embedder.encode_frames(frames), questions)
-        probability, best = torch.softmax(torch.from_numpy(logits).float(), -1).max(-1)
+        return self._decide(torch.from_numpy(logits).float())
+
+    def _decide(self, logits: torch.Tensor) -> list[Facts]:
+        """The best answer of each row (B, K), and its probability."""
+        probability, best = torch.softmax(logits, -1).max(-1)
         pairs = zip(best, probability, strict=True)
         return [{"answer": self.answers[int(k)], "probability": float(p)} for k, p in pairs]
 
     def compute_metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Accuracy over all questions, and by kind."""
+        if self.averages:
+            decided = self._decide(torch.from_numpy(np.stack([p.values["logits"] for p in predictions])))
+            predictions = [Prediction(p.example, p.readable, v) for p, v in zip(predictions, decided, strict=True)]
         known = np.array([p.example.answer in self.index for p in predictions])
         readable = np.array([p.readable for p in predictions])
         right = readable & np.array([p.values["answer"] == p.example.answer for p in predictions])

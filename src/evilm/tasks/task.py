@@ -179,6 +179,8 @@ class Task(nn.Module, ABC):
         """Whether the labels of ``target_tokenizer`` are computed once per cached frame, before training."""
         return False
 
+    averages = False  # whether ``averaged`` values of several views will be averaged; the evaluation sets it
+
     @property
     def averaged(self) -> tuple[str, ...]:
         """Names of ``Prediction.values`` to average over several views of a video; none if it cannot use views."""

@@ -23,6 +23,7 @@ from evilm.tasks.batches import caption_of
 from evilm.tasks.predictions import Prediction
 from evilm.training import build, checkpoint, logger
 from evilm.training import recipe as recipes
+from evilm.training.overlap import trained_videos
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -88,6 +89,7 @@ def evaluate(
         StoppedError: ``stop`` returned True in one of the processes.
     """
     task.to(device).eval()
+    task.averages = views > 1
     bf16, ranks = distributed.uses_bf16(precision, device), distributed.world_size()
     own: list[list[Prediction]] = []
     with Meter(label, views * len(loader), "batches") as meter, torch.inference_mode():
@@ -174,6 +176,9 @@ def of_checkpoint(
         summary.rule += "; a video is right when the text is true of it"
     if views > 1:
         summary.rule += f"; mean score of {views} clips a video, each of other frames"
+    overlap = None if split == "train" else trained_videos(rows, source, checkpoint_folder)
+    if overlap is not None and overlap["trained"]:
+        summary.rule += f"; {overlap['trained']:,} of {overlap['videos']:,} videos were trained on"
     trained: dict[str, Any] = metadata["recipe"]
     if source.is_test:
         summary.details.pop("cannot_tell", None)  # a threshold is never chosen on a test split
@@ -193,6 +198,7 @@ def of_checkpoint(
         "views": views,
         "seed": trained.get("seed"),
         "trained_on": metadata.get("data"),
+        "trained_videos": overlap,
         "rows": {"count": len(rows), "fingerprint": logger.fingerprint(rows)},
         "versions": logger.packages(),
         "machine": logger.hardware() | {"device": str(device), "precision": recipe.run.precision},
@@ -232,8 +238,8 @@ def _check_views(task: Task, loader: Loader, views: int) -> None:
         return
     if not task.averaged:
         raise ConfigError(
-            f"--views {views}: {task.name} averages no scores of several clips with these settings; linear_probe and "
-            "retrieval with task.protocol=dual-encoder do"
+            f"--views {views}: {task.name} averages no scores of several clips with these settings; linear_probe, "
+            "question_answering, multiple_choice, and retrieval with task.protocol=dual-encoder do"
         )
     if isinstance(loader.pixels, StoredPixels):
         held, needed = loader.pixels.store.cached_frames, views * loader.num_frames
