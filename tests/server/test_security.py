@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 
-from evilm.server import security
+from evilm.server import index_routes, security
 from evilm.server.security import Access, Guard
 
 
 def ask(
-    access: Access, path: str = "/api/index", method: str = "GET", body: bytes = b"", query: bytes = b"",
-    pause: float = 0.0, **headers: str,
+    access: Access,
+    path: str = "/api/index",
+    method: str = "GET",
+    body: bytes = b"",
+    query: bytes = b"",
+    pause: float = 0.0,
+    **headers: str,
 ) -> tuple[int, dict[str, str], bytes]:
     """One request through the guard to an application that answers ``ok``."""
     sent: list[dict[str, Any]] = []
@@ -121,6 +126,12 @@ def test_a_client_that_leaves_is_no_error_of_the_server(site: Any) -> None:
         time.sleep(0.02)
     assert (site.services.config.access.in_work, site.services.config.access.errors) == (0, before)
     assert site.ask("GET", "/api/health").status == 200
+
+
+def test_more_open_pages_than_the_limit_get_503(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_routes, "MAX_EVENTS", len(site.services.events.queues))
+    reply = site.ask("GET", "/api/events")
+    assert (reply.status, reply.headers["retry-after"]) == (503, "10")
 
 
 def test_every_answer_has_the_headers() -> None:
