@@ -224,7 +224,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)  # of slow machines
+        page.set_default_timeout(180_000)  # of slow machines
         if script:
             page.add_init_script(script)
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))

@@ -220,10 +220,11 @@ function Card({ hit, asked, current, selected, open, toggle }) {
 function Sentinel({ busy, more }) {
   const element = useRef(null);
   useEffect(() => {
+    if (busy) return undefined;
     const watch = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && more(), { rootMargin: "800px" });
     watch.observe(element.current);
     return () => watch.disconnect();
-  }, [more]);
+  }, [more, busy]); // anew after each page: an observer is silent while the end stays in sight
   return html`<div class="more" ref=${element}><button onClick=${more} disabled=${busy}>${busy ? "Loading…" : "Show more"}</button></div>`;
 }
 
