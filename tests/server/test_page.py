@@ -90,6 +90,10 @@ def test_keyboard_alone_is_enough(visit: Any, site: Any) -> None:
     page.wait_for_selector(".selection")
     page.keyboard.press("Enter")
     page.wait_for_selector(".viewer")
+    until(page, "(document.querySelector('video') || {}).readyState >= 2")
+    paused = page.evaluate("document.querySelector('video').paused")
+    page.keyboard.press(" ")
+    until(page, "before => document.querySelector('video').paused !== before", arg=paused)
     first = page.url
     page.keyboard.press("j")
     until(page, "first => location.href !== first", arg=first)

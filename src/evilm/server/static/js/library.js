@@ -64,6 +64,6 @@ function Unreadable({ total, say }) {
   const load = (cursor) => api.unreadable(cursor).then((answer) => (setFiles((before) => (cursor ? [...before, ...answer.files] : answer.files)), setNext(answer.next)), (error) => say(error.message, "error"));
   useEffect(() => void load(), [total]);
   return html`<section class="panel wide"><h2>Unreadable files</h2>
-    ${files.length ? html`<div class="table"><table><thead><tr><th>File</th><th>Status</th><th>Reason</th></tr></thead><tbody>${files.map((file) => html`<tr><td title=${file.folder}>${[file.folder, file.name].filter(Boolean).join("/")}</td><td>${file.status.replaceAll("_", " ")}</td><td>${file.reason}</td></tr>`)}</tbody></table></div>` : html`<p>Every file could be read.</p>`}
+    ${files.length ? html`<div class="table" tabindex="0" role="region" aria-label="Unreadable files"><table><thead><tr><th>File</th><th>Status</th><th>Reason</th></tr></thead><tbody>${files.map((file) => html`<tr><td title=${file.folder}>${[file.folder, file.name].filter(Boolean).join("/")}</td><td>${file.status.replaceAll("_", " ")}</td><td>${file.reason}</td></tr>`)}</tbody></table></div>` : html`<p>Every file could be read.</p>`}
     ${next ? html`<div class="actions"><button onClick=${() => load(next)}>Show more</button></div>` : null}</section>`;
 }
