@@ -220,7 +220,7 @@ def test_a_killed_server_leaves_the_index_whole(world: Path, tmp_path: Path) -> 
 def test_kills_at_eight_moments_of_a_scan_lose_nothing(world: Path, tmp_path: Path) -> None:
     """The server, or the server and its scan: what the page showed as indexed stays, and nothing is there twice."""
     index, films = tmp_path / "index", tmp_path / "films"
-    for number in range(8):
+    for number in range(4):
         shutil.copytree(world, films / str(number))
     shown = 0
     for number in range(8):
@@ -245,9 +245,9 @@ def test_kills_at_eight_moments_of_a_scan_lose_nothing(world: Path, tmp_path: Pa
                 assert len(paths) == len({*paths}) >= shown
                 assert len(after.search("a red square", k=3)) == 3
     with VideoIndex.build(films, None if shown else "world-tiny", index, workers=1) as after:
-        assert after.num_videos == 8 * 28
+        assert after.num_videos == 4 * 28
         assert after.report is not None
-        assert after.report.new <= 8 * 28 - shown
+        assert after.report.same >= shown, "what was shown is not read again"
 
 
 def running(pid: int) -> bool:
