@@ -1,4 +1,4 @@
-"""A server over a small index of the synthetic world and of some files that browsers cannot play."""
+"""A server over a small index of the synthetic world and of files that browsers cannot play, and a browser."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from evilm.server.services import Services
 
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ("--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+         "--no-first-run --disable-quic --autoplay-policy=no-user-gesture-required").split()  # fmt: skip
 SCRIPT = "<script>alert(1)<"  # with the file name below it: <script>alert(1)</script>.mp4
 
 
@@ -192,3 +196,50 @@ def site(world: Path, world_index: Path, run_folder: Path) -> Iterator[Site]:
     """The server that most tests ask; none of them changes the index."""
     with serving(world_index, world, roots=(world.parent,), runs=(run_folder,), max_upload=4 << 20) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page is not tested")
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is missing: the page is not tested")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """``visit(site, path, width=1280, height=800, dark=False)``: a page; at the end it must have had no error."""
+    problems: list[str] = []
+    contexts: list[Any] = []
+
+    def opened(
+        site: Any, path: str = "/", width: int = 1280, height: int = 800, dark: bool = False, script: str = ""
+    ) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", accept_downloads=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(180_000)  # of slow machines
+        if script:
+            page.add_init_script(script)
+        page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: _is_foreign(request.url, site) and problems.append(f"left: {request.url}"))
+        page.goto(site.address + path)
+        page.wait_for_selector("header.bar")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def _is_foreign(url: str, site: Any) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme not in ("blob", "data") and parts.netloc != f"127.0.0.1:{site.port}"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +21,6 @@ from evilm.server.catalog import Catalog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 
 class Gate:
@@ -107,6 +110,22 @@ def test_caches_are_bounded(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -
     for seconds in range(20):
         assert len(catalog.videos.listing(Filter(min_duration=seconds / 100), "date").ids)
     assert len(catalog.videos._listings) == videos_module.LISTINGS
+
+
+@pytest.mark.slow
+def test_the_load_of_the_benchmark_is_answered() -> None:
+    """``benchmarks/serve.py``, short: 100,000 segments, more clients than the server answers at once."""
+    program = Path(__file__).resolve().parents[2] / "benchmarks" / "serve.py"
+    found: dict[int, Any] = {}
+    for clients in (8, 256):
+        words = [sys.executable, str(program), "--segments", "100000", "--clients", str(clients), "--seconds", "4"]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=200)
+        found[clients] = json.loads(done.stdout)
+    assert min(each["start_to_first_answer_s"] for each in found.values()) < 3
+    assert [each["broken_connections"] for each in found.values()] == [0, 0]
+    assert found[8]["statuses"].keys() == {"200"}
+    assert found[256]["statuses"].keys() == {"200", "503"}
+    assert found[256]["503_with_retry_after"] == found[256]["statuses"]["503"] > 0
 
 
 def test_a_video_that_was_removed_is_left_out(catalog: Catalog) -> None:

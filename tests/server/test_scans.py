@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -135,6 +136,14 @@ def ask(port: int, path: str) -> int:
     return connection.getresponse().status
 
 
+def call(port: int, method: str, path: str, body: Any = None) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+    return json.loads(answer.read())
+
+
 def test_sigterm_ends_the_server_in_order(world_index: Path) -> None:
     process, port = start(world_index)
     assert ask(port, "/api/index") == 200
@@ -191,12 +200,7 @@ def test_a_killed_server_leaves_the_index_whole(world: Path, tmp_path: Path) -> 
     index = tmp_path / "index"
     VideoIndex.build(world / "trips", "world-tiny", index, workers=1).close()
     process, port = start(index, "--root", str(world))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/api/folders")
-    folder = json.loads(connection.getresponse().read())["folders"][0]["folder"]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/api/scan", json.dumps({"folder": folder}), {"Content-Type": "application/json"})
-    assert connection.getresponse().status == 200
+    call(port, "POST", "/api/scan", {"folder": call(port, "GET", "/api/folders")["folders"][0]["folder"]})
     time.sleep(1.5)
     process.kill()
     process.wait(10)
@@ -210,6 +214,48 @@ def test_a_killed_server_leaves_the_index_whole(world: Path, tmp_path: Path) -> 
             if time.monotonic() > end:
                 raise
             time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_kills_at_eight_moments_of_a_scan_lose_nothing(world: Path, tmp_path: Path) -> None:
+    """The server, or the server and its scan: what the page showed as indexed stays, and nothing is there twice."""
+    index, films = tmp_path / "index", tmp_path / "films"
+    for number in range(4):
+        shutil.copytree(world, films / str(number))
+    shown = 0
+    for number in range(8):
+        process, port = start(index, "--root", str(films))
+        call(port, "POST", "/api/scan", {"folder": call(port, "GET", "/api/folders")["folders"][0]["folder"]})
+        time.sleep(0.5 + 0.4 * number)
+        shown = max(shown, call(port, "GET", "/api/index")["files"])
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [int(child) for path in tasks for child in path.read_text().split()]
+        process.kill()
+        process.wait(10)
+        if number % 2:
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        end = time.monotonic() + 60
+        while any(running(child) for child in children) and time.monotonic() < end:
+            time.sleep(0.05)  # a scan ends with the next line that it writes to the server
+        if shown:
+            with VideoIndex.open(index) as after:
+                paths = [video.path for video in after.videos()]
+                assert len(paths) == len({*paths}) >= shown
+                assert len(after.search("a red square", k=3)) == 3
+    with VideoIndex.build(films, None if shown else "world-tiny", index, workers=1) as after:
+        assert after.num_videos == 4 * 28
+        assert after.report is not None
+        assert after.report.same >= shown, "what was shown is not read again"
+
+
+def running(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

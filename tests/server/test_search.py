@@ -19,7 +19,7 @@ import pytest
 
 import evilm
 from evilm.search.index import VideoIndex
-from evilm.server.library import Request
+from evilm.server.library import Library, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,6 +223,22 @@ def test_the_python_client(site: Any) -> None:
         client.ask("99999", "what is it?")
     with pytest.raises(evilm.EvilmError, match="no server answers"):
         evilm.Client("http://127.0.0.1:9", timeout=2).index()
+
+
+def test_a_model_without_attention_shows_how_well_each_frame_fits(world: Path, tmp_path: Path) -> None:
+    """The film is red for 8 s and green for 8 s: the frames of the right colour have the greater weights."""
+    VideoIndex.build(world / "trips", "evilm-photo", tmp_path / "index", workers=1).close()
+    library = Library(tmp_path / "index", None)
+    try:
+        assert library.model.metadata.embedding == "pooled"
+        found = library.ask(world / "long.mp4", 0.0, 16.0, "a square that is", ["red", "green"])
+        times = [frame["time"] for frame in found["frames"]]
+        assert times == sorted(times)
+        assert sum(frame["weight"] for frame in found["frames"]) == pytest.approx(1, abs=1e-3)
+        first = sum(frame["weight"] for frame in found["frames"] if frame["time"] < 8)
+        assert first > 0.5 if found["answer"] == "red" else first < 0.5
+    finally:
+        library.close()
 
 
 def test_a_question_needs_choices_where_the_model_has_no_answers(site: Any) -> None:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import time
 from typing import Any
 
 import pytest
 
+from evilm.server import index_routes, security
 from evilm.server.security import Access, Guard
 
 
 def ask(
-    access: Access, path: str = "/api/index", method: str = "GET", body: bytes = b"", query: bytes = b"", **headers: str
+    access: Access,
+    path: str = "/api/index",
+    method: str = "GET",
+    body: bytes = b"",
+    query: bytes = b"",
+    pause: float = 0.0,
+    **headers: str,
 ) -> tuple[int, dict[str, str], bytes]:
     """One request through the guard to an application that answers ``ok``."""
     sent: list[dict[str, Any]] = []
@@ -30,6 +39,7 @@ def ask(
     chunks = [body[i : i + 1000] for i in range(0, len(body), 1000)] or [b""]
 
     async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause)
         chunk = chunks.pop(0)
         return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
 
@@ -88,6 +98,40 @@ def test_bodies_are_limited_by_the_bytes_that_arrive() -> None:
     assert ask(access, method="POST", body=b"x" * 9000, content_length="9000")[0] == 413
     assert ask(access, method="POST", body=b"x" * 9000, content_length="10")[0] == 413
     assert ask(access, method="POST", body=b"", content_length="many")[0] == 413
+
+
+@pytest.mark.parametrize("path", ["/api/search", "/api/uploads"])
+def test_a_body_that_arrives_slowly_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "BODY_SECONDS", 0.2)
+    access = Access()
+    began = time.monotonic()
+    status, headers, _ = ask(access, path, "POST", b"x" * 20_000, pause=0.05)
+    assert (status, "content-security-policy" in headers) == (408, True)
+    assert time.monotonic() - began < 5
+    assert access.in_work == 0, "its place is free again"
+    assert ask(access, path, "POST", b"x" * 3000, pause=0.01)[0] == 200
+    monkeypatch.setattr(security, "BODY_RATE", 5_000)
+    assert ask(access, path, "POST", b"x" * 4000, pause=0.06)[0] == 200, "bytes that arrive give more time"
+
+
+def test_a_client_that_leaves_is_no_error_of_the_server(site: Any) -> None:
+    before = site.services.config.access.errors
+    for path in ("/api/uploads", "/api/search"):
+        with socket.create_connection(("127.0.0.1", site.port)) as client:
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\nabc"
+            client.sendall(head.encode())
+            time.sleep(0.2)
+    end = time.monotonic() + 10
+    while site.services.config.access.in_work and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (site.services.config.access.in_work, site.services.config.access.errors) == (0, before)
+    assert site.ask("GET", "/api/health").status == 200
+
+
+def test_more_open_pages_than_the_limit_get_503(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_routes, "MAX_EVENTS", len(site.services.events.queues))
+    reply = site.ask("GET", "/api/events")
+    assert (reply.status, reply.headers["retry-after"]) == (503, "10")
 
 
 def test_every_answer_has_the_headers() -> None:

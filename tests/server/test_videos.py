@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import random
 import re
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import av
 import pytest
 
-from evilm.server.media import FullError, Job, Media, Part
+import films
+from evilm.data.video.clips import VideoFacts
+from evilm.server.media import FullError, Job, Media, Part, playable
 from evilm.server.video_routes import MAX_RANGES
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_stills_of_a_segment_and_of_a_time(site: Any) -> None:
@@ -32,6 +34,14 @@ def test_stills_of_a_segment_and_of_a_time(site: Any) -> None:
         assert next(container.decode(video=0)).height == 90
     assert site.ask("GET", f"/api/thumbnails/{hit['segment']}?n=8").status == 422
     assert site.ask("GET", f"/api/videos/{hit['video']}/still?time=nan").status == 422
+
+
+def finished(job: Job) -> Job:
+    """A job once it has ended."""
+    end = time.monotonic() + 60
+    while job.state in ("queued", "running") and time.monotonic() < end:
+        time.sleep(0.02)
+    return job
 
 
 def oracle(value: str, size: int) -> list[tuple[int, int]] | str | None:
@@ -147,6 +157,60 @@ def test_every_video_can_be_played(site: Any, name: str, play: str) -> None:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
 
 
+@pytest.mark.parametrize(
+    ("facts", "name", "play"),
+    [
+        (("h264", "yuv420p", "mov", "aac"), "a.mp4", "direct"),
+        (("h264", "yuv420p", "mov", "ac3"), "a.mp4", "remux"),
+        (("h264", "yuv420p", "matroska", None), "a.mkv", "remux"),
+        (("vp9", "yuv420p", "matroska", "opus"), "a.webm", "direct"),
+        (("h264", "yuv420p10le", "mov", None), "a.mp4", "transcode"),
+        (("h264", "yuv422p", "mov", None), "a.mp4", "transcode"),
+        (("hevc", "yuv420p", "mov", "aac"), "a.mp4", "transcode"),
+        (("mpeg2video", "yuv420p", "mpeg", "mp2"), "a.mpg", "transcode"),
+    ],
+)
+def test_how_a_browser_plays_a_file(facts: tuple[str, str, str, str | None], name: str, play: str) -> None:
+    codec, pixels, container, sound = facts
+    assert playable(VideoFacts(64, 64, codec, pixels, container, 1.0, 25.0, sound), Path(name)) == play
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("old.mpg", {"codec": "mpeg2video", "second": 25}), ("ten.mp4", {"profile": "high10", "pix_fmt": "yuv420p10le"})],
+)
+def test_old_codecs_and_ten_bits_are_converted(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    path = films.write(tmp_path / name, list(range(50) if "second" in options else range(0, 200, 4)), **options)
+    media = Media()
+    try:
+        job = finished(media.proxy(path))
+        assert (job.state, job.message) == ("done", "")
+        with av.open(str(media.file(job.job))) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+            shown = [films.number_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        assert shown == list(range(50))
+    finally:
+        media.close()
+
+
+def test_a_full_disk_ends_an_export_and_leaves_nothing(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", write)
+    media = Media()
+    try:
+        job = finished(media.clips([Part(site.videos / "long.mp4", 0.0, 2.0, {})], exact=False))
+        assert (job.state, job.message) == ("failed", "the file cannot be written: No space left on device")
+        assert not list(media.folder.iterdir())
+        monkeypatch.undo()
+        again = finished(media.clips([Part(site.videos / "long.mp4", 0.0, 2.0, {})], exact=False))
+        assert again.state == "done", "the next export works"
+    finally:
+        media.close()
+
+
 def test_playable_versions_are_bounded(tmp_path: Path, site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evilm.server.media.MAX_JOBS", 3)
     monkeypatch.setattr("evilm.server.media.MAX_BYTES", 30_000)
@@ -177,10 +241,7 @@ def test_exports_are_bounded_in_size_time_and_number(site: Any, monkeypatch: pyt
     parts = [Part(site.videos / "long.mp4", 0.0, 2.0, {})] * 3
 
     def made(media: Media) -> Job:
-        job, end = media.clips(parts, exact=False), time.monotonic() + 60
-        while job.state in ("queued", "running") and time.monotonic() < end:
-            time.sleep(0.02)
-        return job
+        return finished(media.clips(parts, exact=False))
 
     media = Media()
     try:

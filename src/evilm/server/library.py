@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evilm.errors import EvilmError, QueryError
+from evilm.inference import join_question, softmax
 from evilm.search.index import VideoIndex
 from evilm.search.query import Filter, QueryVector, parse_day
 from evilm.server.batches import BusyError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from evilm.inference import Embedder
+    from evilm.inference import Answer, Embedder
     from evilm.search.query import Hit, Hits
     from evilm.server import schemas
 
@@ -211,14 +212,23 @@ class Library:
         if not self._questions.acquire(blocking=False):
             raise BusyError
         try:
-            answer = self.model.ask(Clip(path, start, end), question, tuple(choices))
+            clip = Clip(path, start, end)
+            answer = self.model.ask(clip, question, tuple(choices))
+            frames = [each[:2] for each in answer.attended_frames()] or self._fits(clip, question, answer)
         finally:
             self._questions.release()
         return {
             "answer": answer.answer, "probability": answer.probability, "certain": answer.confident,
             "answers": [{"answer": text, "probability": share} for text, share in answer.candidates],
-            "frames": [{"time": time, "weight": weight} for time, weight, _ in answer.attended_frames()],
+            "frames": [{"time": time, "weight": weight} for time, weight in frames],
         }  # fmt: skip
+
+    def _fits(self, clip: Clip, question: str, answer: Answer) -> list[tuple[float, float]]:
+        """Times and weights of a clip's frames, for a model without attention: how well each alone fits the answer."""
+        frames = self.model.read_frames(clip)
+        stills = self.model.embed_frames(np.repeat(frames[:, None], len(frames), axis=1))
+        [text] = self.model.embed_texts([join_question(question, answer.answer)])
+        return [*zip(answer.times, softmax(stills @ text / self.model.temperature).tolist(), strict=True)]
 
 
 def _combine(index: VideoIndex, request: Request, vectors: dict[str, QueryVector]) -> QueryVector:

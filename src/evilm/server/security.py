@@ -6,6 +6,7 @@ DNS rebinding and requests of other sites). On an address other than loopback ea
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
+
+from starlette.requests import ClientDisconnect
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 COOKIE = "evilm_token"
 MAX_BODY = 1 << 20  # bytes of a JSON body
+BODY_SECONDS, BODY_RATE = 30.0, 50_000  # in which a body arrives; each of so many bytes adds a second
 HEADERS = {
     "content-security-policy": (
         "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; script-src 'self'; style-src 'self'; "
@@ -99,8 +103,8 @@ class Guard:
         body = _Body(receive, None if scope["path"] == self.access.upload_path else self.access.max_body)
         try:
             await self.app(scope, body.receive, self._sending(send, body))
-            if body.too_large and not body.answered:
-                await self._sending(send, body)({"type": "http.response.start"})
+        except ClientDisconnect:
+            pass  # nobody waits for an answer, or the body was refused
         except Exception as error:
             logging.getLogger("uvicorn.error").exception("%s %s failed", scope["method"], scope["path"])
             self.access.errors += 1
@@ -109,15 +113,14 @@ class Guard:
                 await _answer(send, 500, fault)
         finally:
             self.access.in_work -= counted
+        if body.refusal is not None and not body.answered:
+            await _answer(send, *body.refusal)
 
     def _sending(self, send: Send, body: _Body) -> Send:
-        """``send`` that adds the headers, counts errors, and answers 413 if the body was too large."""
+        """``send`` that adds the headers, counts errors, and sends nothing if the body was refused."""
 
         async def sending(message: Message) -> None:
-            if body.too_large:
-                if not body.answered:
-                    body.answered = True
-                    await _answer(send, 413, _too_large(self.access.max_body))
+            if body.refusal is not None and not body.answered:
                 return
             if message["type"] == "http.response.start":
                 body.answered = True
@@ -167,23 +170,36 @@ class Guard:
 
 
 class _Body:
-    """A request body whose bytes are counted as they arrive, whatever Content-Length states.
+    """A request body: its bytes are counted as they arrive, whatever Content-Length states, and have limited time.
 
     Args:
         receive: of the request.
         limit: bytes; None for any number.
+
+    Attributes:
+        refusal: status and body of the answer, once the body is too large or too slow.
+        answered: whether an answer began.
     """
 
     def __init__(self, receive: Receive, limit: int | None) -> None:
         self._receive, self._limit, self._size = receive, limit, 0
-        self.too_large = False
+        self._began, self._complete = asyncio.get_running_loop().time(), False
+        self.refusal: tuple[int, bytes] | None = None
         self.answered = False
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self._complete:  # the application waits for the end of the connection
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._began + BODY_SECONDS + self._size / BODY_RATE):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = 408, error_body("too_slow", "The request body arrived too slowly.")
+            return {"type": "http.disconnect"}
         self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body")
         if self._limit is not None and self._size > self._limit:
-            self.too_large = True
+            self.refusal = 413, _too_large(self._limit)
             return {"type": "http.disconnect"}
         return message
 

@@ -41,6 +41,7 @@ _KEYFRAME_SLACK = 0.5  # seconds that a cut without re-encoding may begin early
 _ROUNDING = 0.002  # seconds: time stamps of some containers are whole milliseconds
 _MAX_RATE = 30  # frames a second of a cut with re-encoding
 _CLOCK = 90_000  # ticks a second of its time stamps
+_FOREVER = 1e9  # seconds
 _SOUND_RATE = 48_000
 
 
@@ -202,9 +203,10 @@ def cut(
     try:
         source, stream = container.open_video(path, file, limits)
         with source, VideoReader(path, limits) as reader, av.open(buffer, "w", format="mp4") as out:
-            end = reader.duration if end is None else min(end, reader.duration)
-            if not 0 <= start < end:
-                raise VideoError(path, "zero_frames", f"no frames from {start:g} s to {end:g} s")
+            last = reader.duration if end is None else min(end, reader.duration)
+            if not 0 <= start < last:
+                raise VideoError(path, "zero_frames", f"no frames from {start:g} s to {last:g} s")
+            end = _FOREVER if end is None else last  # a file may state less than it has
             begin = _keyframe_before(source, stream, start) if not reader.raw else -np.inf
             fits = height is None or stream.height <= height
             plain = stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"

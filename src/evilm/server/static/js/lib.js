@@ -20,7 +20,7 @@ export const fine = (seconds) => {
 
 export const day = (iso) => {
   const date = new Date(iso);
-  return Number.isNaN(date.getTime()) ? "" : date.toLocaleDateString(undefined, { year: "numeric", month: "short", day: "numeric" });
+  return Number.isNaN(date.getTime()) ? "" : date.toLocaleDateString(undefined, { year: "numeric", month: "short", day: "numeric" }).replaceAll(" ", "\u00a0");
 };
 
 export const bytes = (count) => {

@@ -24,7 +24,7 @@ export function Library({ index, say, first }) {
       <dl class="tiles">${[[index.pictures ? "Files" : "Videos", count(index.files)], ["Segments", count(index.segments)], index.hours < 1 ? ["Minutes", count(Math.round(60 * index.hours))] : ["Hours", index.hours.toFixed(1)], ["Index size", bytes(index.bytes)]].map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
       <ul class="statuses" aria-label="Files by status">${Object.entries(index.statuses || {}).sort((a, b) => b[1] - a[1]).map(([status, n]) => html`<li class=${status === "ok" ? "" : "bad"}>${count(n)} ${STATUS[status] || status.replaceAll("_", " ")}</li>`)}${index.updated ? html`<li class="plain">updated ${when(index.updated)}</li>` : null}</ul>
     </section>
-    <section class="panel"><h2>Model</h2><p><strong>${index.model?.name || "none"}</strong>${index.model?.about ? `: ${index.model.about}` : ""}</p>
+    <section class="panel wide"><h2>Model</h2><p><strong>${index.model?.name || "none"}</strong>${index.model?.about ? `: ${index.model.about}` : ""}</p>
       <p>${index.model?.asks ? "It answers questions about a video." : index.model?.chooses ? "It chooses among possible answers that you give; it has none of its own." : "It cannot answer questions."}</p></section>
     <${Unreadable} say=${say} total=${Object.entries(index.statuses || {}).reduce((sum, [status, n]) => sum + (status === "ok" ? 0 : n), 0)} />
   </div>`;
@@ -65,7 +65,7 @@ function Unreadable({ total, say }) {
   const [next, setNext] = useState(undefined);
   const load = (cursor) => api.unreadable(cursor).then((answer) => (setFiles((before) => (cursor ? [...before, ...answer.files] : answer.files)), setNext(answer.next)), (error) => say(error.message, "error"));
   useEffect(() => void load(), [total]);
-  return html`<section class="panel"><h2>Unreadable files</h2>
-    ${files.length ? html`<div class="table"><table><thead><tr><th>File</th><th>Status</th><th>Reason</th></tr></thead><tbody>${files.map((file) => html`<tr><td title=${file.folder}>${[file.folder, file.name].filter(Boolean).join("/")}</td><td>${file.status.replaceAll("_", " ")}</td><td>${file.reason}</td></tr>`)}</tbody></table></div>` : html`<p>Every file could be read.</p>`}
+  return html`<section class="panel wide"><h2>Unreadable files</h2>
+    ${files.length ? html`<div class="table" tabindex="0" role="region" aria-label="Unreadable files"><table><thead><tr><th>File</th><th>Status</th><th>Reason</th></tr></thead><tbody>${files.map((file) => html`<tr><td title=${file.folder}>${[file.folder, file.name].filter(Boolean).join("/")}</td><td>${file.status.replaceAll("_", " ")}</td><td>${file.reason}</td></tr>`)}</tbody></table></div>` : html`<p>Every file could be read.</p>`}
     ${next ? html`<div class="actions"><button onClick=${() => load(next)}>Show more</button></div>` : null}</section>`;
 }

@@ -1,14 +1,14 @@
 // Parts that several views use: dialog, message, score bar, the list of keys.
 import { html, percent, useEffect, useRef } from "./lib.js";
 
-export function Dialog({ title, close, children, wide }) {
+export function Dialog({ title, close, children }) {
   const element = useRef(null);
   useEffect(() => {
     const before = document.activeElement;
     element.current.showModal();
     return () => before?.focus?.();
   }, []);
-  return html`<dialog ref=${element} class=${wide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${close}
+  return html`<dialog ref=${element} aria-labelledby="dialog-title" onClose=${close}
       onClick=${(event) => event.target === element.current && element.current.close()}>
     <div class="dialog-head"><h2 id="dialog-title">${title}</h2><button class="quiet" aria-label="Close" onClick=${() => element.current.close()}>✕</button></div>
     ${children}
@@ -37,7 +37,7 @@ export function Words({ hit }) {
 
 const KEYS = [
   ["/", "go to the search box"],
-  ["↑ ↓ ← →", "move among the results"],
+  ["←  ↑  ↓  →", "move among the results"],
   ["Enter", "open the result in focus"],
   ["x", "select the result in focus"],
   ["Space", "play or pause"],

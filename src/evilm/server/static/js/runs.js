@@ -38,7 +38,8 @@ function Run({ id, version, say }) {
   useEffect(() => void api.run(id).then(setRun, (error) => say(error.message, "error")), [id, version]);
   if (!run) return html`<section class="panel" aria-busy="true"><p>Loading…</p></section>`;
   const skip = new Set(["step", "epoch", "seconds", "lr", "gradient", "skipped", "codes_in_batch", "rate"]);
-  const names = [...new Set(run.metrics.flatMap((row) => Object.keys(row)))].filter((name) => !skip.has(name));
+  const parts = [...new Set(run.metrics.flatMap((row) => Object.keys(row)))].filter((name) => !skip.has(name));
+  const names = parts.filter((name) => name === "loss" || run.metrics.some((row) => row[name] !== row.loss)); // a loss of one part is drawn once
   const checks = [...new Set(run.validation.flatMap((row) => Object.keys(row)))].filter((name) => name !== "step" && !name.includes("["));
   const evaluation = run.evaluation?.metrics;
   return html`<section class="panel run"><h2>${run.name}</h2>

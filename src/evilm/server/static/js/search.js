@@ -138,12 +138,12 @@ function Box({ route, index, say }) {
       onDrop=${(event) => (event.preventDefault(), setOver(false), take(event.dataTransfer.files[0]))}>
     <div class="box-line">
       <label class="hidden" for="query">Search for</label>
-      <input id="query" type="search" autocomplete="off" spellcheck="true" value=${text} onInput=${(event) => setText(event.target.value)}
+      <div class="field"><input id="query" type="search" autocomplete="off" spellcheck="true" value=${text} onInput=${(event) => setText(event.target.value)}
         placeholder=${index.model?.example ? `Describe a moment, e.g. “${index.model.example}”` : "Describe a moment"} />
       <input ref=${picker} class="hidden" type="file" accept="image/*,video/*" tabindex="-1" aria-label="Choose a picture or clip" onChange=${(event) => (take(event.target.files[0]), (event.target.value = ""))} />
       <button type="button" class="quiet" title="Search by a picture or clip (or drop or paste one)" aria-label="Search by a picture or clip" onClick=${() => picker.current.click()}>
-        <svg viewBox="0 0 24 24" width="20" height="20" aria-hidden="true"><path d="M4 6h3l2-2h6l2 2h3v13H4z M12 9a4 4 0 1 0 0 8a4 4 0 0 0 0-8" /></svg></button>
-      <button type="submit" class="primary">Search</button>
+        <svg viewBox="0 0 24 24" width="20" height="20" aria-hidden="true"><path d="M4 6h3l2-2h6l2 2h3v13H4z M12 9a4 4 0 1 0 0 8a4 4 0 0 0 0-8" /></svg></button></div>
+      <button type="submit" class="primary"><svg viewBox="0 0 24 24" width="20" height="20" aria-hidden="true"><path d="M10.5 4a6.5 6.5 0 1 0 0 13a6.5 6.5 0 0 0 0-13 M15.5 15.5L20 20" /></svg><span>Search</span></button>
     </div>
     <div class="chips">
       <button type="button" class=${classes("chip", active && "on")} aria-expanded=${filters} aria-controls="filters" onClick=${() => setFilters(!filters)}>Filters${active ? ` (${active})` : ""}</button>
@@ -168,7 +168,7 @@ function Filters({ route, index }) {
     <label>Shortest, s<input type="number" min="0" step="0.5" inputmode="decimal" value=${route.min || ""} onChange=${set("min")} /></label>
     <label>Longest, s<input type="number" min="0" step="0.5" inputmode="decimal" value=${route.max || ""} onChange=${set("max")} /></label>
     <label>File name contains<input type="text" value=${route.name || ""} onChange=${set("name")} /></label>
-    <button type="button" class="quiet" onClick=${() => go(NONE)}>Clear filters</button>
+    ${KEYS.some((key) => route[key]) ? html`<button type="button" class="quiet" onClick=${() => go(NONE)}>Clear filters</button>` : null}
   </fieldset>`;
 }
 
@@ -204,7 +204,7 @@ function Card({ hit, asked, current, selected, open, toggle }) {
   const label = `${hit.name}, ${hit.picture ? "picture" : `${clock(hit.start)} to ${clock(hit.end)}`}${asked ? `, score ${hit.score.toFixed(2)}` : ""}`;
   return html`<article class=${classes("card", current && "current", selected && "selected", asked && !hit.good && "weak")}>
     <button class="card-open" onClick=${() => open(hit)} onMouseEnter=${loop} onMouseLeave=${rest} onFocus=${loop} onBlur=${rest} aria-label=${label}>
-      <span class="still">${broken ? html`<span class="no-still">No still</span>` : html`<img src=${still(hit.segment, frame)} alt="" loading="lazy" decoding="async" onError=${() => setBroken(true)} />`}
+      <span class="still">${broken ? html`<span class="no-still">No still</span>` : html`<img src=${still(hit.segment, frame)} srcset=${`${still(hit.segment, frame)} 320w, ${still(hit.segment, frame, 360)} 640w`} sizes="(min-width: 1900px) 340px, (min-width: 620px) 240px, 48vw" alt="" loading="lazy" decoding="async" onError=${() => setBroken(true)} />`}
         <span class="times">${hit.picture ? "picture" : `${clock(hit.start)}–${clock(hit.end)}`}</span></span>
     </button>
     <label class="pick"><input type="checkbox" checked=${selected} onChange=${() => toggle(hit)} /><span class="hidden">Select ${label}</span></label>
@@ -220,10 +220,11 @@ function Card({ hit, asked, current, selected, open, toggle }) {
 function Sentinel({ busy, more }) {
   const element = useRef(null);
   useEffect(() => {
+    if (busy) return undefined;
     const watch = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && more(), { rootMargin: "800px" });
     watch.observe(element.current);
     return () => watch.disconnect();
-  }, [more]);
+  }, [more, busy]); // anew after each page: an observer is silent while the end stays in sight
   return html`<div class="more" ref=${element}><button onClick=${more} disabled=${busy}>${busy ? "Loading…" : "Show more"}</button></div>`;
 }
 
