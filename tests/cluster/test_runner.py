@@ -103,8 +103,8 @@ def test_the_rows_are_those_of_one_machine(films: Path, tmp_path: Path) -> None:
     fake = load_fake()
     VideoIndex.build(films, fake.Fake(), tmp_path / "here").close()
     runner, report = build(films, tmp_path / "there", fake.Fake())
-    assert len(runner.machines) == 2
-    assert (runner.lost, report.new, report.files, len(report.unreadable)) == (0, 42, 40, 2)
+    assert len(runner.losses.machines) == 2
+    assert (runner.losses.workers, report.new, report.files, len(report.unreadable)) == (0, 42, 40, 2)
     assert report.decoding > 0
     assert report.encoding > 0
     assert rows(tmp_path / "there") == rows(tmp_path / "here")
@@ -143,11 +143,11 @@ def _arm(effects: dict[str, str]) -> Any:
 @needs_ray
 @pytest.mark.usefixtures("cluster")
 def test_a_poisoned_file_is_tried_a_few_times_and_set_aside(films: Path, tmp_path: Path) -> None:
-    from evilm.cluster.runner import ATTEMPTS
+    from evilm.cluster.dispatch import ATTEMPTS
 
     runner, report = build(films, tmp_path / "there", poisonous(f07="kill"))
-    assert runner.set_aside == 1
-    assert ATTEMPTS <= runner.lost <= ATTEMPTS + 2
+    assert runner.losses.items == 1
+    assert ATTEMPTS <= runner.losses.workers <= ATTEMPTS + 2
     assert report.files == 39
     [crashed] = [each for each in report.unreadable if each["status"] == "crashed"]
     assert crashed["path"].endswith("07.mp4")
@@ -222,7 +222,7 @@ def test_without_ray_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.run(["index", str(films), str(tmp_path / "at"), "--model", "world-tiny", "--cluster", "local"]) == 2
     assert "pip install 'evilm[ray]'" in capsys.readouterr().err
-    from evilm.cluster.runner import connected
+    from evilm.cluster.dispatch import connected
 
     with pytest.raises(DependencyError), connected("local"):
         pass
