@@ -39,12 +39,14 @@ class Work:
         give_up: the answer for an item that killed its workers, from the item and the reason; or it raises.
         cpus: processors of a worker.
         most: items of a task.
+        describe: an item to what is sent of it; None sends the item.
     """
 
     prepare: Callable[[], Callable[[Sequence[Any]], Any]]
     give_up: Callable[[Any, str], Any]
     cpus: int
     most: int = 16
+    describe: Callable[[Any], Any] | None = None
 
 
 @dataclass
@@ -177,7 +179,8 @@ class Dispatch:
                     task = self._waiting.popleft()
                     if not worker.tasks:
                         worker.since = time.monotonic()
-                    worker.tasks[worker.actor.run.remote(task.items)] = task
+                    sent = task.items if self.work.describe is None else [*map(self.work.describe, task.items)]
+                    worker.tasks[worker.actor.run.remote(sent)] = task
 
     def _receive(self, worker: _Worker, ref: Any) -> Iterator[Any]:
         """The answer; if the worker is dead, those of its answers that arrived."""
