@@ -2,9 +2,10 @@
 
     python benchmarks/throughputs.py src/evilm/report/throughputs.json [--clips 8] [--preset evilm-small]
 
-Clips of 20 s at 1280x720 are made, indexed, packed and labelled, and some pre-training steps are taken. CPU seconds of
-this process and of its decoders are counted, which other programs on the machine hardly change; the commit of a file and
-the start of a worker are seconds on the clock. Models have random weights, which take as long as trained ones.
+Clips of 20 s at 1280x720 are made, indexed, packed and labelled, and some pre-training steps are taken. CPU seconds
+of this process and of its decoders are counted, which other programs on the machine change little; the commit of a
+file and the start of a worker are seconds on the clock. Models have random weights, which take as long as trained
+ones.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import numpy as np
 import torch
 import untrained
 from pretrain_step import Step, Variant, batches
-from search import FreeModel, render
 
 from evilm.data.pack import pack
 from evilm.data.packed_frames import PackConfig
@@ -36,6 +36,7 @@ from evilm.search.model import IndexConfig
 from evilm.search.pipeline import Pipeline
 from evilm.search.scan import walk
 from evilm.types import Clip, Example
+from search import FreeModel, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -73,7 +73,8 @@ def test_a_pack_has_the_same_bytes_and_is_continued(local: str, small_world: Pat
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
-def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_written(local: str) -> None:
+@pytest.mark.usefixtures("local")
+def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_written() -> None:
     from evilm.cluster import dispatch
 
     work = dispatch.Work(partial(_die_at, 3), lambda number, reason: f"{number}: {reason}", 1, most=1)
@@ -112,15 +113,14 @@ def test_embeddings_are_tables(local: str, small_world: Path, tmp_path: Path) ->
 
     names = tables_of.write(tmp_path / "here/index", tmp_path / "here", rows=10)
     assert len(names) == -(-len(segments) // 10) + 1
-    assert sum((parquet.read_table(name).to_pylist() for name in names[:-1]), []) == segments
+    assert [row for name in names[:-1] for row in parquet.read_table(name).to_pylist()] == segments
     assert tables_of.write(tmp_path / "here/index", tmp_path / "here")[0].name == "segments-00000.parquet"
     assert not (tmp_path / "here/segments-00001.parquet").exists()
 
 
 def test_token_labels_have_the_same_bytes(
-    local: str, make_recipe: Callable[..., Recipe], tokenizer_run: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    local: str, make_recipe: Callable[..., Recipe], tokenizer_run: Path, tmp_path: Path
+) -> None:
     from evilm.cluster.jobs import label_blocks
     from evilm.data import feature_cache
 

@@ -27,6 +27,7 @@ _IN_FLIGHT = 2  # tasks that a worker has, so that it never waits for the next o
 _TASK_SECONDS = 3600.0  # after which a worker counts as dead
 _TICK = 1.0  # seconds after which machines that came or went are noticed
 _PATIENCE = 60.0  # seconds without any worker until a line says so
+_STARTS = 3  # attempts to start or reach Ray
 _FAILED_STARTS = 10  # workers in a row that die before their first task
 
 
@@ -275,12 +276,17 @@ def connected(address: str) -> Generator[None]:
         options |= {"object_store_memory": 200 * 2**20}  # paths and vectors are small
     else:
         options |= {"address": address}
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise ConfigError(
-            f"cluster {address!r}: cannot be reached: {error}; use the address that `ray start` printed"
-        ) from None
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # noqa: BLE001 - a start that took too long raises no subclass
+            ray.shutdown()
+            if attempt < _STARTS and "timed out" in str(error):  # Ray allows 30 s, which a busy machine exceeds
+                continue
+            raise ConfigError(
+                f"cluster {address!r}: cannot be reached: {error}; use the address that `ray start` printed"
+            ) from None
     try:
         yield
     finally:
