@@ -41,9 +41,7 @@ def contents(folder: Path, suffixes: tuple[str, ...] = ()) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.suffix.endswith(suffixes)}
 
 
-def test_videos_are_checked(
-    local: str, small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_videos_are_checked(local: str, small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "videos"
     shutil.copytree(small_world / "videos", folder)
     (folder / "broken.mp4").write_bytes(b"no video")

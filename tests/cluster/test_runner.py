@@ -226,3 +226,27 @@ def test_without_ray_the_extra_is_named(
 
     with pytest.raises(DependencyError), connected("local"):
         pass
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_simulation_predicts_two_machines_from_one(films: Path, tmp_path: Path, cluster: Any) -> None:
+    """Files take 0.6 s whatever else the machine does; what one machine needs beyond that is its start."""
+    from evilm.report.plan import simulate
+
+    seconds = {}
+    for count in (1, 2):
+        nodes = [each for each in cluster.list_all_nodes() if each is not cluster.head_node]
+        for each in nodes[count:]:
+            cluster.remove_node(each)
+        for _ in range(count - len(nodes)):
+            cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        began = time.monotonic()
+        runner, report = build(films, tmp_path / str(count), poisonous(every="delayed"))
+        seconds[count] = time.monotonic() - began
+        assert (report.new, len(runner.losses.machines)) == (42, count)
+    start = seconds[1] - 42 * 0.6
+    assert start > 0
+    predicted = simulate(42, 0.6, 2, commit=0.002, start=start)["seconds"]
+    print(f"one machine {seconds[1]:.1f} s, two {seconds[2]:.1f} s, predicted {predicted:.1f} s")  # noqa: T201
+    assert seconds[2] == pytest.approx(predicted, rel=0.25)

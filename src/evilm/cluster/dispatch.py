@@ -14,6 +14,7 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evilm.errors import ConfigError, DependencyError, EvilmError
@@ -90,13 +91,20 @@ class _Worker:
 
 
 class Remote:
-    """What an actor runs."""
+    """What an actor runs.
 
-    def __init__(self, prepare: Callable[[], Callable[[Sequence[Any]], Any]]) -> None:
-        self._prepare = prepare
+    Args:
+        prepare: see ``Work``.
+        folder: of the command, at which relative paths start.
+    """
+
+    def __init__(self, prepare: Callable[[], Callable[[Sequence[Any]], Any]], folder: str) -> None:
+        self._prepare, self._folder = prepare, folder
 
     def start(self) -> str:
         """Prepare for work; returns the id of the machine."""
+        with contextlib.suppress(OSError):  # a machine may lack it if all paths are absolute
+            os.chdir(self._folder)
         self._answer = self._prepare()
         return import_ray().get_runtime_context().get_node_id()
 
@@ -161,7 +169,7 @@ class Dispatch:
         self._scaled = now
         wanted = min(max(1, self._room()), len(self._waiting) + sum(bool(w.tasks) for w in self._workers))
         while len(self._workers) < wanted:
-            actor = self._class.remote(self._prepare)
+            actor = self._class.remote(self._prepare, str(Path.cwd()))
             self._workers.append(_Worker(actor, ready=actor.start.remote()))
         if any(worker.ready is None for worker in self._workers):
             self._alone_since = 0.0

@@ -7,9 +7,7 @@ again, does what is missing, and work that is done twice gives the same bytes.
 from __future__ import annotations
 
 import contextlib
-import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evilm.cluster.dispatch import Dispatch, Losses, Work, connected
@@ -19,6 +17,7 @@ from evilm.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from evilm.data.pack import Part
     from evilm.data.video import Limits
@@ -103,14 +102,13 @@ def label_blocks(address: str, recipe: Recipe, tokenizer: Any, size: int, blocks
     def give_up(block: int, reason: str) -> int:
         raise DataError(f"token labels of block {block}: {reason}; finished blocks are kept")
 
-    work = Work(partial(_labeller, Path.cwd(), recipe, tokenizer, size), give_up, 1, most=4)
+    work = Work(partial(_labeller, recipe, tokenizer, size), give_up, 1, most=4)
     yield from _answers(address, work, blocks, "blocks")
 
 
-def _labeller(folder: Path, recipe: Recipe, tokenizer: Any, size: int) -> Callable[[Sequence[int]], int]:
+def _labeller(recipe: Recipe, tokenizer: Any, size: int) -> Callable[[Sequence[int]], int]:
     from evilm.training import build, caches
 
-    os.chdir(folder)  # paths of a recipe start at the folder of the command
     store = caches.open_store(recipe, build.training_examples(recipe.data), size)
     labels = caches.open_labels(recipe, tokenizer, store)
 

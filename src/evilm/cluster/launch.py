@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,10 @@ def _within(run: Callable[[], Any]) -> Callable[[], tuple[Any, EvilmError | None
         try:
             return run(), None
         except EvilmError as error:
+            try:
+                pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+            except Exception:  # noqa: BLE001 - errors with arguments of their own may not survive the way
+                return None, EvilmError(str(error))
             return None, error
 
     return attempt

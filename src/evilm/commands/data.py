@@ -128,7 +128,7 @@ def pack(
     try:
         with Meter("packing", table.count_clips(rows), "clips") as meter:
             done = run_pack(
-                rows, out.absolute(), split, config, workers=workers, timeout=timeout, runner=runner,
+                rows, out, split, config, workers=workers, timeout=timeout, runner=runner,
                 progress=lambda n, _: meter.update(n),
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -232,7 +232,7 @@ def check_videos(
             if cluster is not None:
                 from evilm.cluster.jobs import check_files
 
-                findings = check_files(cluster, [each.absolute() for each in files], limits, workers, meter.update)
+                findings = check_files(cluster, files, limits, workers, meter.update)
                 report = FolderReport.of(findings, unlisted)
             else:
                 with DecoderPool(workers, limits) as pool:

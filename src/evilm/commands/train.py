@@ -66,7 +66,10 @@ def train(
         say_how_to_resume("stopped; a checkpoint was saved", [*again, "--resume"])
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        say_how_to_resume("stopped before the first checkpoint", [*again, *(["--resume"] if resume else [])])
+        if cluster is not None:
+            say_how_to_resume("stopped; checkpoints are kept", [*again, "--resume"])
+        else:
+            say_how_to_resume("stopped before the first checkpoint", [*again, *(["--resume"] if resume else [])])
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")):
         return  # rank 0 reports for all processes
