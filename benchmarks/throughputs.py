@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
     batch = np.repeat(pixels, 16, 0)
     encoding, _ = cpu(lambda: [model.embed_frames(batch) for _ in range(options.rounds)])
     rows = [Example(str(i), f"v{i}", Clip(videos / f"{i}.mp4"), ("a clip",)) for i in range(options.clips)]
-    packing, done = cpu(lambda: pack(rows, home / "pack", "train", PackConfig(), workers=1))
+    packing, done = cpu(lambda: pack(rows, home / "pack", "train", PackConfig(size=256), workers=1))
     tokenizer = VideoTokenizer(TokenizerConfig()).eval()
     frames = torch.randint(0, 256, (1, 8, 3, 224, 224), dtype=torch.uint8)
     labelling, labels = cpu(lambda: [tokenizer.labels(frames) for _ in range(options.rounds)])
