@@ -182,3 +182,23 @@ def _fail(calls: Path) -> None:
     with calls.open("a") as file:
         file.write("x")
     raise DataError("bad data")
+
+
+@pytest.mark.slow
+def test_the_commands_compute_labels_and_train(
+    local: str, make_recipe: Callable[..., Recipe], tokenizer_run: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from evilm.training import recipe as recipes
+
+    task = {"name": "pretrain", "tokenizer": str(tokenizer_run), "labels": "cached", "max_text_len": 24}
+    made = make_recipe(tmp_path / "run", task, data={"cache": str(tmp_path / "cache")}, optim={"epochs": 0.5})
+    monkeypatch.setattr(recipes, "find", Path)
+    monkeypatch.setattr(recipes, "load", lambda *_: made)
+    assert cli.run(["data", "labels", "a.toml", "--cluster", local]) == 0
+    assert "token labels of 72 clips" in capsys.readouterr().out
+    train = ["train", "a.toml", "--cluster", local, "--processes", "2"]
+    assert cli.run(train) == 0
+    assert f"run: {tmp_path / 'run'}" in capsys.readouterr().out
+    assert cli.run(train) == 2
+    assert "add --resume" in capsys.readouterr().err
