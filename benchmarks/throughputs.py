@@ -78,7 +78,8 @@ def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
     rows = [Example(str(i), f"v{i}", Clip(videos / f"{i}.mp4"), ("a clip",)) for i in range(options.clips)]
     packing, done = cpu(lambda: pack(rows, home / "pack", "train", PackConfig(size=256), workers=1))
     tokenizer = VideoTokenizer(TokenizerConfig()).eval()
-    frames = torch.randint(0, 256, (1, 8, 3, 224, 224), dtype=torch.uint8)
+    side = tokenizer.config.image_size
+    frames = torch.randint(0, 256, (1, 8, 3, side, side), dtype=torch.uint8)
     labelling, labels = cpu(lambda: [tokenizer.labels(frames) for _ in range(options.rounds)])
     shape = argparse.Namespace(preset=options.preset, size=model.image_size, frames=model.num_frames, device="cpu",
                                batch=options.batch)  # fmt: skip
