@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check docs evidence clean
+.PHONY: help setup demo test test-all check docs photo bench bench-gpu evidence clean
 
 help:            ## list these commands
 	@sed -n 's/^\([a-z-]*\): *[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -59,6 +59,12 @@ photo: setup     ## rebuild evilm-photo from ../shared/data: weights (network), 
 	  $(BIN)/evilm evaluate runs/photo/questions --split test --out runs/photo/questions/evaluation-$$data \
 	    data.test.annotations=$(SHARED)/$$data || exit 1; done
 	$(BIN)/python benchmarks/ship_model.py evilm-photo runs/photo/questions
+
+bench: setup     ## measure each claim about speed beside what it is compared with, into docs/results/performance.md (about half an hour)
+	$(BIN)/python benchmarks/claims.py
+
+bench-gpu:       ## all that needs a CUDA GPU, within 9 minutes, into runs/gpu; PYTHON names the Python that has torch
+	$(PYTHON) benchmarks/gpu.py runs/gpu $(if $(WHEELS),--wheels $(WHEELS))
 
 evidence: setup  ## write the paper's tables and figures with the evaluations in runs/ to docs/results/paper; trains nothing
 	$(BIN)/evilm report all runs --out docs/results/paper

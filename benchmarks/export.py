@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="evilm-benchmark-") as name:
@@ -70,12 +71,14 @@ def main() -> None:
         clip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         calls = {"torch": compare.timed_calls(Embedder(runtime), clip, TEXT)}
         reports: dict[str, Any] = {}
+        found: dict[str, dict[str, dict[str, float]]] = {}
         for form in arguments.forms:
             made = writer.export(source, folder / form, calibrate=videos, say=say, **FORMS[form])
             reports[form] = made.measured
             calls[form] = compare.timed_calls(Embedder(OnnxRuntime(folder / form, arguments.threads)), clip, TEXT)
         for what in calls["torch"]:
             medians = measure({form: each[what] for form, each in calls.items()}, arguments.rounds)
+            found[what] = medians
             for form, values in medians.items():
                 ratios = {kind: medians["torch"][kind] / value for kind, value in values.items()}
                 sys.stdout.write(
@@ -85,6 +88,8 @@ def main() -> None:
         for form, report in reports.items():
             shown = {key: report[key] for key in ("cosine", "size in MB", "given up")}
             sys.stdout.write(f"{form} {json.dumps(shown)}\n")
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

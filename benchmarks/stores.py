@@ -3,8 +3,9 @@
     python benchmarks/stores.py nearest --segments 1000000 --width 256 --backends exact faiss lance
     python benchmarks/stores.py merge --segments 100000 --shards 4
 
-Each prints one JSON object. ``recall`` is the fraction of the exact ten best hits that a store finds. Vectors lie around
-1,000 centres, as those of real videos do. Each store is measured in a process of its own, for the peak of its memory.
+Each prints one JSON object. ``recall`` is the fraction of the exact ten best hits that a store finds. Vectors lie
+around 1,000 centres, as those of real videos do. Each store is measured in a process of its own, for the peak of its
+memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +43,7 @@ class Model:
 
 
 def unit(rows: Any) -> Any:
+    """Rows of length 1, float32."""
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -56,6 +59,7 @@ def made(rows: int, width: int) -> Any:
 
 
 def one_store(name: str, rows: int, width: int, queries: int, answer: Any) -> None:
+    """Build one store and search it; puts the figures into the queue ``answer``."""
     matrix = made(rows, width)
     numbers = np.arange(1, rows + 1)
     rng = np.random.default_rng(2)
@@ -75,8 +79,11 @@ def one_store(name: str, rows: int, width: int, queries: int, answer: Any) -> No
                 found = store.nearest(query, 10, only)[0]
                 seconds.append(time.perf_counter() - began)
                 recalls.append(len(expected & set(found.tolist())) / 10)
-            result[label] = {"p50_ms": round(1000 * statistics.median(seconds), 2), "max_ms": round(1000 * max(seconds), 1),
-                             "recall": round(statistics.mean(recalls), 4)}  # fmt: skip
+            result[label] = {
+                "p50_ms": round(1000 * statistics.median(seconds), 2),
+                "max_ms": round(1000 * max(seconds), 1),
+                "recall": round(statistics.mean(recalls), 4),
+            }
         result["disk_mb"] = round(
             sum(each.stat().st_size for each in Path(folder).rglob("*") if each.is_file()) / 2**20, 1
         )
@@ -85,6 +92,7 @@ def one_store(name: str, rows: int, width: int, queries: int, answer: Any) -> No
 
 
 def nearest(options: argparse.Namespace) -> dict[str, Any]:
+    """Every store in a process of its own."""
     results: dict[str, Any] = {"segments": options.segments, "width": options.width, "queries": options.queries}
     context = multiprocessing.get_context("spawn")
     for name in options.backends:
@@ -119,6 +127,7 @@ def merging(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["nearest", "merge"])
     parser.add_argument("--segments", type=int, default=100_000)
@@ -130,7 +139,8 @@ def main() -> None:
     )
     parser.add_argument("--backends", nargs="+", default=["exact", "faiss", "lance"])
     options = parser.parse_args()
-    print(json.dumps(nearest(options) if options.what == "nearest" else merging(options), indent=2))
+    found = nearest(options) if options.what == "nearest" else merging(options)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

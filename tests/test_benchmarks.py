@@ -114,3 +114,82 @@ def test_a_sweep_tells_rates_shares_and_hours(program: Any, tmp_path: Path, monk
     assert {"TFLOP/s", "share of the ceiling", "ms"} <= found["parts"]["backward"].keys()
     assert "tells nothing about a GPU" in found["device"]
     assert "aten::" in (tmp_path / "profile.txt").read_text()
+
+
+def test_claims_are_a_table_between_two_marks(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = program("claims")
+    asked: list[str] = []
+
+    def run(command: str) -> Any:
+        asked.append(command)
+        return {"ours": 2.0, "theirs": 9.0}
+
+    monkeypatch.setattr(claims, "run", run)
+    made = {
+        "fast": claims.Claim("fast", "a.py --json {out}", lambda found: found["theirs"] / found["ours"], 5.0),
+        "time": claims.Claim("time", "a.py --json {out}", lambda found: found["ours"], 60, False, " s"),
+        "broken": claims.Claim("broken", "b.py", lambda found: found["nothing"]),
+        "later": claims.Claim("later", "c.py", float),
+    }
+    results: dict[str, Any] = {}
+    claims.measure(["fast", "time", "broken"], made, results)
+    assert asked == ["a.py --json {out}", "b.py"]  # one run for both claims
+    document = tmp_path / "a.md"
+    document.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
+    for _ in range(2):
+        claims.write(document, claims.table(made, results))
+    lines = document.read_text().splitlines()
+    assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
+    assert lines[4].startswith("| fast | 4.5x | at least 5x | no |")
+    assert lines[5].startswith("| time | 2 s | at most 60 s | yes |")
+    assert "| failed |" in lines[6]
+    assert "| not measured |" in lines[7]
+
+
+def test_every_claim_names_a_program_and_stands_in_the_document(program: Any) -> None:
+    claims = program("claims")
+    text = claims.DOCUMENT.read_text(encoding="utf-8")
+    for claim in claims.CLAIMS.values():
+        assert (FOLDER / claim.command.split()[0]).is_file()
+        assert f"| {claim.text} |" in text
+
+
+@pytest.mark.slow
+def test_the_run_on_a_gpu_is_rehearsed_on_the_cpu(program: Any, tmp_path: Path) -> None:
+    gpu = program("gpu")
+    options = gpu.parse([str(tmp_path), "--device", "cpu", "--tiny", "--minutes", "60"])
+    lines = gpu.run(options)
+    assert [line["stage"] for line in lines] == list(gpu.STAGES)
+    assert [line for line in lines if "result" not in line] == []
+    found = {line["stage"]: line["result"] for line in lines}
+    assert found["agrees"]["fp32"]["agrees"]
+    assert found["resumed"]["bit-equal"]
+    assert found["eager"]["clips/s"] > 0
+    assert found["learned"]["metrics"]
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == len(lines)
+
+
+def test_a_gpu_stage_that_takes_too_long_does_not_cost_the_others(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = program("gpu")
+    monkeypatch.setattr(gpu, "STAGES", {"one": (0.05, None), "two": (0.05, None)})
+    options = gpu.parse([str(tmp_path), "--device", "cpu", "--minutes", "1"])
+    options.stages = None
+    lines = gpu.run(options)
+    assert [line["failed"] for line in lines] == ["took too long"] * 2
+    options.minutes = 0.1
+    assert "skipped" in gpu.run(options)[0]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_throughputs_are_what_a_plan_reads(program: Any, tmp_path: Path) -> None:
+    from evilm.report.plan import Throughputs
+
+    throughputs = program("throughputs")
+    small = ["--clips", "2", "--seconds", "2", "--pixels", "64", "96", "--rounds", "1", "--batch", "2"]
+    options = throughputs.parse([str(tmp_path / "out.json"), "--preset", "evilm-tiny", *small])
+    found = throughputs.measure(options, tmp_path)
+    costs = Throughputs(machine="m", command="c", date="d", **found)
+    assert min(value for value in costs.model_dump().values() if isinstance(value, float)) > 0

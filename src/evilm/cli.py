@@ -43,6 +43,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
     "Search your videos": {
         "quickstart": search.quickstart,
         "index": index.index,
+        "embed": index.embed,
         "search": search.search,
         "label": search.label,
         "merge": index.merge,
@@ -63,6 +64,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
                 "synthetic": data.synthetic,
                 "check": data.check,
                 "pack": data.pack,
+                "labels": data.labels,
                 "vocabulary": data.vocabulary,
                 "check-videos": data.check_videos,
             },
@@ -70,6 +72,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | Group]] = {
     },
     "Reports": {
         "cost": report.cost,
+        "plan": report.plan,
         "report": Group(
             "Print the tables and figures of the paper beside your own runs, or compare two evaluations.",
             {

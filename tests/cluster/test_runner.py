@@ -103,8 +103,8 @@ def test_the_rows_are_those_of_one_machine(films: Path, tmp_path: Path) -> None:
     fake = load_fake()
     VideoIndex.build(films, fake.Fake(), tmp_path / "here").close()
     runner, report = build(films, tmp_path / "there", fake.Fake())
-    assert len(runner.machines) == 2
-    assert (runner.lost, report.new, report.files, len(report.unreadable)) == (0, 42, 40, 2)
+    assert len(runner.losses.machines) == 2
+    assert (runner.losses.workers, report.new, report.files, len(report.unreadable)) == (0, 42, 40, 2)
     assert report.decoding > 0
     assert report.encoding > 0
     assert rows(tmp_path / "there") == rows(tmp_path / "here")
@@ -143,11 +143,11 @@ def _arm(effects: dict[str, str]) -> Any:
 @needs_ray
 @pytest.mark.usefixtures("cluster")
 def test_a_poisoned_file_is_tried_a_few_times_and_set_aside(films: Path, tmp_path: Path) -> None:
-    from evilm.cluster.runner import ATTEMPTS
+    from evilm.cluster.dispatch import ATTEMPTS
 
     runner, report = build(films, tmp_path / "there", poisonous(f07="kill"))
-    assert runner.set_aside == 1
-    assert ATTEMPTS <= runner.lost <= ATTEMPTS + 2
+    assert runner.losses.items == 1
+    assert ATTEMPTS <= runner.losses.workers <= ATTEMPTS + 2
     assert report.files == 39
     [crashed] = [each for each in report.unreadable if each["status"] == "crashed"]
     assert crashed["path"].endswith("07.mp4")
@@ -222,7 +222,31 @@ def test_without_ray_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.run(["index", str(films), str(tmp_path / "at"), "--model", "world-tiny", "--cluster", "local"]) == 2
     assert "pip install 'evilm[ray]'" in capsys.readouterr().err
-    from evilm.cluster.runner import connected
+    from evilm.cluster.dispatch import connected
 
     with pytest.raises(DependencyError), connected("local"):
         pass
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_simulation_predicts_two_machines_from_one(films: Path, tmp_path: Path, cluster: Any) -> None:
+    """Files take 0.6 s whatever else the machine does; what one machine needs beyond that is its start."""
+    from evilm.report.plan import simulate
+
+    seconds = {}
+    for count in (1, 2):
+        nodes = [each for each in cluster.list_all_nodes() if each is not cluster.head_node]
+        for each in nodes[count:]:
+            cluster.remove_node(each)
+        for _ in range(count - len(nodes)):
+            cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        began = time.monotonic()
+        runner, report = build(films, tmp_path / str(count), poisonous(every="delayed"))
+        seconds[count] = time.monotonic() - began
+        assert (report.new, len(runner.losses.machines)) == (42, count)
+    start = seconds[1] - 42 * 0.6
+    assert start > 0
+    predicted = simulate(42, 0.6, 2, commit=0.002, start=start)["seconds"]
+    print(f"one machine {seconds[1]:.1f} s, two {seconds[2]:.1f} s, predicted {predicted:.1f} s")  # noqa: T201
+    assert seconds[2] == pytest.approx(predicted, rel=0.25)

@@ -1,4 +1,7 @@
 """The same work on many machines, by Ray.
 
-runner   decode and embed the files of an index on a Ray cluster
+dispatch   give items of work to actors, and collect their answers, whatever dies
+runner     decode and embed the files of an index
+jobs       check videos, pack clips, compute token labels
+launch     train and evaluate with several processes, by Ray Train
 """

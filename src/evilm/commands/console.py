@@ -11,6 +11,13 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: its address, auto, or local to start one here."),
+]
+Processes = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Number of processes with --cluster; one for each GPU.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 
 

@@ -6,12 +6,13 @@ Typer reads annotations at run time, so this module does not postpone their eval
 import json
 import time
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from evilm.commands.console import AsJson, say, say_how_to_resume
+from evilm.commands.console import AsJson, Cluster, say, say_how_to_resume
 from evilm.errors import ConfigError, DataError
 
 QUIET_SECONDS = 15.0  # between two lines of progress
@@ -107,6 +108,7 @@ def pack(
     per_shard: Annotated[int, typer.Option(min=1, help="Number of clips in a shard.")] = 512,
     workers: Annotated[int, typer.Option(min=0, help="Number of decoding processes.")] = 2,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one clip may take.")] = 9.0,
+    cluster: Cluster = None,
 ) -> None:
     """Decode the videos of a split once and store small frames in shards."""
     from evilm.data import packed_frames, readers, table
@@ -118,16 +120,23 @@ def pack(
         size=size, cached_frames=cached_frames, resize_mode=resize_mode.value, frames="raw" if raw else "jpeg",
         per_shard=per_shard,
     )  # fmt: skip
+    runner = None
+    if cluster is not None:
+        from evilm.cluster.jobs import pack_shards
+
+        runner = partial(pack_shards, cluster)
     try:
         with Meter("packing", table.count_clips(rows), "clips") as meter:
             done = run_pack(
-                rows, out, split, config, workers=workers, timeout=timeout, progress=lambda n, _: meter.update(n)
-            )
+                rows, out, split, config, workers=workers, timeout=timeout, runner=runner,
+                progress=lambda n, _: meter.update(n),
+            )  # fmt: skip
     except KeyboardInterrupt:
         given = ["data", "pack", reader, str(annotations), str(out), "--split", split, "--size", str(size)]
         given += ["--cached-frames", str(cached_frames), "--resize-mode", resize_mode.value]
         given += ["--per-shard", str(per_shard), *(["--videos", str(videos)] if videos else [])]
         given += [*(["--raw"] if raw else []), "--workers", str(workers), "--timeout", f"{timeout:g}"]
+        given += [] if cluster is None else ["--cluster", cluster]
         say_how_to_resume("stopped; complete shards are kept", given)
         raise typer.Exit(130) from None
     problems = packed_frames.read_problems(done.folder / packed_frames.PROBLEMS)
@@ -139,6 +148,32 @@ def pack(
         f"{done.folder}: {done.clips} clips in {done.shards} shards ({done.written} written now), {done.unreadable} "
         f"unreadable; train on them with data.packed={out}"
     )
+
+
+def labels(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="TOML file, or the name of a bundled recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[A.B=C]...", help="Settings that replace those of the recipe.")
+    ] = None,
+    cluster: Cluster = None,
+) -> None:
+    """Compute the token labels that a pre-training recipe needs, before it is trained."""
+    from evilm.training import build, caches
+    from evilm.training import recipe as recipes
+
+    settings = recipes.load(recipes.find(recipe), [*(changes or ()), "task.labels=cached"])
+    rows = build.training_examples(settings.data)
+    task, _ = build.new_task(settings, rows)
+    runner = None
+    if cluster is not None:
+        from evilm.cluster.jobs import label_blocks
+
+        runner = partial(label_blocks, cluster)
+    store = caches.frame_store(settings, rows, task.clip_shape[1], train=True)
+    made = caches.cached_labels(settings, task, store, runner)
+    if made is None:
+        raise ConfigError(f"{recipe}: {settings.task.name} with these settings needs no token labels")
+    typer.echo(f"{made.path}: token labels of {len(made.frames)} clips; train on them with task.labels=cached")
 
 
 def vocabulary(
@@ -176,6 +211,7 @@ def check_videos(
         int, typer.Option(min=1, metavar="N", help="Largest accepted frame in pixels (width x height).")
     ] = 7680 * 4320,
     max_hours: Annotated[float, typer.Option(min=0, help="Longest accepted video in hours.")] = 24.0,
+    cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
     """Try to decode every file of a folder; print a status for each."""
@@ -183,7 +219,7 @@ def check_videos(
     import os
 
     from evilm.data.video import LIMITS, DecoderPool
-    from evilm.data.video.check import check_folder, list_files
+    from evilm.data.video.check import FolderReport, check_folder, list_files
     from evilm.progress import Meter
 
     if not os.path.lexists(folder):
@@ -192,8 +228,15 @@ def check_videos(
     limits = dataclasses.replace(LIMITS, timeout=timeout, max_pixels=max_pixels, max_seconds=max_hours * 3600)
     workers = workers or os.cpu_count() or 1
     try:
-        with Meter("checking", len(files), "files") as meter, DecoderPool(workers, limits) as pool:
-            report = check_folder(files, unlisted, pool, workers, meter.update)
+        with Meter("checking", len(files), "files") as meter:
+            if cluster is not None:
+                from evilm.cluster.jobs import check_files
+
+                findings = check_files(cluster, files, limits, workers, meter.update)
+                report = FolderReport.of(findings, unlisted)
+            else:
+                with DecoderPool(workers, limits) as pool:
+                    report = check_folder(files, unlisted, pool, workers, meter.update)
     except KeyboardInterrupt:
         say_how_to_resume("stopped; no results are kept", ["data", "check-videos", str(folder)])
         raise typer.Exit(130) from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evilm.commands.console import AsJson, say_how_to_resume
+from evilm.commands.console import AsJson, Cluster, say, say_how_to_resume
 
 if TYPE_CHECKING:
     from evilm.search.calibration import Calibration
@@ -78,10 +78,7 @@ def index(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Index only part I of N, counted from 0; see `evilm merge`.")
     ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: its address, auto, or local to start one here."),
-    ] = None,
+    cluster: Cluster = None,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Remove all entries of the folder if it has no videos.")
     ] = False,
@@ -142,6 +139,33 @@ def index(
         typer.echo(json.dumps(report.as_json() | extra, indent=2))
     else:
         _print_report(index_dir, report, calibration)
+
+
+def embed(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder of videos, list or table of videos, or s3://... address.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder; interrupted work is continued there.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="As for `evilm index`. [default: a bundled model]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of decoder processes.")] = 2,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed videos and write Parquet tables: a row for each segment, and a status for each file."""
+    from evilm.search import parquet
+
+    parquet.require()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        index(source, out / "index", model, workers=workers, cluster=cluster, as_json=as_json)
+    except typer.Exit:
+        given = [*(["--model", model] if model else []), *(["--cluster", cluster] if cluster else [])]
+        say_how_to_resume("the tables are not written yet", ["embed", source, str(out), *given])
+        raise
+    for path in parquet.write(out / "index", out):
+        say(f"written: {path}")
 
 
 def _pairs(labels: Path, folder: Path) -> list[tuple[str, Path]]:

@@ -133,6 +133,33 @@ def cost(
         typer.echo("\n\n".join([found.as_text(), *map(latency.as_text, measured.values())]))
 
 
+def plan(
+    clips: Annotated[str, typer.Option(metavar="N", help="Number of videos, such as 300k, 2.5M or 1B.")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="Mean length of a video in seconds.")] = 18.0,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    cpus: Annotated[int, typer.Option(min=1, help="Processors of a machine.")] = 32,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a machine.")] = 0,
+    mbit: Annotated[float, typer.Option(min=0, help="Mean bit rate of the videos in Mbit/s.")] = 1.0,
+    epochs: Annotated[float, typer.Option(min=0, help="Epochs of pre-training.")] = 20,
+    months: Annotated[float, typer.Option(min=0, help="Months that the results are stored.")] = 1,
+    prices: Annotated[Path | None, typer.Option(metavar="FILE", help="Price list in TOML; see docs/scale.md.")] = None,
+    throughputs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Costs measured by benchmarks/throughputs.py. [default: ours]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the hours, storage and cost of packing, labels, pre-training and indexing."""
+    from evilm.report import plan as planning
+
+    job = planning.Job(planning.parse_count(clips), seconds, nodes, cpus, gpus, mbit, epochs, months)
+    costs = planning.read_throughputs(throughputs or planning.THROUGHPUTS)
+    listed = planning.Prices() if prices is None else planning.read_prices(prices)
+    if as_json:
+        typer.echo(json.dumps(planning.as_json(job, costs, listed), indent=2))
+    else:
+        typer.echo(planning.as_text(job, costs, listed))
+
+
 def env() -> None:
     """Print what is installed on this machine and what is missing or too old."""
     from evilm.report.env import examine

@@ -7,12 +7,14 @@ import json
 import os
 import shlex
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evilm.commands.console import AsJson, say, say_how_to_resume
+from evilm.commands.console import AsJson, Cluster, Processes, say, say_how_to_resume
+from evilm.errors import OutputError
 
 if TYPE_CHECKING:
     from evilm.training.evaluate import Evaluation
@@ -39,20 +41,35 @@ def train(
     select_on_test: Annotated[
         bool, typer.Option("--select-on-test", help="Accept a test split as data.validation; evaluations print it.")
     ] = False,
+    cluster: Cluster = None,
+    processes: Processes = 1,
 ) -> None:
     """Train what a recipe describes: tokenizer, pre-training, fine-tuning, probe, distillation."""
+    from evilm.training import checkpoint, trainer
     from evilm.training import recipe as recipes
-    from evilm.training import trainer
 
     settings = recipes.load(recipes.find(recipe), changes or ())
     again = ["train", recipe, *(changes or []), *(["--select-on-test"] if select_on_test else [])]
+    again += [] if cluster is None else ["--cluster", cluster, "--processes", str(processes)]
     try:
-        out = trainer.train(settings, resume=resume, select_on_test=select_on_test)
+        if cluster is None:
+            out = trainer.train(settings, resume=resume, select_on_test=select_on_test)
+        else:
+            from evilm.cluster.launch import launch
+
+            out = settings.run.output_dir
+            if checkpoint.steps(out) and not resume:  # restarted processes always resume
+                raise OutputError(f"{out}: holds a run already; add --resume, or name another folder")
+            run = partial(trainer.train, settings, resume=True, select_on_test=select_on_test)
+            launch(cluster, processes, run, out.absolute().parent)
     except trainer.Interrupted:
         say_how_to_resume("stopped; a checkpoint was saved", [*again, "--resume"])
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        say_how_to_resume("stopped before the first checkpoint", [*again, *(["--resume"] if resume else [])])
+        if cluster is not None:
+            say_how_to_resume("stopped; checkpoints are kept", [*again, "--resume"])
+        else:
+            say_how_to_resume("stopped before the first checkpoint", [*again, *(["--resume"] if resume else [])])
         raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")):
         return  # rank 0 reports for all processes
@@ -82,18 +99,25 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="world.jsonl of a synthetic data set, which lists relevant videos."),
     ] = None,
+    cluster: Cluster = None,
+    processes: Processes = 1,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint on a split of its recipe's data."""
-    from evilm import distributed
     from evilm.training import evaluate
 
     if parquet:
         evaluate.parquet_bytes(())  # fails now, not after the evaluation, if pyarrow is missing
-    with distributed.process_group("auto"):
-        done = evaluate.of_checkpoint(
-            checkpoint, split.value, changes or (), task=task, shuffled=shuffled, views=views, truth=truth, out=out
-        )
+    run = partial(
+        evaluate.in_processes, checkpoint, split.value, changes or (), task=task, shuffled=shuffled, views=views,
+        truth=truth, out=out,
+    )  # fmt: skip
+    if cluster is None:
+        done = run()
+    else:
+        from evilm.cluster.launch import launch
+
+        done = launch(cluster, processes, run, checkpoint.absolute())
     if int(os.environ.get("RANK", "0")):
         return  # rank 0 writes and reports for all processes
     evaluate.save(done.folder, done.result, done.summary, parquet=parquet)

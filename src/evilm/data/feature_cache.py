@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from evilm.types import Clip, Grid
 
 BLANK = np.iinfo(np.uint16).max  # not computed yet: no label has this value, and as float16 it is NaN
+BATCH = 64  # clips that are computed together
 
 
 class FeatureCache:
@@ -113,7 +114,7 @@ class FeatureCache:
     def fill(
         self,
         network: Callable[[torch.Tensor], torch.Tensor],
-        batch: int = 64,
+        batch: int = BATCH,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Compute what is missing.
@@ -126,16 +127,28 @@ class FeatureCache:
             progress: called with the number of clips done and of all clips.
         """
         with folder_lock(self.frames.folder):
-            # The last crop and frame of a clip are written last.
-            blank = (self.raw[:, -1, -1].reshape(len(self.raw), -1) == BLANK).any(axis=1)
-            blocks = sorted({row // batch for row in np.flatnonzero(blank).tolist()})
+            blocks = self.missing(batch)
             for done, block in enumerate(blocks, 1):
-                rows = np.arange(block * batch, min(len(self.raw), (block + 1) * batch), dtype=np.int64)
-                for view in range(self.raw.shape[1]):
-                    self._compute(rows, view, network)
+                self.compute(block, network, batch)
                 if progress is not None:
                     progress(len(self.raw) - (len(blocks) - done) * batch, len(self.raw))
-            self.raw.flush()  # pyright: ignore[reportAttributeAccessIssue], a memmap
+            self.flush()
+
+    def missing(self, batch: int = BATCH) -> list[int]:
+        """Numbers of the blocks of ``batch`` clips that are not complete."""
+        # The last crop and frame of a clip are written last.
+        blank = (self.raw[:, -1, -1].reshape(len(self.raw), -1) == BLANK).any(axis=1)
+        return sorted({row // batch for row in np.flatnonzero(blank).tolist()})
+
+    def compute(self, block: int, network: Callable[[torch.Tensor], torch.Tensor], batch: int = BATCH) -> None:
+        """Compute one block; see ``fill``."""
+        rows = np.arange(block * batch, min(len(self.raw), (block + 1) * batch), dtype=np.int64)
+        for view in range(self.raw.shape[1]):
+            self._compute(rows, view, network)
+
+    def flush(self) -> None:
+        """Write what was computed to the disk."""
+        self.raw.flush()  # pyright: ignore[reportAttributeAccessIssue], a memmap
 
     def read(
         self, clip: Clip, chosen: NDArray[np.int64], plan: Plan = transforms.IDENTITY

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 import tarfile
+import uuid
+from collections import deque
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -37,7 +40,25 @@ if TYPE_CHECKING:
 
     from evilm.types import Example
 
+    # Writes shards elsewhere: from all numbers, what makes a ``Part`` of one, decoders and seconds of a clip to the
+    # number of clips of each shard that is complete.
+    Runner = Callable[[Sequence[int], Callable[[int], "Part"], int, float], Iterable[int]]
+
 _PLAN = "plan.json"
+
+
+class Part(NamedTuple):
+    """A shard that is to be written: where, how, its number, and its clips with their captions."""
+
+    folder: Path
+    split: str
+    config: PackConfig
+    number: int
+    clips: Sequence[Example]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.split}-{self.number:06d}.tar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +82,7 @@ class PackResult:
 
 def pack(
     rows: Sequence[Example], out: Path, split: str, config: PackConfig, *, workers: int = 0, timeout: float = TIMEOUT,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, runner: Runner | None = None,
 ) -> PackResult:  # fmt: skip
     """Pack the clips of some rows into ``out/split``, continuing an interrupted pack.
 
@@ -73,6 +94,7 @@ def pack(
         workers: decoding processes; 0 decodes in this process.
         timeout: maximum seconds for one clip, if ``workers`` decode.
         progress: called with the number of clips done and of all clips.
+        runner: writes the shards elsewhere (see ``cluster``), where ``out`` has the same path; None: here.
 
     Raises:
         OutputError: the folder holds another pack or other files, or the disk is full.
@@ -84,7 +106,7 @@ def pack(
         if other and not (folder / _PLAN).is_file():
             raise OutputError(f"{folder}: holds other files ({min(other)}); name another folder")
         with folder_lock(folder):
-            return _Packer(rows, folder, split, config).run(workers, timeout, progress)
+            return _Packer(rows, folder, split, config).run(workers, timeout, progress, runner)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror or error}; free space and run again") from None
 
@@ -97,19 +119,25 @@ class _Packer:
         self.groups = _RowsByClip(rows)
         self.shards = -(-len(self.groups) // config.per_shard)
 
-    def run(self, workers: int, timeout: float, progress: Callable[[int, int], None] | None) -> PackResult:
+    def run(
+        self, workers: int, timeout: float, progress: Callable[[int, int], None] | None, runner: Runner | None
+    ) -> PackResult:
         self._check_plan()
         missing = [number for number in range(self.shards) if not self._index_part(number).is_file()]
         if missing or not (self.folder / packed_frames.SETTINGS).is_file():
-            clips = (self._clip(i) for number in missing for i in self._span(number))
-            decoder = partial(
-                FilePixels(self.config.size, self.config.resize_mode).read, count=self.config.cached_frames
-            )
-            results = decode_all((Job(example.clip) for example in clips), decoder, workers, timeout)
             finished = len(self.groups) - sum(len(self._span(number)) for number in missing)
-            for number in missing:
-                self._shard(number, results, lambda n, base=finished: progress and progress(base + n, len(self.groups)))
-                finished += len(self._span(number))
+
+            def told(clips: int) -> None:
+                nonlocal finished
+                finished += clips
+                if progress is not None:
+                    progress(finished, len(self.groups))
+
+            if runner is not None:
+                for clips in runner(missing, self._part, workers, timeout):
+                    told(clips)
+            else:
+                write_parts(map(self._part, missing), self.config, workers, timeout, lambda: told(1))
             self._finish()
         unreadable = len(packed_frames.read_problems(self.folder / packed_frames.PROBLEMS))
         return PackResult(self.folder, len(self.groups), unreadable, len(missing), self.shards)
@@ -144,35 +172,8 @@ class _Packer:
         captions = dict.fromkeys(caption for row in rows for caption in self.rows[row].captions)
         return replace(first, captions=tuple(captions))
 
-    def _shard(
-        self, number: int, results: Iterator[NDArray[np.uint8] | VideoError], progress: Callable[[int], Any]
-    ) -> None:
-        """Write a shard, then its part of the index, which marks both as complete."""
-        span = self._span(number)
-        readable: list[int] = []
-        problems: list[dict[str, str]] = []
-
-        def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-            for done, i in enumerate(span, 1):
-                example, result = self._clip(i), next(results)
-                if isinstance(result, VideoError):
-                    problems.append({"clip": example.clip.id, "status": result.status, "reason": result.reason})
-                else:
-                    readable.append(i)
-                    yield f"{i:09d}", {"json": _sample_json(example), **_encode(result, self.config)}
-                progress(done)
-
-        places = write_shard(self.folder / f"{self.split}-{number:06d}.tar", samples())
-        index = np.zeros(len(span), dtype=index_type(self.config))
-        index["shard"] = -1
-        for i, members in zip(readable, places, strict=True):
-            frames = [place for kind, place in sorted(members.items()) if kind != "json"]
-            row = (number, [place.offset for place in frames], [place.size for place in frames])
-            index[i - span.start] = row
-        lines = "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
-        part = self._index_part(number)
-        write_atomic(part.with_suffix(".problems"), lines.encode("utf-8", "surrogatepass"))
-        _write_array(part, index)
+    def _part(self, number: int) -> Part:
+        return Part(self.folder, self.split, self.config, number, [self._clip(i) for i in self._span(number)])
 
     def _finish(self) -> None:
         """Join the parts of the index, write the rows, and last the settings, which mark the pack as complete."""
@@ -190,7 +191,57 @@ class _Packer:
         problems = b"".join(self._index_part(n).with_suffix(".problems").read_bytes() for n in range(self.shards))
         write_atomic(self.folder / packed_frames.PROBLEMS, problems)
         about = {"split": self.split, "clips": len(self.groups), "config": self.config.model_dump(mode="json")}
+        for left in self.folder.glob("*.tmp"):  # of killed processes
+            left.unlink(missing_ok=True)
         write_atomic(self.folder / packed_frames.SETTINGS, json.dumps(about, indent=1, sort_keys=True))
+
+
+def write_parts(
+    parts: Iterable[Part], config: PackConfig, workers: int, timeout: float, progress: Callable[[], None] | None = None
+) -> None:
+    """Decode the clips of shards and write them; ``progress`` is called after each clip. Raises OSError."""
+    waiting: deque[Part] = deque()  # their clips are being decoded
+
+    def jobs() -> Iterator[Job]:
+        for part in parts:
+            waiting.append(part)
+            yield from (Job(example.clip) for example in part.clips)
+
+    decoder = partial(FilePixels(config.size, config.resize_mode).read, count=config.cached_frames)
+    results = decode_all(jobs(), decoder, workers, timeout)
+    for first in results:
+        _write_part(waiting.popleft(), itertools.chain([first], results), progress)
+
+
+def _write_part(
+    part: Part, results: Iterator[NDArray[np.uint8] | VideoError], progress: Callable[[], None] | None
+) -> None:
+    """Write a shard, then its part of the index, which marks both as complete."""
+    base = part.number * part.config.per_shard
+    readable: list[int] = []
+    problems: list[dict[str, str]] = []
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        for i, example in enumerate(part.clips):
+            result = next(results)
+            if isinstance(result, VideoError):
+                problems.append({"clip": example.clip.id, "status": result.status, "reason": result.reason})
+            else:
+                readable.append(i)
+                yield f"{base + i:09d}", {"json": _sample_json(example), **_encode(result, part.config)}
+            if progress is not None:
+                progress()
+
+    places = write_shard(part.path, samples())
+    index = np.zeros(len(part.clips), dtype=index_type(part.config))
+    index["shard"] = -1
+    for i, members in zip(readable, places, strict=True):
+        frames = [place for kind, place in sorted(members.items()) if kind != "json"]
+        index[i] = (part.number, [place.offset for place in frames], [place.size for place in frames])
+    lines = "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
+    path = part.path.with_suffix(".index.npy")
+    write_atomic(path.with_suffix(".problems"), lines.encode("utf-8", "surrogatepass"))
+    _write_array(path, index)
 
 
 class _RowsByClip:
@@ -270,7 +321,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
         OSError: the disk is full or the folder cannot be written.
         ValueError: a key is empty or has a dot in its last part.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # A name of its own: on a cluster, a worker that was given up may still be writing the same shard.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     places: list[dict[str, Member]] = []
     with temporary.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:

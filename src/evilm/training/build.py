@@ -11,31 +11,25 @@ import torch
 
 from evilm import __version__, config, distributed
 from evilm.data import readers
-from evilm.data.feature_cache import FeatureCache
-from evilm.data.frame_cache import FrameCache
 from evilm.data.loader import Loader, row_shards
-from evilm.data.packed_frames import packed_for
 from evilm.data.pixels import FilePixels, NoPixels, StoredPixels
 from evilm.data.table import collect
 from evilm.data.vocabulary import Vocabulary
-from evilm.data.workers import check_bad
-from evilm.errors import CheckpointError, ConfigError
+from evilm.errors import CheckpointError
 from evilm.model.evilm import EViLM
 from evilm.model.heads import AnswerHead, EmbeddingHead, embedding_width
 from evilm.model.presets import ModelConfig
-from evilm.progress import Meter
 from evilm.tasks import TASKS, Parts
 from evilm.tasks.caption_words import piece_weights
+from evilm.training import caches as filled
 from evilm.training import checkpoint, logger, teacher
 from evilm.training import recipe as recipes
-from evilm.types import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from evilm.data.config import DataConfig, SourceConfig
-    from evilm.data.pixels import Store
     from evilm.model.tokenizer import VideoTokenizer
     from evilm.tasks import Task, TaskConfig
     from evilm.training.recipe import Recipe
@@ -256,7 +250,7 @@ def make_loader(
     data = recipe.data
     task.prepare(examples, data.cache, data.workers)
     frames, size = task.clip_shape
-    store = _frame_store(recipe, examples, size, train=train) if task.needs_frames else None
+    store = filled.frame_store(recipe, examples, size, train=train) if task.needs_frames else None
     pixels = NoPixels(size) if not task.needs_frames else FilePixels(size, data.resize_mode)
     return Loader(
         examples=examples,
@@ -267,8 +261,8 @@ def make_loader(
         seed=recipe.seed,
         train=train,
         augment=data.augment,
-        label_cache=_cached_labels(recipe, task, store) if caches else None,
-        feature_cache=_cached_features(recipe, task, store) if caches else None,
+        label_cache=filled.cached_labels(recipe, task, store) if caches else None,
+        feature_cache=filled.cached_features(recipe, task, store) if caches else None,
         max_bad_ratio=data.max_bad_ratio,
         shards=row_shards(data, examples, store) if train and examples and task.needs_frames else None,
         fixed_frames=task.fixed_frames,
@@ -279,71 +273,3 @@ def make_loader(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-
-
-def _frame_store(recipe: Recipe, examples: Sequence[Example], size: int, *, train: bool) -> Store | None:
-    """The recipe's pack or frame cache, the latter filled now; None without either."""
-    data = recipe.data
-    if data.packed is not None and examples:
-        pack = packed_for(data.packed, examples[0].clip, size, data.resize_mode)
-        if train:
-            problems = [f"{clip}: {status}: {reason}" for clip, (status, reason) in pack.problems.items()]
-            check_bad(problems, len(pack), data.max_bad_ratio)
-        return pack
-    if data.cache is None:
-        return None
-    clips = (example.clip for example in examples)
-    store = FrameCache(data.cache, clips, size=size, cached_frames=data.cached_frames, resize_mode=data.resize_mode)
-    with Meter("decoding", len(store), "clips") as meter:
-        problems = store.fill(data.workers, lambda done, _: meter.update(done), data.timeout)
-    for problem in problems[:5]:
-        meter.console.print(f"unreadable: {problem}", highlight=False, markup=False, soft_wrap=True)
-    if train:
-        check_bad(problems, len(store.clips), data.max_bad_ratio)
-    return store
-
-
-def _cached_labels(recipe: Recipe, task: Task, store: Store | None) -> FeatureCache | None:
-    """Labels of the task's video tokenizer for all cached frames, computed now where missing."""
-    tokenizer = task.target_tokenizer
-    if tokenizer is None or not task.caches_labels:
-        return None
-    if store is None:
-        raise ConfigError("task.labels = 'cached' needs cached frames: set data.cache to a folder, or data.packed")
-    grid = tokenizer.grid(1, store.size, store.size)
-    labels = FeatureCache.labels(store, tokenizer.fingerprint(), grid, recipe.data.augment, recipe.seed)
-    with Meter("labelling", len(store), "clips") as meter:
-        labels.fill(tokenizer.labels, progress=lambda done, _: meter.update(done))
-    return labels
-
-
-def _cached_features(recipe: Recipe, task: Task, store: Store | None) -> FeatureCache | None:
-    """Features of the frozen backbone for all cached frames, computed now where missing."""
-    if not recipe.data.features:
-        return None
-    parts = task.model_and_vocabulary
-    if parts is None or not task.accepts_features:
-        raise ConfigError(f"data.features: {task.name} encodes no unchanged frames; set data.features=false")
-    if recipe.optim.backbone_lr_scale and not task.frozen_model:
-        raise ConfigError(
-            "data.features caches the output of a frozen backbone, and optim.backbone_lr_scale = "
-            f"{recipe.optim.backbone_lr_scale:g} trains it: set optim.backbone_lr_scale=0, or data.features=false"
-        )
-    if store is None:
-        raise ConfigError("data.features needs cached frames: set data.cache to a folder, or data.packed")
-    device = distributed.device(recipe.run.device)
-    bf16 = distributed.uses_bf16(recipe.run.precision, device)
-    encoder = parts[0].video_encoder.to(device).eval()
-    pooled = task.needs_pooled_only
-    grid = Grid(1, 1, 1) if pooled else encoder.grid(1, store.size, store.size)
-    name = encoder.fingerprint("bf16" if bf16 else "fp32")
-    features = FeatureCache.features(store, name, grid, encoder.channels, recipe.data.augment, recipe.seed)
-
-    def encode(frames: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found = encoder.features(encoder.normalise(frames.to(device)))
-            return (found.float().mean((2, 3), keepdim=True) if pooled else found).half()
-
-    with Meter("encoding", len(store), "clips") as meter:
-        features.fill(encode, max(1, 512 // store.cached_frames), lambda done, _: meter.update(done))
-    return features

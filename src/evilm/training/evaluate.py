@@ -209,6 +209,12 @@ def of_checkpoint(
     return Evaluation(recipe.task.name, split, summary, report(summary, loader, described), folder)
 
 
+def in_processes(*arguments: Any, **named: Any) -> Evaluation:
+    """``of_checkpoint`` in the processes that torchrun or Ray Train started; alone without them."""
+    with distributed.process_group("auto"):
+        return of_checkpoint(*arguments, **named)
+
+
 def _recipe(folder: Path, assignments: Sequence[str], name: str | None) -> Recipe:
     """The recipe of a checkpoint with changes, and with the settings of another task for zero-shot evaluation."""
     renamed = next((text for text in assignments if text.partition("=")[0] == "task.name"), None)

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from evilm.data import sampling
 from evilm.data.video.clips import open_reader
@@ -14,7 +14,7 @@ from evilm.data.video.limits import LIMITS
 from evilm.errors import VideoError, VideoStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from typing import Protocol
 
@@ -82,6 +82,13 @@ class FolderReport:
 
     findings: tuple[tuple[Path, Finding], ...]
     unlisted: int = 0
+
+    @classmethod
+    def of(cls, findings: Iterable[tuple[Path, Finding]], unlisted: Sequence[tuple[Path, str]]) -> Self:
+        """The report of files in any order and of folders that cannot be listed."""
+        folders = [(path, f"the folder cannot be listed: {reason}; check its permissions") for path, reason in unlisted]
+        every = [*findings, *((path, Finding("not_a_file", reason)) for path, reason in folders)]
+        return cls(tuple(sorted(every, key=lambda finding: finding[0])), len(unlisted))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -154,9 +161,7 @@ def check_folder(
         except BaseException:  # Ctrl-C: do not check the remaining files
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    for path, reason in unlisted:
-        findings.append((path, Finding("not_a_file", f"the folder cannot be listed: {reason}; check its permissions")))
-    return FolderReport(tuple(sorted(findings, key=lambda finding: finding[0])), len(unlisted))
+    return FolderReport.of(findings, unlisted)
 
 
 def _printable(text: object) -> str:
