@@ -33,8 +33,17 @@ TERMS: dict[str, tuple[str, list[str]]] = {
         [
             "", "## Data and terms", "",
             "For research use, as Flickr8k (6,091 photographs) and MSR-VTT (956 videos of its 9k list) are; DROID gave",
-            "560 clips. The starting weights, EfficientNet-lite2 (ImageNet) and all-MiniLM-L6-v2, are Apache-2.0.",
-            "Embeddings skip the fusion decoder, which is untrained here.",
+            "560 clips. Questions: MSRVTT-QA (4,734 about 184 videos) and DAQUAR (6,795 about 795 photographs).",
+            "The starting weights, EfficientNet-lite2 (ImageNet) and all-MiniLM-L6-v2, are Apache-2.0.",
+            "Embeddings skip the fusion decoder, which learned the questions on frozen encoders.",
+            "", "## What it does not know", "",
+            "Without the video the same decoder answers 19.4 % of MSRVTT-QA and 23.7 % of DAQUAR: paired 95 % intervals",
+            "of the video's gain are 1.1 to 4.8 and -2.2 to -0.1 points. Questions about rooms are answered by their",
+            "words alone. Asked about 22 real clips that we looked at, 7 first answers were sensible.", "",
+            "Of 20 evenly spaced failures on Flickr8k dev (rank above 10), 6 first hits fit the sentence too (dogs on",
+            "grass, jumping bikes); 6 miss a small object that decides (hydrant, cup, bottle, lamp); 4 turn on a rare",
+            "word (corgi, burka, binoculars); 2 on a number of dogs or boys; in 2 the subject is small or dark.",
+            "The order of frames is not read: an embedding is a mean over frames.",
         ],
     ),
 }  # fmt: skip
@@ -50,9 +59,8 @@ def ship(name: str, source: Path, out: Path) -> None:
     """
     run = source / "retrieval" if (source / "retrieval").is_dir() else source
     weights = checkpoint.find(run)
-    evaluations = [
-        read_evaluation(folder, weights) for folder in sorted({run / "evaluation", *run.glob("evaluation-*")})
-    ]
+    folders = sorted(run.glob("evaluation*")) or [run / "evaluation"]
+    evaluations = [read_evaluation(folder, weights) for folder in folders]
     with tempfile.TemporaryDirectory(prefix="evilm-ship-") as temporary:
         draft = Path(temporary) / name
         made = writer.export(run, draft, int8=True, say=say)

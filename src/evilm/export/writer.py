@@ -46,7 +46,7 @@ _LADDER: dict[str, tuple[Precision, ...]] = {  # from the smallest to the most e
     "text": ("int8", "int8/fp32", "fp32"),
     "fusion": ("int8", "int8/fp32", "fp32"),
 }
-_FP32_HEADS = ("embed_video", "embed_text")  # one small matrix each, directly before the cosines
+_COSINE_HEADS = ("embed_video", "embed_text")  # one matrix each, directly before the cosines
 _DISK_FACTOR = 5  # the drafts' size over that of the weights: fp32 graphs, two drafts, the quantizer's own files
 
 
@@ -256,8 +256,8 @@ def _write_draft(
             kind: Precision = "fp32"
             if name in export_format.GRAPHS:
                 kind = plan.precision(name)
-            elif precision == "int8" and name not in _FP32_HEADS and plan.precision("fusion") != "fp32":
-                kind = "int8"
+            elif precision == "int8" and plan.precision("fusion") != "fp32":
+                kind = "int8 weights" if name in _COSINE_HEADS else "int8"
             layers = quantize.quantize(plain / f"{name}.onnx", to / f"{name}.onnx", kind, feeds.get(name, []))
             plan.fp32_layers[name] = len(layers)
             kinds[name] = "bf16" if precision == "bf16" and name in export_format.GRAPHS else kind
