@@ -37,7 +37,7 @@ TERMS: dict[str, tuple[str, list[str]]] = {
             "The starting weights, EfficientNet-lite2 (ImageNet) and all-MiniLM-L6-v2, are Apache-2.0.",
             "Embeddings skip the fusion decoder, which learned the questions on frozen encoders.",
             "", "## What it does not know", "",
-            "Without the video the same decoder answers 19.4 % of MSRVTT-QA and 23.7 % of DAQUAR: paired 95 % intervals",
+            "Without the video the same decoder answers 19.4 % of MSRVTT-QA, 23.7 % of DAQUAR: paired 95 % intervals",
             "of the video's gain are 1.1 to 4.8 and -2.2 to -0.1 points. Questions about rooms are answered by their",
             "words alone. Asked about 22 real clips that we looked at, 7 first answers were sensible.", "",
             "Of 20 evenly spaced failures on Flickr8k dev (rank above 10), 6 first hits fit the sentence too (dogs on",

@@ -173,7 +173,7 @@ def test_a_gpu_stage_that_takes_too_long_does_not_cost_the_others(
     program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = program("gpu")
-    monkeypatch.setattr(gpu, "STAGES", {"one": (0.05, None), "two": (0.05, None)})
+    monkeypatch.setattr(gpu, "STAGES", {"one": (0.005, None), "two": (0.005, None)})
     options = gpu.parse([str(tmp_path), "--device", "cpu", "--minutes", "1"])
     options.stages = None
     lines = gpu.run(options)

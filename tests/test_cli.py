@@ -318,7 +318,6 @@ def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("world made", "`evilm world` is now `evilm data synthetic`"),
         ("vocabulary build", "`evilm vocabulary` is now `evilm data vocabulary`"),
         ("check-videos clips", "`evilm check-videos` is now `evilm data check-videos`"),
-        ("cost", "PRESET"),
         ("cost evilm-huge", "unknown preset 'evilm-huge': there are evilm-small"),
         ("cost evilm-tiny --size 50", "must be a multiple"),
         ("cost evilm-tiny --frames 0", "--frames"),

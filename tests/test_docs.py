@@ -119,7 +119,10 @@ def test_training_commands_name_a_recipe(path: Path, monkeypatch: pytest.MonkeyP
     for _, _, name, *changes in trainings(path):
         if name.isupper():  # RECIPE, in a text about all of them
             continue
-        recipe.load(recipe.find(name), [change for change in changes if not change.startswith("--")])
+        options = {place for place, change in enumerate(changes) if change.startswith("--")}
+        values = {place + 1 for place in options if changes[place] in ("--cluster", "--processes")}
+        overrides = [change for place, change in enumerate(changes) if place not in options | values]
+        recipe.load(recipe.find(name), overrides)
 
 
 def test_training_commands_are_found_and_shrunk(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_nothing_is_written_if_even_fp32_breaks_a_limit(
     monkeypatch.setattr(quantize, "calibration_feeds", lambda *_: {})
     monkeypatch.setattr(writer, "_write_draft", lambda *_: None)
     monkeypatch.setattr(writer, "OnnxRuntime", lambda *_: None)
+    monkeypatch.setattr(writer, "Embedder", lambda *_, **__: None)
     monkeypatch.setattr(compare, "compare", lambda *_: ({}, ["text: the mean cosine is 0.1, below 0.98"]))
     said = list[str]()
     with pytest.raises(ExportError, match=r"not exported: text: the mean cosine is 0\.1, below 0\.98"):

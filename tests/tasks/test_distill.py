@@ -215,7 +215,7 @@ def test_a_run_from_a_checkpoint_to_a_student(
     assert "embedding by the teacher" in capsys.readouterr().err
     done = evaluate.of_checkpoint(run, "test")
     assert {"cosine", "R@1", "text_R@1"} <= done.summary.metrics.keys()
-    assert done.summary.rule.endswith("a video is right when the text is true of it")
+    assert "a video is right when the text is true of it" in done.summary.rule
     student = evilm.load(run)
     frames = np.zeros((1, student.num_frames, student.image_size, student.image_size, 3), dtype=np.uint8)
     assert student.embed_frames(frames).shape == (1, 16)

@@ -185,18 +185,14 @@ def of_checkpoint(
         if recipes.selects_on_test(recipes.of_checkpoint(checkpoint_folder, metadata).data):
             summary.rule += "; the run was selected on a test split"
     described = {
-        "task": recipe.task.name,
-        "title": restored.title,
-        "primary_metric": restored.primary_metric,
-        "split": split,
+        "task": recipe.task.name, "title": restored.title, "primary_metric": restored.primary_metric, "split": split,
         "data": json.loads(source.model_dump_json()),
         "changes": assignments,
         "order": loader.order,
         "checkpoint": str(checkpoint_folder),
         "step": metadata.get("step"),
         "weights": fingerprint(checkpoint_folder),
-        "views": views,
-        "seed": trained.get("seed"),
+        "views": views, "seed": trained.get("seed"),
         "trained_on": metadata.get("data"),
         "trained_videos": overlap,
         "rows": {"count": len(rows), "fingerprint": logger.fingerprint(rows)},
@@ -205,7 +201,7 @@ def of_checkpoint(
         "git": logger.git_state(),
         "command": sys.argv,
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    }  # fmt: skip
     return Evaluation(recipe.task.name, split, summary, report(summary, loader, described), folder)
 
 
