@@ -43,9 +43,7 @@ def test_every_frame_alone_and_in_order(tmp_path: Path, name: str, codec: str, o
         alone = range(1, count, 4)
         assert [number_of(reader.frames_at([times[i]])[0]) for i in alone] == list(alone)
         fast, expected = [number_of(p) for p in reader.frames_at(times, mode="fast")], _keyframes(path, count + 3)
-        if (
-            name == "a.265"
-        ):  # a raw keyframe has the time of its packet, which stands before up to 3 frames
+        if name == "a.265":  # a raw keyframe has the time of its packet, which stands before up to 3 frames
             assert all(frame in expected[i : i + 4] for i, frame in enumerate(fast))
         else:
             assert fast == expected[:count]
