@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def restore(export: Path, out: Path) -> Path:
 
 def _shape(export: Path, metadata: Metadata) -> ModelConfig:
     """The settings of the model: those noted in the export, or those of the preset that fits."""
-    noted = metadata.source.get("model") or (metadata.source.get("recipe") or {}).get("model")
+    noted: Any = metadata.source.get("model") or (metadata.source.get("recipe") or dict[str, Any]()).get("model")
     if noted is not None:
         try:
             shape = config.check(ModelConfig, noted, f"{export / export_format.NAME}: model")
@@ -140,8 +140,8 @@ def _random_tensors(shape: ModelConfig, vocabulary: Vocabulary, metadata: Metada
 
 
 def _batch_norms(module: nn.Module) -> dict[str, Any]:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
+    kinds, named = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), cast("Iterator[Any]", module.named_modules())
+    return {name: part for name, part in named if isinstance(part, kinds)}
 
 
 def _make_identity(norm: Any) -> None:

@@ -76,9 +76,10 @@ def roll(tokens: Tensor, frames: int, share: int = 8) -> Tensor:
         frames: T.
         share: one divided by the fraction that moves in each direction.
     """
-    by_frame: Tensor = tokens.unflatten(0, (-1, frames))
+    by_frame = tokens.reshape(-1, frames, *tokens.shape[1:])
     moved = tokens.shape[1] // share
-    later, earlier, rest = by_frame.split([moved, moved, tokens.shape[1] - 2 * moved], dim=2)
+    parts: Sequence[Tensor] = torch.split(by_frame, [moved, moved, tokens.shape[1] - 2 * moved], dim=2)
+    later, earlier, rest = parts
     return torch.cat([later.roll(1, 1), earlier.roll(-1, 1), rest], 2).flatten(0, 1)
 
 

@@ -81,7 +81,7 @@ def label(database: Database, loaded: Loaded, model: Embedder, names: Sequence[s
             if number in found:  # else it was removed since the vectors were read
                 name = best[row]
                 share = softmax(cosines[row] / model.temperature)[name]
-                yield Label(found[int(number)], names[name], float(share), float(lifts[row, name]))
+                yield Label(found[int(number)], names[int(name)], float(share), float(lifts[row, name]))
 
 
 def as_csv(labels: Iterator[Label]) -> Iterator[bytes]:

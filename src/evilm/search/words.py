@@ -72,7 +72,7 @@ class Words:
         for row in segments @ self.vectors.T - _MEAN_SHARE * means:
             best = np.argsort(-row)[:_CANDIDATES]
             best = best[(row[best] > 0) & (row[best] >= _LEAST * row[best[0]])]
-            order = sorted(best, key=lambda word: (-max(close[word], _RELATED), -row[word]))
+            order: list[int] = sorted(best.tolist(), key=lambda word: (-max(close[word], _RELATED), -row[word]))
             chosen: list[str] = []
             for name in (self.names[word] for word in order):
                 if len(chosen) < SHOWN and not any(_alike(name, other) for other in chosen):
@@ -92,8 +92,8 @@ def of_model(model: Embedder, folder: Path) -> Words:
     vectors = np.zeros((0, 1), np.float32)
     with suppress(EvilmError):  # a model without text, or one that does not know these words
         vectors = model.embed_texts(names)
-    usable = np.isfinite(vectors).all(1)
-    words = Words(tuple(name for name, fits in zip(names, usable, strict=False) if fits), vectors[usable])
+    usable = np.flatnonzero(np.isfinite(vectors).all(axis=1)).tolist()
+    words = Words(tuple(names[place] for place in usable), vectors[usable])
     content = io.BytesIO()
     np.savez(content, key=key, names=np.array(words.names, dtype=np.str_), vectors=words.vectors.astype(np.float16))
     with suppress(OSError):  # a folder that cannot be written
