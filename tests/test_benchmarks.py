@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +174,9 @@ def test_a_gpu_stage_that_takes_too_long_does_not_cost_the_others(
     program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = program("gpu")
-    monkeypatch.setattr(gpu, "STAGES", {"one": (0.005, None), "two": (0.005, None)})
+    monkeypatch.setattr(gpu, "STAGES", {"one": (0.05, None), "two": (0.05, None)})
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(gpu, "_child", lambda *_: subprocess.Popen(sleeper))
     options = gpu.parse([str(tmp_path), "--device", "cpu", "--minutes", "1"])
     options.stages = None
     lines = gpu.run(options)

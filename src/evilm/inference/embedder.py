@@ -44,7 +44,7 @@ class Embedder(EmbeddingModel):
         return hub.upload(self.runtime.folder, name, self.metadata, private=private)
 
     def ask(self, video: Video, question: str, choices: Sequence[str] = ()) -> Answer:
-        """Answer a question about a video, by the answer head if there is one, else by choosing among ``choices``.
+        """Answer a question about a video, by the answer head if it knows the choices, else by choosing among them.
 
         Raises:
             ConfigError: the model cannot answer, or there are no choices and it needs them.
@@ -53,9 +53,10 @@ class Embedder(EmbeddingModel):
         if not question.strip():
             raise ConfigError("the question is empty: ask something, such as 'what color is the car?'")
         heads = {*self.metadata.heads}
-        if "answer" in heads:
+        chooses = "match" in heads or {"embed_video", "embed_text"} <= heads
+        if "answer" in heads and not (chooses and {*choices} - {*(self.metadata.answers or ())}):
             return self.answer(video, question, choices)
-        if not choices and ("match" in heads or {"embed_video", "embed_text"} <= heads):
+        if not choices and chooses:
             raise ConfigError(
                 f"this {self.metadata.task} model has no answers of its own: give at least two choices, for example: "
                 "evilm ask VIDEO 'what color is it?' --choices red green blue"
