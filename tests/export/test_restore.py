@@ -73,3 +73,12 @@ def test_a_model_without_embeddings_is_refused(exported_fp32: Path, tmp_path: Pa
     checkpoint.write(copy, lambda to: _rewrite(exported_fp32, to, table))
     with pytest.raises(CheckpointError, match="this retrieval model has no embeddings: use a retrieval model"):
         restore(copy, tmp_path / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["world-tiny", "evilm-photo"])
+def test_the_bundled_models_are_read_back(name: str, tmp_path: Path) -> None:
+    folder = loading.bundled_folder(name)
+    assert folder is not None
+    heads = evilm.load(name).runtime.metadata.heads
+    assert set(evilm.load(restore(folder, tmp_path / "model")).runtime.metadata.heads) == set(heads)

@@ -187,12 +187,8 @@ def _read_weights(
 ) -> dict[str, torch.Tensor]:
     """The export's tensors by name, as far as its graphs hold them.
 
-    Args:
-        export: the export.
-        plain: graphs of the same model with the random ``tensors``.
-        tensors: see ``_random_tensors``.
-        norms: names of its batch norms.
-        positions: (T, h w, D), the sum of its positions in space and time, which is one constant of a graph.
+    ``plain`` has graphs of the same model with the random ``tensors``, whose batch norms have these names; ``positions``
+    (T, h w, D) is the sum of its positions in space and time, which is one constant of a graph.
     """
     index = _Index({name: tensor.numpy() for name, tensor in tensors.items()})
     found = {name: np.full(tensor.shape, np.nan, np.float32) for name, tensor in tensors.items()}
@@ -294,11 +290,13 @@ class _Graph:
     def value(self, node: Any, place: int) -> NDArray[np.float32] | None:
         """The constant, in fp32, at the place that ``node`` of another graph has in this one; None if there is none."""
         own = self.by_name.get(node.name)
-        if own is None:  # an addition may be part of a product
+        if own is None:  # an addition may be part of a product, or a product with an addition may be taken apart
             own = self.sources.get(node.output[0])
-            fused = own is not None and own.op_type == "MatMulIntegerToFloat" and len(own.input) > 6
-            return self.constants.get(own.input[6]) if own is not None and fused else None
-        if place >= len(own.input):
+            if own is not None and own.op_type == "MatMulIntegerToFloat" and len(own.input) > 6:
+                return self.constants.get(own.input[6])
+            parts = (each for each in self.nodes if each.input[:1] == [f"{node.input[place]}_quantized"])
+            own, place = next(parts, None), 0
+        if own is None or place >= len(own.input):
             return None
         name, axis, reads = own.input[place], -1, own
         value = self.constants.get(name)
@@ -306,6 +304,8 @@ class _Graph:
             inputs: Sequence[str] = [own.input[1], own.input[3], own.input[5]]
         elif value is not None and value.dtype == np.float32:
             return value
+        elif own.op_type == "DequantizeLinear":
+            inputs, axis = own.input, next((each.i for each in own.attribute if each.name == "axis"), 1)
         else:  # a dequantizer stands before the operator; behind it, if it looks up rows
             rows = [each for each in self.nodes if own.output[0] in each.input]
             reads = self.sources.get(name) if value is None else rows[0] if rows else None
