@@ -187,8 +187,8 @@ def _read_weights(
 ) -> dict[str, torch.Tensor]:
     """The export's tensors by name, as far as its graphs hold them.
 
-    ``plain`` has graphs of the same model with the random ``tensors``, whose batch norms have these names; ``positions``
-    (T, h w, D) is the sum of its positions in space and time, which is one constant of a graph.
+    ``plain`` has graphs of the same model with the random ``tensors``, whose batch norms have these names, and
+    ``positions`` (T, h w, D) is the sum of its positions in space and time, one constant of a graph.
     """
     index = _Index({name: tensor.numpy() for name, tensor in tensors.items()})
     found = {name: np.full(tensor.shape, np.nan, np.float32) for name, tensor in tensors.items()}
