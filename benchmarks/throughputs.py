@@ -1,6 +1,6 @@
 """Measure what each stage of a large data set costs on this machine: the file that `evilm plan --throughputs` reads.
 
-    python benchmarks/throughputs.py src/evilm/report/throughputs.json [--clips 8] [--preset evilm-small]
+    python benchmarks/throughputs.py src/evilm/cluster/throughputs.json [--clips 8] [--preset evilm-small]
 
 Clips of 20 s at 1280x720 are made, indexed, packed and labelled, and some pre-training steps are taken. CPU seconds
 of this process and of its decoders are counted, which other programs on the machine change little; the commit of a
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import shutil
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def cpu(act: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
-    """All costs, see ``report.plan.Throughputs``."""
+    """All costs, see ``cluster.plan.Throughputs``."""
     torch.set_num_threads(1)
     videos = home / "videos"
     videos.mkdir()
@@ -142,8 +143,7 @@ def main() -> None:
         found = measure(options, Path(folder))
     about = {
         "machine": f"{os.cpu_count()} cores {platform.machine()}, {_processor()}",
-        "command": f"python benchmarks/throughputs.py (clips of {options.seconds} s at "
-        f"{options.pixels[1]}x{options.pixels[0]}, {options.preset})",
+        "command": shlex.join(["python", "benchmarks/throughputs.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
     }
     numbers = {name: float(f"{value:.4g}") for name, value in found.items()}

@@ -188,7 +188,7 @@ def test_a_gpu_stage_that_takes_too_long_does_not_cost_the_others(
 
 @pytest.mark.slow
 def test_throughputs_are_what_a_plan_reads(program: Any, tmp_path: Path) -> None:
-    from evilm.report.plan import Throughputs
+    from evilm.cluster.plan import Throughputs
 
     throughputs = program("throughputs")
     small = ["--clips", "2", "--seconds", "2", "--pixels", "64", "96", "--rounds", "1", "--batch", "2"]

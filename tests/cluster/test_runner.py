@@ -232,7 +232,7 @@ def test_without_ray_the_extra_is_named(
 @pytest.mark.slow
 def test_the_simulation_predicts_two_machines_from_one(films: Path, tmp_path: Path, cluster: Any) -> None:
     """Files take 0.6 s whatever else the machine does; what one machine needs beyond that is its start."""
-    from evilm.report.plan import simulate
+    from evilm.cluster.plan import simulate
 
     seconds = {}
     for count in (1, 2):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
 ATTEMPTS = 3  # of an item that is alone in its task
-_IN_FLIGHT = 2  # tasks that a worker has, so that it never waits for the next one
+IN_FLIGHT = 2  # tasks that a worker has, so that it never waits for the next one
 _TASK_SECONDS = 3600.0  # after which a worker counts as dead
 _TICK = 1.0  # seconds after which machines that came or went are noticed
 _PATIENCE = 60.0  # seconds without any worker until a line says so
@@ -49,6 +49,11 @@ class Work:
     cpus: int
     most: int = 16
     describe: Callable[[Any], Any] | None = None
+
+
+def task_size(items: int, workers: int, most: int) -> int:
+    """Items of a task: at most ``most``, and few enough that every worker gets several tasks."""
+    return max(1, min(most, items // (max(1, workers) * IN_FLIGHT * 2)))
 
 
 @dataclass
@@ -136,8 +141,7 @@ class Dispatch:
         Raises:
             EvilmError: what a worker raised; or no worker can be started.
         """
-        slots = max(1, self._room()) * _IN_FLIGHT * 2
-        size = max(1, min(self.work.most, len(items) // slots))
+        size = task_size(len(items), self._room(), self.work.most)
         self._waiting.extend(_Task(list(items[start : start + size])) for start in range(0, len(items), size))
         while self._waiting or any(worker.tasks for worker in self._workers):
             self._scale()
@@ -180,9 +184,9 @@ class Dispatch:
             say("cluster: no machine has room for a worker; waiting (Ctrl-C stops, finished work is kept)")
 
     def _assign(self) -> None:
-        for _ in range(_IN_FLIGHT):  # one to each, then the second
+        for _ in range(IN_FLIGHT):  # one to each, then the second
             for worker in self._workers:
-                if self._waiting and worker.ready is None and len(worker.tasks) < _IN_FLIGHT:
+                if self._waiting and worker.ready is None and len(worker.tasks) < IN_FLIGHT:
                     if worker.tasks and len(self._waiting[0].items) == 1:
                         continue  # an item that may kill its worker goes to one that has nothing else
                     task = self._waiting.popleft()

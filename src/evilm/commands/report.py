@@ -149,7 +149,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print the hours, storage and cost of packing, labels, pre-training and indexing."""
-    from evilm.report import plan as planning
+    from evilm.cluster import plan as planning
 
     job = planning.Job(planning.parse_count(clips), seconds, nodes, cpus, gpus, mbit, epochs, months)
     costs = planning.read_throughputs(throughputs or planning.THROUGHPUTS)

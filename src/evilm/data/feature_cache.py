@@ -163,22 +163,22 @@ class FeatureCache:
         readable = [i for i, each in enumerate(frames) if each is not None]
         outputs = np.zeros((len(rows), *self.raw.shape[2:]), dtype=self.dtype)
         if readable:
-            pixels = np.stack([each for each in frames if each is not None])
-            if (pixels == pixels[:, :1]).all():  # photographs, which show the same frame T times
-                pixels = pixels[:, :1]
+            shown = [each for each in frames if each is not None]
+            count = max(len(each) for each in shown)  # 1 if all are photographs
+            pixels = np.stack([np.broadcast_to(each, (count, *each.shape[1:])) for each in shown])
             outputs[readable] = network(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)).cpu().numpy()
         self.raw[rows, view] = outputs.view(np.uint16)
 
     def _frames(self, rows: NDArray[np.int64], view: int) -> Iterator[NDArray[np.uint8] | None]:
-        """The frames of each row, cropped and mirrored as training does in this view."""
+        """The frames of each row, cropped and mirrored as training does in this view; a photograph's only once."""
         for row in rows.tolist():
             frames = self.frames.frames_of(row)
+            if frames is not None and (frames == frames[:1]).all():
+                frames = frames[:1]
             if frames is not None and self.augment.active:
                 crop, flip = view % self.crops, view >= self.crops
                 plan = transforms.crop_plan(self.augment, self.frames.clip_id(row), self.frames.size, self.seed, crop)
-                still = (frames == frames[:1]).all()  # a photograph, which needs to be cropped once
-                cropped = transforms.apply(frames[:1] if still else frames, replace(plan, flip=flip))
-                frames = np.broadcast_to(cropped, (len(frames), *cropped.shape[1:]))
+                frames = transforms.apply(frames, replace(plan, flip=flip))
             yield frames
 
 

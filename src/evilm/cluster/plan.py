@@ -13,17 +13,19 @@ import math
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from evilm.cluster.dispatch import Work, task_size
 from evilm.config import Config, check
 from evilm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+C = TypeVar("C", bound=Config)
 
 THROUGHPUTS = Path(__file__).with_name("throughputs.json")
 SEGMENT_SECONDS = 8.0  # default of `evilm index`
-_TASK, _IN_FLIGHT = 16, 2  # files of a task, tasks of a worker: as in cluster.dispatch
 
 
 class Throughputs(Config):
@@ -108,10 +110,7 @@ def read_throughputs(path: Path = THROUGHPUTS) -> Throughputs:
     Raises:
         ConfigError: it cannot be read, or has unknown or missing keys.
     """
-    try:
-        return check(Throughputs, json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no file of throughputs: {error}; benchmarks/throughputs.py writes one") from None
+    return _read(Throughputs, path, json.loads, "no file of throughputs", "benchmarks/throughputs.py writes one")
 
 
 def read_prices(path: Path) -> Prices:
@@ -120,10 +119,14 @@ def read_prices(path: Path) -> Prices:
     Raises:
         ConfigError: it cannot be read, or has unknown keys.
     """
+    return _read(Prices, path, tomllib.loads, "no price list", "see docs/scale.md")
+
+
+def _read(kind: type[C], path: Path, parse: Callable[[str], Any], complaint: str, remedy: str) -> C:
     try:
-        return check(Prices, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        return check(kind, parse(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no price list: {error}; see docs/scale.md") from None
+        raise ConfigError(f"{path}: {complaint}: {error}; {remedy}") from None
 
 
 def parse_count(text: str) -> float:
@@ -181,7 +184,7 @@ def _times(count: float, seconds: float | None) -> float | None:
 
 
 def simulate(
-    files: int, file_seconds: float, workers: int, *, commit: float, start: float, task: int = _TASK
+    files: int, file_seconds: float, workers: int, *, commit: float, start: float, task: int = Work.most
 ) -> dict[str, float]:
     """Predict an index on a cluster by replaying its dispatch, file by file.
 
@@ -197,7 +200,7 @@ def simulate(
         seconds, the same for one worker divided by the number of workers (``ideal``), their quotient (``efficiency``),
         and the fraction of the time in which the committing process was busy.
     """
-    size = max(1, min(task, files // max(1, workers * _IN_FLIGHT * 2)))
+    size = task_size(files, workers, task)
     left = [size] * (files // size) + ([files % size] if files % size else [])
     free = [(start, number) for number in range(workers)]  # when each worker takes its next task
     answers: list[tuple[float, int]] = []

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from evilm import cli
+from evilm.cluster import plan
 from evilm.errors import ConfigError
-from evilm.report import plan
 
 if TYPE_CHECKING:
     from pathlib import Path
